@@ -1,0 +1,381 @@
+"""Train face embeddings and evaluate them on people that training never saw.
+
+    python examples/train_faces.py                                   # the ORL faces, on a laptop
+    python examples/train_faces.py --loss triplet --set margin=0.3
+    python examples/train_faces.py --dataset FOLDER_OF_PEOPLE
+    python examples/train_faces.py --dataset lfw_folder --pairs pairs.txt --test-folds 1,2
+"""
+
+import argparse
+import datetime
+import inspect
+import itertools
+import json
+import pathlib
+import sys
+import time
+import warnings
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from tqdm import tqdm
+
+import metricjax as mj
+
+PHOTOGRAPH = (112, 92)  # height and width in memory: those of the ORL set
+FARS = (0.1, 0.01, 0.001)
+LOG_EVERY = 10
+COLLAPSED = 0.05  # of the spread that evenly spread embeddings have
+# What suits a few dozen people; the papers' defaults are for millions of images.
+SMALL = {
+    "cosface": {"scale": 16.0, "margin": 0.2},
+    "arcface": {"scale": 16.0, "margin": 0.2},
+    "circle_class": {"scale": 32.0, "margin": 0.25},
+    "normalized_softmax": {"temperature": 0.1},
+    "circle": {"scale": 32.0, "margin": 0.25},
+}
+
+
+def arguments(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--dataset", default="orl", help="orl (default), lfw (downloads), or a folder with a sub-folder per person")
+    add("--pairs", type=pathlib.Path, help="LFW's pairs.txt, to run its protocol; --dataset is LFW's folder then")
+    add("--test-folds", default="1,2", help="folds of --pairs to test on; their people are not trained on")
+    add("--loss", default="cosface+supcon", help="a loss of metricjax.losses, or several joined by +")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the loss")
+    add("--steps", type=int, default=600)
+    add("--batch", type=int, nargs=2, default=(10, 4), metavar=("P", "K"), help="people, and images of each")
+    add("--image-size", type=int, nargs=2, default=(64, 56), metavar=("H", "W"), help="what the encoder sees")
+    add("--embedding-size", type=int, default=64)
+    add("--learning-rate", type=float, default=1e-3)
+    add("--seed", type=int, default=0)
+    add("--out", type=pathlib.Path, help="folder of results; default runs/DATE-TIME")
+    add("--checkpoint-every", type=int, default=200, metavar="STEPS")
+    add("--resume", action="store_true", help="go on from the latest checkpoint in --out")
+    args = parser.parse_args(argv)
+    if args.resume and args.out is None:
+        parser.error("--resume needs --out, the folder of the run to go on with")
+    if args.out is None:
+        args.out = pathlib.Path("runs") / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    elif not args.resume and (args.out / "checkpoints").exists():
+        parser.error(f"--out {args.out} holds a run already; give --resume to go on with it, or another folder")
+    if args.steps < 1:
+        parser.error(f"--steps is {args.steps}; wanted at least 1")
+    try:
+        args.losses = chosen_losses(args.loss, args.set)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def load(args) -> tuple[mj.data.Faces, mj.data.Faces, mj.data.Pairs | None]:
+    """Training photographs, test photographs of other people, and the pairs to compare, if a protocol names them."""
+    if args.pairs is not None:
+        pairs = mj.data.read_pairs(args.pairs).of_folds([int(fold) for fold in args.test_folds.split(",")])
+        if len(np.unique(pairs.fold)) < 2:
+            raise ValueError(f"--test-folds {args.test_folds} names fewer than 2 folds: thresholds come from the others")
+        if args.dataset in ("orl", "lfw"):
+            raise ValueError("--pairs names files: give the folder that holds LFW's people as --dataset")
+        faces = mj.data.folder(args.dataset, PHOTOGRAPH, at_least=1)
+        tested = np.array([name in pairs.people() for name in faces.people])
+        several = np.bincount(faces.labels) > 1
+        return faces.of_people(~tested & several), faces.of_people(tested), pairs
+    if args.dataset == "orl":
+        faces = mj.data.orl(PHOTOGRAPH)
+    elif args.dataset == "lfw":
+        faces = mj.data.lfw(PHOTOGRAPH)
+    else:
+        faces = mj.data.folder(args.dataset, PHOTOGRAPH)
+    trained = np.arange(len(faces.people)) < len(faces.people) // 2
+    if trained.sum() < 2:
+        raise ValueError(f"--dataset {args.dataset} has {len(faces.people)} people; wanted 4, 2 to train and 2 to test on")
+    return faces.of_people(trained), faces.of_people(~trained), None
+
+
+def scaled(images, size):
+    """Resized, and each image with mean 0 and variance 1."""
+    images = jax.image.resize(images.astype(jnp.float32), (len(images), *size, images.shape[-1]), "linear")
+    return jax.nn.standardize(images, axis=(1, 2, 3), epsilon=1.0)
+
+
+def augmented(key, images):
+    """Each image turned, scaled, shifted, perhaps mirrored, its brightness changed and a rectangle cut out."""
+    n, height, width, _ = images.shape
+    turn, zoom, shift, flip, light, cut = jax.random.split(key, 6)
+    uniform = lambda key, spread, shape=(n,): jax.random.uniform(key, shape, minval=-spread, maxval=spread)
+    y, x = jnp.meshgrid(jnp.linspace(-1, 1, height) * height / 2, jnp.linspace(-1, 1, width) * width / 2, indexing="ij")
+
+    def moved(image, angle, log_scale, offset, mirror):
+        sin, cos = jnp.sin(angle) * jnp.exp(log_scale), jnp.cos(angle) * jnp.exp(log_scale)
+        u = jnp.where(mirror, -x, x)
+        rows = cos * y + sin * u + (height - 1) / 2 + offset[0] * height
+        columns = cos * u - sin * y + (width - 1) / 2 + offset[1] * width
+        take = lambda plane: jax.scipy.ndimage.map_coordinates(plane, [rows, columns], order=1, mode="nearest")
+        return jax.vmap(take, in_axes=-1, out_axes=-1)(image)
+
+    mirror = jax.random.bernoulli(flip, 0.5, (n,))
+    images = jax.vmap(moved)(images, uniform(turn, 0.15), uniform(zoom, 0.12), uniform(shift, 0.08, (n, 2)), mirror)
+    gain, offset = uniform(light, 0.2, (2, n, 1, 1, 1))
+    images = images * (1 + gain) + offset
+    top, left = jax.random.uniform(cut, (2, n, 1, 1, 1)) * jnp.array([height, width]).reshape(2, 1, 1, 1, 1)
+    hidden = (jnp.abs(jnp.arange(height)[None, :, None, None] - top) < 0.15 * height) & (
+        jnp.abs(jnp.arange(width)[None, None, :, None] - left) < 0.15 * width
+    )
+    return jnp.where(hidden, 0, images)
+
+
+# --- loss and state -----------------------------------------------------------------------------------------------------
+
+
+def chosen_losses(names: str, settings: list[str]) -> dict:
+    """{name: hyper-parameters} of the losses to add up."""
+    known = sorted(name for name, f in vars(mj.losses).items() if inspect.isfunction(f) and name != "update_centers")
+    losses = {name: {} for name in names.split("+")}
+    for name in losses:
+        if name not in known:
+            raise ValueError(f"--loss {name} is unknown; wanted one of {', '.join(known)}")
+        losses[name] = dict(SMALL.get(name, {}))
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        takers = [name for name in losses if key in inspect.signature(getattr(mj.losses, name)).parameters]
+        takes = {name: sorted(set(inspect.signature(getattr(mj.losses, name)).parameters)) for name in losses}
+        if not takers or key in ("embeddings", "labels", "prototypes", "centers", "options"):
+            raise ValueError(f"--set {setting}: no hyper-parameter {key!r}; the losses take {takes}")
+        for name in takers:
+            losses[name][key] = value_of(text)
+    return losses
+
+
+def value_of(text: str):
+    """A number, None, True or False; a distance, similarity or triplet miner by its name; else the text itself."""
+    for module in (mj.distances, mj.similarities, mj.mining):
+        if text in vars(module):
+            return getattr(module, text)
+    try:
+        return {"None": None, "True": True, "False": False}[text] if text in ("None", "True", "False") else float(text)
+    except ValueError:
+        return text
+
+
+def total_loss(losses, embeddings, labels, prototypes, centers):
+    """The sum of the losses; center loss counts with its paper's weight."""
+    total = 0.0
+    for name, hyper in losses.items():
+        loss = partial(getattr(mj.losses, name), embeddings, labels, **hyper)
+        if name == "center":
+            total += 0.003 * loss(centers=jax.lax.stop_gradient(centers))
+        elif "prototypes" in inspect.signature(loss.func).parameters:
+            total += loss(prototypes=prototypes)
+        else:
+            total += loss()
+    return total
+
+
+def monitors(embeddings, labels):
+    """What tells learning from collapse: active triplets, distances, and spread against that of random directions."""
+    d = mj.distances.chord(embeddings, embeddings)
+    same = labels[:, None] == labels[None]
+    other = ~jnp.eye(len(labels), dtype=bool)
+    mean = lambda where: jnp.sum(jnp.where(where, d, 0)) / jnp.maximum(jnp.sum(where), 1)
+    count = lambda average: mj.losses.triplet(
+        embeddings, labels, triplets=mj.mining.all_triplets, average=average, reduction=lambda m: jnp.sum(m.count)
+    )
+    return {
+        "active triplets": count("active") / jnp.maximum(count("valid"), 1),
+        "distance/positive": mean(same & other),
+        "distance/negative": mean(~same),
+        "spread": jnp.sqrt(jnp.sum(jnp.var(embeddings, axis=0))),
+    }
+
+
+class Trainer:
+    """The jitted steps, and the state they act on: `params` (encoder, prototypes), `optimizer`, `centers`."""
+
+    def __init__(self, args, faces: mj.data.Faces):
+        self.args, self.losses = args, args.losses
+        self.images, self.labels = jnp.asarray(faces.images), jnp.asarray(faces.labels)
+        shape = (*args.image_size, faces.images.shape[-1])
+        model = mj.encoders.SmallResNet(args.embedding_size, shape, rngs=nnx.Rngs(args.seed))
+        self.graph, encoder = nnx.split(model, nnx.Param)
+        key = jax.random.key(args.seed + 1)
+        prototypes = mj.sphere.project(jax.random.normal(key, (len(faces.people), args.embedding_size)))
+        rate = optax.warmup_cosine_decay_schedule(0, args.learning_rate, args.steps // 10, args.steps)
+        on_sphere = optax.chain(optax.adam(rate), mj.transforms.project_to_sphere())
+        by_leaf = {
+            "encoder": optax.adamw(rate, weight_decay=1e-3),
+            "prototypes": optax.adam(rate) if "softmax" in self.losses else on_sphere,  # plain softmax learns lengths
+        }
+        self.optimizer = optax.partition(by_leaf, {"encoder": "encoder", "prototypes": "prototypes"})
+        params = {"encoder": encoder, "prototypes": prototypes}
+        self.state = {"params": params, "optimizer": self.optimizer.init(params), "centers": jnp.zeros_like(prototypes)}
+
+    def encode(self, params, images):
+        return nnx.merge(self.graph, params["encoder"])(images)
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def step(self, state, number, index):
+        """One update on the images `index`; everything random is a function of the seed and the step's number."""
+        key = jax.random.fold_in(jax.random.key(self.args.seed), number)
+        images, labels = augmented(key, scaled(self.images[index], self.args.image_size)), self.labels[index]
+
+        def loss(params):
+            embeddings = self.encode(params, images)
+            return total_loss(self.losses, embeddings, labels, params["prototypes"], state["centers"]), embeddings
+
+        (value, embeddings), gradient = jax.value_and_grad(loss, has_aux=True)(state["params"])
+        updates, optimizer = self.optimizer.update(gradient, state["optimizer"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        centers = mj.losses.update_centers(state["centers"], embeddings, labels)
+        state = {"params": params, "optimizer": optimizer, "centers": centers}
+        return state, {"loss": value, **monitors(embeddings, labels)}
+
+    @partial(jax.jit, static_argnums=0)
+    def _embed(self, params, images):
+        images = scaled(images, self.args.image_size)
+        return mj.sphere.project(self.encode(params, images) + self.encode(params, images[:, :, ::-1]))
+
+    def embed(self, images: np.ndarray, size: int = 100) -> np.ndarray:
+        """Embeddings averaged with those of the mirror images."""
+        parts = [images[i : i + size] for i in range(0, len(images), size)]
+        pad = lambda a: np.concatenate([a, np.zeros((size - len(a), *a.shape[1:]), a.dtype)])
+        return np.concatenate([np.asarray(self._embed(self.state["params"], pad(part)))[: len(part)] for part in parts])
+
+
+def checkpointer(args) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    return ocp.CheckpointManager((args.out / "checkpoints").absolute(), options=options)
+
+
+def restored(args, trainer: Trainer, manager: ocp.CheckpointManager) -> tuple[int, dict]:
+    """The step to go on from and the history until then; the trainer's state is replaced."""
+    step = manager.latest_step()
+    if step is None:
+        raise ValueError(f"--resume: {args.out} holds no checkpoint")
+    saved = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+    for name, value in identity(args, trainer).items():
+        if saved["identity"].get(name) != value:
+            raise ValueError(f"--resume: the checkpoint was made with {name} {saved['identity'].get(name)}, not {value}")
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, trainer.state)
+    trainer.state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+    return step, saved["history"]
+
+
+def identity(args, trainer: Trainer) -> dict:
+    """What a checkpoint must agree on with the run that goes on from it."""
+    named = {name: {k: str(v) for k, v in hyper.items()} for name, hyper in args.losses.items()}
+    people = len(trainer.state["centers"])
+    keys = ("embedding_size", "image_size", "dataset", "steps", "seed", "learning_rate")
+    return {"people": people, "losses": named, "batch": list(args.batch)} | {
+        key: getattr(args, key) for key in keys
+    }
+
+
+def train(args, trainer: Trainer) -> dict:
+    """Run the steps that are left; returns the history of what was monitored."""
+    labels, (people, images) = np.asarray(trainer.labels), args.batch
+    manager = checkpointer(args)
+    start, history = restored(args, trainer, manager) if args.resume else (0, {})
+    epochs = (mj.samplers.pk_batches(labels, people, images, seed=args.seed, epoch=epoch) for epoch in itertools.count())
+    batches = itertools.islice(itertools.chain.from_iterable(epochs), start, args.steps)
+    with tqdm(batches, "training", total=args.steps, initial=start, unit=" steps") as bar:
+        for number, index in enumerate(bar, start):
+            trainer.state, seen = trainer.step(trainer.state, number, index)
+            done = number + 1
+            if done % LOG_EVERY == 0 or done == args.steps:
+                seen = {name: float(value) for name, value in seen.items()}
+                if not all(np.isfinite(list(seen.values()))):
+                    sys.exit(f"stopped at step {done}: the loss or an embedding is not finite ({seen})")
+                if seen["spread"] < COLLAPSED:
+                    sys.exit(f"stopped at step {done}: the embeddings have collapsed to one point ({seen})")
+                for name, value in {"step": done, **seen}.items():
+                    history.setdefault(name, []).append(value)
+                bar.set_postfix({name.split("/")[-1]: f"{value:.3f}" for name, value in seen.items()})
+            if done % args.checkpoint_every == 0 or done == args.steps:
+                run = ocp.args.JsonSave({"identity": identity(args, trainer), "history": history})
+                manager.save(done, args=ocp.args.Composite(state=ocp.args.StandardSave(trainer.state), run=run))
+    manager.wait_until_finished()
+    return history
+
+
+# --- evaluation ---------------------------------------------------------------------------------------------------------
+
+
+def evaluate(embeddings: np.ndarray, faces: mj.data.Faces, pairs: mj.data.Pairs | None) -> tuple[dict, mj.metrics.PairScores]:
+    """Verification over all pairs, retrieval, and LFW's protocol where its pairs are given."""
+    scores = mj.metrics.pair_scores(embeddings, faces.labels)
+    curve = scores.roc
+    result = {"AUC": curve.auc(), "EER": curve.equal_error_rate()}
+    for far in FARS:
+        result[f"TAR@FAR={far:g}"] = curve.tar_at_far(far) if far * curve.impostors >= 1 else None
+    result |= {"genuine pairs": curve.genuine, "impostor pairs": curve.impostors}
+    result |= mj.metrics.retrieval(embeddings, faces.labels, ks=(1, 5))
+    if pairs is not None:
+        place = {file: i for i, file in enumerate(faces.files)}
+        there = np.array([a in place and b in place for a, b in zip(pairs.first, pairs.second, strict=True)])
+        if not there.all():
+            warnings.warn(f"{np.sum(~there)} of {len(there)} pairs are left out: their photographs are missing", stacklevel=1)
+        ends = [np.array([place[f] for f, kept in zip(names, there, strict=True) if kept]) for names in pairs[:2]]
+        unit = np.asarray(mj.sphere.project(jnp.asarray(embeddings)))
+        similarity = np.sum(unit[ends[0]] * unit[ends[1]], axis=1)
+        mean, deviation = mj.metrics.k_fold_accuracy(similarity, pairs.same[there], folds=pairs.fold[there])
+        result |= {"LFW accuracy": mean, "LFW deviation": deviation, "LFW pairs": int(there.sum())}
+    return result, scores
+
+
+def raw_pixels(images: np.ndarray) -> np.ndarray:
+    """The baseline: pixels less the mean image of the set."""
+    flat = images.reshape(len(images), -1).astype(np.float32)
+    return flat - flat.mean(axis=0)
+
+
+def table(results: dict[str, dict]) -> str:
+    shown = lambda v: "–" if v is None else f"{v:,}" if isinstance(v, int) else f"{v:.3f}"
+    names = list(next(iter(results.values())))
+    lines = [f"{'people never seen in training':32}" + "".join(f"{column:>14}" for column in results)]
+    lines += [f"{name:32}" + "".join(f"{shown(r[name]):>14}" for r in results.values()) for name in names]
+    return "\n".join(lines)
+
+
+def main(argv=None) -> dict:
+    args = arguments(argv)
+    started = time.perf_counter()
+    try:
+        trained_on, tested_on, pairs = load(args)
+        trainer = Trainer(args, trained_on)
+        args.out.mkdir(parents=True, exist_ok=True)
+        history = train(args, trainer)
+    except (ValueError, OSError) as error:
+        sys.exit(f"train_faces: {error}")
+    embeddings = trainer.embed(tested_on.images)
+    results, scores = {}, {}
+    for name, points in (("embeddings", embeddings), ("raw pixels", raw_pixels(tested_on.images))):
+        results[name], scores[name] = evaluate(points, tested_on, pairs)
+    seconds = time.perf_counter() - started
+    people = {"trained on": trained_on.people, "tested on": tested_on.people}
+    report = {"results": results, "seconds": seconds, "run": identity(args, trainer), "people": people, "history": history}
+    (args.out / "metrics.json").write_text(json.dumps(report, indent=1))
+    queries = np.linspace(0, len(embeddings) - 1, 8).astype(int)
+    for name, figure in {
+        "training": mj.plots.training_curves(history),
+        "roc": mj.plots.roc_curves({name: s.roc for name, s in scores.items()}),
+        "scores": mj.plots.score_histograms(scores),
+        "neighbours": mj.plots.neighbour_sheet(
+            tested_on.images, tested_on.labels, embeddings[queries] @ embeddings.T, queries
+        ),
+    }.items():
+        figure.savefig(args.out / f"{name}.png", dpi=120)
+    print(f"\n{table(results)}\n\n{seconds:.0f} s; checkpoint, metrics.json and plots are in {args.out}")
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,396 @@
+"""The anchor driver: runs a loss that is written for one block of rows over a whole batch.
+
+A pair-based loss is a sum over anchors, and an anchor needs only its own row: its scores against the columns, and which
+columns are its positives and its negatives. A *row function* does that arithmetic,
+
+    rows(scores [r, m], positives [r, m], negatives [r, m], *hyper) -> Mean (or several, whose quotients are added)
+
+and everything else is here: labels to masks, padding, self-exclusion, reference sets, mining, dense or blocked
+evaluation, devices, reduction. Row functions are module-level, so that the jit cache hits, and get hyper-parameters as
+arguments: numbers and arrays are traced (and have gradients), anything else (strings, functions, None) is static.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypedDict
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from metricjax.checks import check_batch
+from metricjax.mining import Triplets
+from metricjax.numerics import computing_dtype, widen
+from metricjax.pairwise import Pairwise, as_pairwise
+
+_DENSE = 2**20  # scores in the whole matrix up to which "auto" stays dense
+_PANEL = 2**20  # scores in one panel above that
+
+
+class Mean(NamedTuple):
+    """A quotient in the making. Means add over blocks and devices; divide once, at the end."""
+
+    total: Float[Array, "..."]
+    count: Shaped[Array, "..."]
+
+
+def quotient(mean: Mean) -> Float[Array, ""]:
+    """The default reduction: Σ total / Σ count, and 0 where nothing counts."""
+    total, count = jnp.sum(mean.total), jnp.sum(mean.count)
+    return total / jnp.where(count > 0, count, 1)
+
+
+class AnchorOptions(TypedDict, total=False):
+    """Options of every pair-based loss.
+
+    where: [n] bool, rows that exist; a padded batch gives exactly the value and gradient of the unpadded one.
+    weights: [n], multiplies each anchor's total and count.
+    references, reference_labels, reference_where: the columns [m, d], [m], [m], where they are not the batch itself.
+        An anchor's own column is left out only without them.
+    same: `same(a, b) -> bool` says whether two labels match; default equality. With it, labels may have any dtype
+        and trailing shape (multi-hot, hierarchy).
+    miner: `(distances, positives, negatives) -> (positives, negatives)`, masks in, masks out, one row at a time,
+        without a gradient; for a similarity s it gets 1 − s.
+    reduction: function of the `Mean` of [n] totals and counts; default Σ total / Σ count.
+    block_size: anchors per panel; "auto" (dense while n × m is small), an int, or None (always dense: also forward
+        mode and second order).
+    axis_name: mesh axis inside `jax.shard_map`, over which embeddings, labels, masks, weights and references are
+        split by rows; the value and gradient are those of one device.
+    """
+
+    where: Bool[Array, " n"] | None
+    weights: Float[Array, " n"] | None
+    references: Float[Array, "m d"] | None
+    reference_labels: Shaped[Array, "m ..."] | None
+    reference_where: Bool[Array, " m"] | None
+    same: Callable[[Array, Array], Array] | None
+    miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None
+    reduction: Callable[[Mean], Array]
+    block_size: int | Literal["auto"] | None
+    axis_name: str | None
+
+
+class Side(NamedTuple):
+    """What is known of each row (or column) besides its embedding. Columns with a row's id are the row itself."""
+
+    labels: Shaped[Array, "n ..."]
+    where: Bool[Array, " n"]
+    ids: Int[Array, " n"]
+
+
+class Problem(NamedTuple):
+    """The functions of one loss: hashable, so that they can be static arguments."""
+
+    rows: Callable[..., Mean | tuple[Mean, ...]]
+    score: Pairwise
+    is_similarity: bool
+    same: Callable[[Array, Array], Array] | None
+    miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Static:
+    """A hyper-parameter that is not an array: part of the tree's structure instead of a leaf."""
+
+    value: Any
+
+
+def over_anchors(
+    rows: Callable[..., Mean | tuple[Mean, ...]],
+    embeddings: Float[Array, "n d"],
+    labels: Shaped[Array, "n ..."],
+    *hyper: Any,
+    similarity: Callable[[Array, Array], Array] | None = None,
+    distance: Callable[[Array, Array], Array] | None = None,
+    where: Bool[Array, " n"] | None = None,
+    weights: Float[Array, " n"] | None = None,
+    references: Float[Array, "m d"] | None = None,
+    reference_labels: Shaped[Array, "m ..."] | None = None,
+    reference_where: Bool[Array, " m"] | None = None,
+    same: Callable[[Array, Array], Array] | None = None,
+    miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None,
+    reduction: Callable[[Mean], Array] = quotient,
+    block_size: int | Literal["auto"] | None = "auto",
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """The loss of `rows` over a batch, with all of `AnchorOptions`. Give one of `similarity` and `distance`."""
+    problem = Problem(rows, *_score(similarity, distance), same, miner)
+    batch = _Batch(embeddings, labels, where, weights, references, reference_labels, reference_where)
+    check_batch(**batch._asdict(), same=same, block_size=block_size)
+    return _over_anchors(problem, reduction, block_size, axis_name, batch, static_or_traced(hyper, embeddings))
+
+
+def over_triplets(
+    terms: Callable[..., Mean],
+    select: Callable[[Array, Array, Array], Triplets],
+    embeddings: Float[Array, "n d"],
+    labels: Shaped[Array, "n ..."],
+    *hyper: Any,
+    distance: Callable[[Array, Array], Array],
+    where: Bool[Array, " n"] | None = None,
+    weights: Float[Array, " n"] | None = None,
+    references: Float[Array, "m d"] | None = None,
+    reference_labels: Shaped[Array, "m ..."] | None = None,
+    reference_where: Bool[Array, " m"] | None = None,
+    same: Callable[[Array, Array], Array] | None = None,
+    miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None,
+    reduction: Callable[[Mean], Array] = quotient,
+    block_size: int | Literal["auto"] | None = "auto",
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """The loss `terms(d_ap [n, t], d_an [n, t], valid [n, t], *hyper) -> Mean` of [n] arrays over selected triplets.
+
+    Selection runs in panels without a gradient. Only the chosen pairs are then gathered and differentiated, so the
+    backward pass has no matrix product. `select` should choose few triplets for each anchor.
+    """
+    problem = Problem(_no_rows, *_score(None, distance), same, miner)
+    batch = _Batch(embeddings, labels, where, weights, references, reference_labels, reference_where)
+    check_batch(**batch._asdict(), same=same, block_size=block_size)
+    hyper = static_or_traced(hyper, embeddings)
+    return _over_triplets(problem, terms, select, reduction, block_size, axis_name, batch, hyper)
+
+
+class _Batch(NamedTuple):
+    """The arrays of one call, as they came."""
+
+    embeddings: Array
+    labels: Array
+    where: Array | None
+    weights: Array | None
+    references: Array | None
+    reference_labels: Array | None
+    reference_where: Array | None
+
+
+@jax.jit(static_argnums=(0, 1, 2, 3), inline=True)
+def _over_anchors(problem, reduction, block_size, axis_name, batch, hyper):
+    x, columns, row, column, weights = _sides(problem.score, batch, axis_name)
+    x, columns, weights, hyper = _varying((x, columns, weights, hyper))
+    size = _panel_height(block_size, len(x), len(columns))
+    if size is None:
+        means = _means(problem, x, columns, hyper, row, column)
+    elif reduction is quotient and _is_single(problem, x, columns, hyper, row, column):
+        means = _summed_panels(problem, size, x, columns, hyper, weights, row, column)
+        weights = None
+    else:
+        means = _panels(problem, size, x, columns, hyper, row, column)
+    return reduced(means, weights, reduction, axis_name)
+
+
+@jax.jit(static_argnums=(0, 1, 2, 3, 4, 5), inline=True)
+def _over_triplets(problem, terms, select, reduction, block_size, axis_name, batch, hyper):
+    x, columns, row, column, weights = _sides(problem.score, batch, axis_name)
+
+    def selected(_, block):
+        x, row = block
+        scores, positives, negatives = _scores(problem, x, lax.stop_gradient(columns), row, column)
+        chosen = select(scores, positives, negatives)
+        return (), jax.tree.map(lambda a: a.reshape(len(x), -1), (chosen.positive, chosen.negative, chosen.valid))
+
+    size = _panel_height(block_size, len(x), len(columns))
+    block = (lax.stop_gradient(x), row)
+    positive, negative, valid = (selected((), block) if size is None else _sweep(selected, (), size, block))[1]
+    pair = jax.vmap(lambda a, b: problem.score.compare(a[None], b)[0])
+    mean = terms(pair(x, columns[positive]), pair(x, columns[negative]), valid, *unwrapped(hyper))
+    return reduced((_counted(mean, x),), weights, reduction, axis_name)
+
+
+# --- from the caller's arrays to rows and columns ------------------------------------------------------------------------
+
+
+def _score(similarity, distance) -> tuple[Pairwise, bool]:
+    if (similarity is None) == (distance is None):
+        raise TypeError("give exactly one of `similarity` (larger is closer) and `distance` (smaller is closer)")
+    score = distance if similarity is None else similarity
+    if not callable(score):
+        raise TypeError(f"{'distance' if similarity is None else 'similarity'} is {score!r}; wanted a function of (x, y)")
+    return as_pairwise(score), similarity is not None
+
+
+def static_or_traced(values: tuple, embeddings: Array) -> tuple:
+    """Numbers and arrays as arrays of the computing dtype, anything else wrapped as `Static`."""
+    dtype = computing_dtype(embeddings.dtype)
+    is_static = lambda v: v is None or isinstance(v, bool | str) or callable(v)
+    return tuple(Static(v) if is_static(v) else jnp.asarray(v, dtype=dtype) for v in values)
+
+
+def unwrapped(hyper: tuple) -> tuple:
+    return tuple(h.value if isinstance(h, Static) else h for h in hyper)
+
+
+def _sides(score: Pairwise, batch: _Batch, axis_name: str | None):
+    """Rows, columns, what is known of each, and the anchors' weights; columns come from every device of the axis."""
+    n = len(batch.embeddings)
+    ids = jnp.arange(n, dtype=jnp.int32)
+    if axis_name is not None:
+        ids = ids + lax.axis_index(axis_name).astype(jnp.int32) * n
+    x = score.embed(widen(batch.embeddings))
+    row = Side(batch.labels, jnp.ones(n, bool) if batch.where is None else batch.where, ids)
+    weights = jnp.ones(n, x.dtype) if batch.weights is None else batch.weights.astype(x.dtype)
+    if batch.references is None:
+        columns, column = x, row
+    else:
+        m = len(batch.references)
+        exists = jnp.ones(m, bool) if batch.reference_where is None else batch.reference_where
+        columns = score.embed(batch.references.astype(x.dtype))
+        column = Side(batch.reference_labels, exists, jnp.full(m, -1, jnp.int32))
+    if axis_name is not None:
+        columns, column = jax.tree.map(lambda a: lax.all_gather(a, axis_name, tiled=True), (columns, column))
+    return x, columns, row, column, weights
+
+
+def _varying(tree: Any) -> Any:
+    """Inside `shard_map`: every float array varies over each mesh axis that any of them varies over.
+
+    A custom derivative rule cannot sum a gradient over devices for an argument that does not vary; with the change
+    made here, outside the rule, ordinary differentiation does. Elsewhere this adds zero.
+    """
+    leaves = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating)]
+    zero = sum(jnp.where(jnp.any(jnp.isnan(a.ravel()[:1])), 0, 0) for a in leaves)
+    return jax.tree.map(lambda a: a + zero.astype(a.dtype), tree)
+
+
+def _panel_height(block_size: int | str | None, n: int, m: int) -> int | None:
+    """Anchors per panel, None for the dense form."""
+    if block_size == "auto":
+        return None if n * m <= _DENSE else max(8, min(512, _PANEL // m // 8 * 8))
+    return block_size if block_size is None else min(block_size, n)
+
+
+# --- one panel of rows ----------------------------------------------------------------------------------------------------
+
+
+def _scores(problem: Problem, x, columns, row: Side, column: Side):
+    """Scores of some rows against all columns, and the masks of their positives and negatives."""
+    scores = problem.score.compare(x, columns)
+    if problem.same is not None:
+        match = jax.vmap(lambda a: jax.vmap(lambda b: problem.same(a, b))(column.labels))(row.labels)
+    else:
+        match = row.labels[:, None] == column.labels[None]
+        match = jnp.all(match, axis=tuple(range(2, match.ndim)))
+    other = row.where[:, None] & column.where[None] & (row.ids[:, None] != column.ids[None])
+    positives, negatives = match & other, ~match & other
+    if problem.miner is not None:
+        distances = lax.stop_gradient(1 - scores if problem.is_similarity else scores)
+        positives, negatives = problem.miner(distances, positives, negatives)
+    return scores, positives, negatives
+
+
+def _means(problem: Problem, x, columns, hyper, row: Side, column: Side) -> tuple[Mean, ...]:
+    """The Means of some anchors: [r] arrays."""
+    means = problem.rows(*_scores(problem, x, columns, row, column), *unwrapped(hyper))
+    return tuple(_counted(mean, x) for mean in ((means,) if isinstance(means, Mean) else means))
+
+
+def _counted(mean: Mean, x: Array) -> Mean:
+    return Mean(mean.total, lax.stop_gradient(mean.count).astype(x.dtype))
+
+
+def _no_rows(*_):
+    raise AssertionError("over_triplets selects; it has no row function")
+
+
+def _is_single(problem: Problem, *arguments) -> bool:
+    return len(jax.eval_shape(lambda *a: _means(problem, *a), *arguments)) == 1
+
+
+def reduced(means: tuple[Mean, ...], weights, reduction, axis_name=None):
+    """The loss: anchors weighted, devices joined, each Mean reduced, and the results added."""
+    if weights is not None:
+        means = tuple(Mean(mean.total * weights, mean.count * weights) for mean in means)
+    if axis_name is not None:
+        if reduction is quotient:
+            means = jax.tree.map(jnp.sum, means)
+        else:
+            means = jax.tree.map(lambda a: _placed(a, axis_name), means)
+        means = lax.psum(means, axis_name)
+    return sum(reduction(mean) for mean in means)
+
+
+def _placed(a: Float[Array, " n"], axis_name: str) -> Float[Array, " all"]:
+    """This device's part of a long array of zeros: the sum over devices is the whole array, the same everywhere."""
+    size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
+    whole = jnp.zeros((size, len(a)), a.dtype)
+    return jnp.where(jnp.arange(size)[:, None] == index, a[None], whole).ravel()
+
+
+# --- panel after panel ----------------------------------------------------------------------------------------------------
+
+
+def _sweep(step: Callable, carry: Any, size: int, arrays: Any) -> tuple[Any, Any]:
+    """Scan `step(carry, block)` over blocks of rows; padded rows do not exist (`where` is False)."""
+    n = len(jax.tree.leaves(arrays)[0])
+    count = math.ceil(n / size)
+
+    def blocks(a):
+        padded = jnp.pad(a, [(0, count * size - n)] + [(0, 0)] * (a.ndim - 1))
+        return padded.reshape(count, size, *a.shape[1:])
+
+    carry, out = lax.scan(step, carry, jax.tree.map(blocks, arrays))
+    return carry, jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:])[:n], out)
+
+
+def _zeros_like(tree: Any) -> Any:
+    zeros = jax.tree.map(jnp.zeros_like, tree)
+    return _varying((zeros, tree))[0]
+
+
+def _panel_gradient(problem, columns, hyper, column):
+    """A scan step: the Means of a block of rows, and the gradient of Σ cotangent · total, taken while it is in cache."""
+
+    def step(sums, block):
+        x, cotangents, row = block
+        totals = lambda *a: (lambda means: ([m.total for m in means], means))(_means(problem, *a, row, column))
+        _, pull, means = jax.vjp(totals, x, columns, hyper, has_aux=True)
+        dx, *rest = pull(list(cotangents))
+        return jax.tree.map(jnp.add, sums, tuple(rest)), (dx, means)
+
+    return step
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _panels(problem, size, x, columns, hyper, row, column):
+    """The Means of all anchors. The backward rule computes each panel again, so that nothing of size n·m is kept."""
+    step = lambda _, block: ((), _means(problem, block[0], columns, hyper, block[1], column))
+    return _sweep(step, (), size, (x, row))[1]
+
+
+def _panels_forward(problem, size, x, columns, hyper, row, column):
+    return _panels(problem, size, x, columns, hyper, row, column), (x, columns, hyper, row, column)
+
+
+def _panels_backward(problem, size, saved, cotangents):
+    x, columns, hyper, row, column = saved
+    step = _panel_gradient(problem, columns, hyper, column)
+    sums, (dx, _) = _sweep(step, _zeros_like((columns, hyper)), size, (x, [c.total for c in cotangents], row))
+    return dx, *sums, None, None
+
+
+_panels.defvjp(_panels_forward, _panels_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _summed_panels(problem, size, x, columns, hyper, weights, row, column):
+    """The weighted sum of the one Mean: its gradient is taken in the forward rule, in the same pass as the loss."""
+    (mean,) = _panels(problem, size, x, columns, hyper, row, column)
+    return (Mean(jnp.sum(mean.total * weights), jnp.sum(mean.count * weights)),)
+
+
+def _summed_panels_forward(problem, size, x, columns, hyper, weights, row, column):
+    step = _panel_gradient(problem, columns, hyper, column)
+    sums, (dx, (mean,)) = _sweep(step, _zeros_like((columns, hyper)), size, (x, [weights], row))
+    value = (Mean(jnp.sum(mean.total * weights), jnp.sum(mean.count * weights)),)
+    return value, ((dx, *sums), mean)
+
+
+def _summed_panels_backward(problem, size, saved, cotangent):
+    gradients, mean = saved
+    (total, count) = cotangent[0]
+    return *jax.tree.map(lambda g: g * total, gradients), mean.total * total + mean.count * count, None, None
+
+
+_summed_panels.defvjp(_summed_panels_forward, _summed_panels_backward)

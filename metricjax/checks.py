@@ -1,0 +1,71 @@
+"""Errors about arguments, raised while tracing and from static facts only: what came, and what was wanted."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+def check_rows(name: str, x: Array, features: int | None = None) -> None:
+    """`x` is [rows, features] of floats."""
+    if not hasattr(x, "dtype"):
+        raise TypeError(f"{name} is a {type(x).__name__}; wanted an array [rows, features]")
+    if x.ndim != 2:
+        raise ValueError(f"{name} has shape {x.shape}; wanted [rows, features]")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name} has dtype {x.dtype}; wanted a floating-point dtype")
+    if features is not None and x.shape[1] != features:
+        raise ValueError(f"{name} has {x.shape[1]} features, the embeddings have {features}; they must agree")
+
+
+def check_labels(name: str, labels: Array, rows: int, any_kind: bool = False) -> None:
+    """`labels` holds one integer per row; with `any_kind` any dtype and trailing shape."""
+    if not hasattr(labels, "dtype"):
+        raise TypeError(f"{name} is a {type(labels).__name__}; wanted an array with one label per row")
+    if labels.ndim < 1 or labels.shape[0] != rows:
+        raise ValueError(f"{name} has shape {labels.shape}; wanted one label for each of the {rows} rows")
+    if not any_kind and jnp.issubdtype(labels.dtype, jnp.inexact):
+        raise TypeError(f"{name} has dtype {labels.dtype}; wanted integers, which compare exactly")
+
+
+def check_per_row(name: str, a: Array | None, rows: int, kind: type = jnp.bool_) -> None:
+    """`a` is None or holds one value of the wanted kind per row."""
+    if a is None:
+        return
+    wanted = "booleans" if kind is jnp.bool_ else "floats"
+    if a.shape != (rows,):
+        raise ValueError(f"{name} has shape {a.shape}; wanted ({rows},), one value per row")
+    if not jnp.issubdtype(a.dtype, kind):
+        raise TypeError(f"{name} has dtype {a.dtype}; wanted {wanted}")
+
+
+def check_batch(
+    embeddings: Array,
+    labels: Array,
+    where: Array | None,
+    weights: Array | None,
+    references: Array | None,
+    reference_labels: Array | None,
+    reference_where: Array | None,
+    same: Callable | None,
+    block_size: int | str | None,
+) -> None:
+    """The arguments of a pair-based loss fit together."""
+    check_rows("embeddings", embeddings)
+    n, d = embeddings.shape
+    check_labels("labels", labels, n, any_kind=same is not None)
+    check_per_row("where", where, n)
+    check_per_row("weights", weights, n, jnp.floating)
+    if references is None:
+        if reference_labels is not None or reference_where is not None:
+            raise TypeError("reference_labels and reference_where describe references, and there are none")
+    else:
+        check_rows("references", references, d)
+        if reference_labels is None:
+            raise TypeError("references came without reference_labels")
+        check_labels("reference_labels", reference_labels, len(references), any_kind=same is not None)
+        if reference_labels.shape[1:] != labels.shape[1:] and same is None:
+            raise ValueError(f"reference_labels has shape {reference_labels.shape}, labels {labels.shape}; they differ")
+        check_per_row("reference_where", reference_where, len(references))
+    if not (block_size is None or block_size == "auto" or (isinstance(block_size, int) and block_size > 0)):
+        raise ValueError(f"block_size is {block_size!r}; wanted 'auto', None or a positive int")

@@ -1,0 +1,131 @@
+"""Distances between all pairs of rows: `f(x, y) -> [n, m]`, where smaller is closer.
+
+All but `lp` come from one matrix product, so a float32 square distance is exact to about 1e-7 of the largest squared
+length (after centring, where the distance allows it): a distance near 0 is resolved to about 3e-4 of that length.
+Use float64 where that matters. Gradients are 0, never NaN, between equal points.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from metricjax.numerics import normalize, safe_sqrt
+from metricjax.pairwise import pairwise
+
+
+def _gram(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """x·y in full float32: with the shortcuts that accelerators take by default, differences of products are noise."""
+    return jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)
+
+
+@pairwise()
+def squared_euclidean(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """‖x − y‖², from one matrix product of rows centred on the mean of `y` (the uncentred form cancels)."""
+    center = lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))
+    x, y = x - center, y - center
+    squares = jnp.sum(jnp.square(x), axis=-1)[:, None] + jnp.sum(jnp.square(y), axis=-1)[None]
+    return jnp.maximum(squares - 2 * _gram(x, y), 0)
+
+
+@pairwise()
+def euclidean(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """‖x − y‖.
+
+    >>> import jax.numpy as jnp
+    >>> euclidean(jnp.array([[0.0, 0.0]]), jnp.array([[3.0, 4.0]])).tolist()
+    [[5.0]]
+    """
+    return safe_sqrt(squared_euclidean.compare(x, y))
+
+
+@pairwise(embed=normalize)
+def cosine(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """1 − cos θ, from 0 (same direction) to 2; 1 where either is the zero vector."""
+    return jnp.maximum(1 - _gram(x, y), 0)
+
+
+@pairwise(embed=normalize)
+def squared_chord(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """‖x/‖x‖ − y/‖y‖‖² = 2 − 2 cos θ: what FaceNet measures (Schroff et al. 2015, arXiv:1503.03832)."""
+    return 2 * jnp.maximum(1 - _gram(x, y), 0)
+
+
+@pairwise(embed=normalize)
+def chord(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """‖x/‖x‖ − y/‖y‖‖ = 2 sin(θ/2): the Euclidean distance after normalising."""
+    return safe_sqrt(squared_chord.compare(x, y))
+
+
+@pairwise(embed=normalize)
+def geodesic(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """The angle θ in radians, 0 to π, as 2 atan2(√(1 − cos θ), √(1 + cos θ)); π/2 where either is the zero vector.
+
+    The form has no infinite slope inside (0, π), unlike arccos after rounding, and slope 0 at 0 and at π.
+    """
+    cosine = _gram(x, y)
+    return 2 * jnp.arctan2(safe_sqrt(1 - cosine), safe_sqrt(1 + cosine))
+
+
+@functools.cache
+def lp(p: int | float) -> Callable[..., Float[Array, "n m"]]:
+    """‖x − y‖_p for a fixed p ≥ 1. It costs n·m·d powers instead of a matrix product.
+
+    >>> import jax.numpy as jnp
+    >>> lp(1)(jnp.array([[0.0, 0.0]]), jnp.array([[3.0, -4.0]])).tolist()
+    [[7.0]]
+    """
+    if p < 1:
+        raise ValueError(f"lp: p is {p}; a distance needs p >= 1")
+
+    @pairwise()
+    def lp_distance(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """‖x − y‖_p."""
+        difference = jnp.abs(x[:, None] - y[None])
+        largest = lax.stop_gradient(jnp.max(difference, axis=-1, initial=0))
+        scale = jnp.where(largest > 0, largest, 1)
+        total = jnp.sum((difference / scale[..., None]) ** p, axis=-1)
+        return scale * jnp.where(total > 0, jnp.where(total > 0, total, 1) ** (1 / p), 0)
+
+    return lp_distance
+
+
+def _decentre(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    return x - jnp.mean(x, axis=-1, keepdims=True)
+
+
+@pairwise(embed=_decentre)
+def snr(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """Signal-to-noise ratio distance var(x − y) / var(x), variances over the features; 0 where var(x) = 0.
+
+    Not symmetric: `x` holds the anchors (Yuan et al. 2019, arXiv:1904.02616).
+    """
+    variance = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    some = variance > 0
+    return jnp.where(some, squared_euclidean.compare(x, y) / jnp.where(some, variance, 1), 0)
+
+
+@functools.cache
+def poincare(c: int | float = 1.0) -> Callable[..., Float[Array, "n m"]]:
+    """Geodesic distance in the Poincaré ball of curvature −c (Nickel & Kiela 2017, arXiv:1705.08039).
+
+    d = arcosh(1 + 2c‖x − y‖² / ((1 − c‖x‖²)(1 − c‖y‖²))) / √c. Points on or outside the ball of radius 1/√c count as
+    lying just inside it.
+
+    >>> import jax.numpy as jnp
+    >>> poincare(1.0)(jnp.array([[0.0, 0.0]]), jnp.array([[0.5, 0.0]])).tolist()  # 2 artanh(1/2)
+    [[1.0986]]
+    """
+    if not c > 0:
+        raise ValueError(f"poincare: c is {c}; the ball has curvature -c with c > 0")
+
+    @pairwise()
+    def poincare_distance(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """Geodesic distance in the Poincaré ball."""
+        x_gap, y_gap = (jnp.maximum(1 - c * jnp.sum(jnp.square(a), axis=-1), 1e-5) for a in (x, y))
+        z = 2 * c * squared_euclidean.compare(x, y) / (x_gap[:, None] * y_gap[None])
+        return jnp.log1p(z + safe_sqrt(z * (z + 2))) / c**0.5
+
+    return poincare_distance

@@ -1,0 +1,6 @@
+"""Flax NNX encoders that map images to the unit hypersphere."""
+
+from metricjax.extras import extra
+
+with extra("flax"):
+    from metricjax.encoders.small_resnet import SmallResNet as SmallResNet

@@ -1,0 +1,102 @@
+"""Losses that compare the distance to a positive with the distance to a negative."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Shaped
+
+from metricjax import distances, mining
+from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
+from metricjax.losses.pairs import hinge_mean
+
+
+def triplet(
+    embeddings: Float[Array, "n d"],
+    labels: Shaped[Array, "n ..."],
+    *,
+    margin: ArrayLike | None = 0.2,
+    distance: Callable[[Array, Array], Array] = distances.squared_chord,
+    triplets: Callable[[Array, Array, Array], mining.Triplets] = mining.batch_hard,
+    average: Literal["active", "valid"] = "active",
+    **options: Unpack[AnchorOptions],
+) -> Float[Array, ""]:
+    """Triplet loss: mean of [d_ap − d_an + m]₊ over the triplets that `triplets` selects.
+
+    The mean is over non-zero terms, or over all selected triplets with `average="valid"`. `margin=None` is the soft
+    margin log(1 + exp(d_ap − d_an)), averaged over all selected triplets. The default distance is FaceNet's squared
+    chord, and the default selection batch-hard; `mining.all_triplets` is summed without listing the triplets.
+    Options: `AnchorOptions`.
+
+    Schroff, Kalenichenko, Philbin 2015, arXiv:1503.03832 (margin 0.2); batch-hard and soft margin: Hermans, Beyer,
+    Leibe 2017, arXiv:1703.07737.
+
+    >>> import jax.numpy as jnp
+    >>> z = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])  # the positive is as far as the negative for one anchor
+    >>> float(triplet(z, jnp.array([0, 0, 1])))
+    0.2
+    """
+    hyper: tuple = (margin, average)
+    if triplets is mining.all_triplets:
+        rows = _all_rows if margin is not None else _all_soft_rows
+        return over_anchors(rows, embeddings, labels, *hyper, distance=distance, **options)
+    if _selects_many(triplets):
+        return over_anchors(_selected_rows, embeddings, labels, triplets, *hyper, distance=distance, **options)
+    return over_triplets(_terms, triplets, embeddings, labels, *hyper, distance=distance, **options)
+
+
+def _selects_many(select: Callable[[Array, Array, Array], mining.Triplets], m: int = 64) -> bool:
+    """Whether each row selects as many triplets as it has columns: then picking beats gathering their embeddings."""
+    scores, mask = jax.ShapeDtypeStruct((1, m), jnp.float32), jax.ShapeDtypeStruct((1, m), jnp.bool_)
+    return math.prod(jax.eval_shape(select, scores, mask, mask).valid.shape) >= m
+
+
+def _terms(d_ap, d_an, valid, margin, average) -> Mean:
+    if margin is None:
+        return hinge_mean(jax.nn.softplus(d_ap - d_an), valid, "valid")
+    return hinge_mean(jnp.maximum(d_ap - d_an + margin, 0), valid, average)
+
+
+def _selected_rows(distances, positives, negatives, select, margin, average) -> Mean:
+    """Triplets picked out of a panel of distances: for a selection with as many triplets in a row as columns."""
+    chosen = select(lax.stop_gradient(distances), positives, negatives)
+    picked = lambda index: jnp.take_along_axis(distances, index.reshape(len(index), -1), axis=1)
+    valid = chosen.valid.reshape(len(distances), -1)
+    return _terms(picked(chosen.positive), picked(chosen.negative), valid, margin, average)
+
+
+def _all_rows(distances, positives, negatives, margin, average) -> Mean:
+    """Every triplet of a row at the cost of two sorts.
+
+    With thresholds t_p = d_p + margin the sum Σ_p Σ_n [t_p − d_n]₊ is Σ_p w_p t_p − Σ_n c_n d_n, where w_p counts the
+    negatives nearer than t_p and c_n the thresholds farther than d_n. The counts are piecewise constant, so the
+    gradient of this linear form, with the counts held fixed, is the gradient of the sum.
+    """
+    thresholds = distances + margin
+    fixed, limits = lax.stop_gradient((distances, thresholds))
+    near = jax.vmap(jnp.searchsorted)(jnp.sort(jnp.where(negatives, fixed, jnp.inf)), limits)
+    ordered = jnp.sort(jnp.where(positives, limits, -jnp.inf))
+    beyond = ordered.shape[1] - jax.vmap(lambda a, v: jnp.searchsorted(a, v, side="right"))(ordered, fixed)
+    near, beyond = jnp.where(positives, near, 0), jnp.where(negatives, beyond, 0)
+    weight = lambda count: count.astype(distances.dtype)
+    total = jnp.sum(weight(near) * thresholds - weight(beyond) * distances, axis=-1)
+    pairs = jnp.sum(positives, axis=-1) * jnp.sum(negatives, axis=-1)
+    return Mean(total, jnp.sum(near, axis=-1) if average == "active" else pairs)
+
+
+def _all_soft_rows(distances, positives, negatives, margin, average) -> Mean:
+    """Every triplet of a row with the soft margin, one positive column at a time."""
+
+    @jax.checkpoint
+    def add(total, column):
+        d_p, positive = column
+        terms = jnp.where(negatives, jax.nn.softplus(d_p[:, None] - distances), 0)
+        return total + jnp.where(positive, jnp.sum(terms, axis=-1), 0), None
+
+    zero = 0 * jnp.sum(jnp.where(positives, distances, 0), axis=-1)  # varies over a mesh axis as the distances do
+    total, _ = lax.scan(add, zero, (distances.T, positives.T))
+    return Mean(total, jnp.sum(positives, axis=-1) * jnp.sum(negatives, axis=-1))

@@ -1,0 +1,202 @@
+"""Face verification: are two embeddings of the same person? Scores are similarities; a pair is accepted if s ≥ t."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from metricjax import similarities
+from metricjax.metrics.panels import check_set, panels
+
+_BINS = np.linspace(-1, 1, 101)
+
+
+class Roc(NamedTuple):
+    """How many pairs are accepted as the threshold falls, at every threshold where the curve bends.
+
+    The curve starts at (0, 0) with the threshold ∞; pairs of equal score are accepted together.
+    """
+
+    thresholds: np.ndarray
+    false_accepts: np.ndarray
+    true_accepts: np.ndarray
+
+    @property
+    def impostors(self) -> int:
+        """Number of pairs of different people."""
+        return int(self.false_accepts[-1])
+
+    @property
+    def genuine(self) -> int:
+        """Number of pairs of the same person."""
+        return int(self.true_accepts[-1])
+
+    @property
+    def far(self) -> np.ndarray:
+        """False accept rate: share of impostor pairs that are accepted."""
+        return self.false_accepts / self.impostors
+
+    @property
+    def tar(self) -> np.ndarray:
+        """True accept rate: share of genuine pairs that are accepted."""
+        return self.true_accepts / self.genuine
+
+    def auc(self) -> float:
+        """Area under the curve: the chance that a genuine pair scores above an impostor pair, ties counted half."""
+        return float(np.trapezoid(self.tar, self.far))
+
+    def equal_error_rate(self) -> float:
+        """The rate at which false accepts and false rejects are equal, interpolated along the curve."""
+        gap = self.far - (1 - self.tar)
+        after = int(np.argmax(gap >= 0))
+        before = after - 1
+        part = gap[before] / (gap[before] - gap[after])
+        return float(self.far[before] + part * (self.far[after] - self.far[before]))
+
+    def tar_at_far(self, far: float) -> float:
+        """The largest true accept rate among thresholds whose false accept rate is at most `far`."""
+        if not 1 / self.impostors <= far <= 1:
+            raise ValueError(f"far is {far}; {self.impostors} impostor pairs can tell rates from {1 / self.impostors:.3g}")
+        return float(np.max(self.tar[self.far <= far]))
+
+
+class PairScores(NamedTuple):
+    """What the scores of all pairs of a set look like: their ROC, and histograms of the two kinds of pairs."""
+
+    roc: Roc
+    edges: np.ndarray
+    genuine: np.ndarray
+    impostors: np.ndarray
+
+
+def roc(scores: ArrayLike, same: ArrayLike) -> Roc:
+    """The ROC of [n] scores of pairs and [n] booleans, whether the two are the same person."""
+    scores, same = _checked(scores, same)
+    thresholds, index = np.unique(-scores, return_inverse=True)
+    accepted = lambda kind: np.concatenate([[0], np.cumsum(np.bincount(index[kind], minlength=len(thresholds)))])
+    return Roc(np.concatenate([[np.inf], -thresholds]), accepted(~same), accepted(same))
+
+
+def roc_auc(scores: ArrayLike, same: ArrayLike) -> float:
+    """Area under the ROC: P(s_genuine > s_impostor) + ½ P(equal).
+
+    >>> roc_auc([0.9, 0.5, 0.5, 0.1], [True, True, False, False])
+    0.875
+    """
+    return roc(scores, same).auc()
+
+
+def equal_error_rate(scores: ArrayLike, same: ArrayLike) -> float:
+    """Rate at which false accepts and false rejects are equal, interpolated linearly between ROC points.
+
+    >>> equal_error_rate([0.9, 0.3, 0.5, 0.1], [True, True, False, False])
+    0.5
+    """
+    return roc(scores, same).equal_error_rate()
+
+
+def tar_at_far(scores: ArrayLike, same: ArrayLike, far: float) -> float:
+    """Largest true accept rate whose false accept rate does not exceed `far`, which must be at least 1 / impostors.
+
+    >>> tar_at_far([0.9, 0.3, 0.5, 0.1], [True, True, False, False], far=0.5)
+    1.0
+    """
+    return roc(scores, same).tar_at_far(far)
+
+
+def k_fold_accuracy(scores: ArrayLike, same: ArrayLike, folds: int | ArrayLike = 10) -> tuple[float, float]:
+    """Mean and standard deviation over folds of the verification accuracy (LFW's protocol).
+
+    Each fold is judged at the threshold that is most accurate on all other folds: the highest such, half-way down to
+    the next score.
+
+    Args:
+      scores: [n] similarities of pairs.
+      same: [n] booleans.
+      folds: how many consecutive folds of equal size, or [n] integers, the fold of each pair.
+
+    Huang et al. 2007, "Labeled Faces in the Wild". The deviation is that of a sample (divided by folds − 1).
+
+    >>> k_fold_accuracy([0.9, 0.1, 0.8, 0.2], [True, False, True, False], folds=2)
+    (1.0, 0.0)
+    """
+    scores, same = _checked(scores, same)
+    if np.ndim(folds) == 0:
+        count = int(folds)
+        if count < 2 or len(scores) % count:
+            raise ValueError(f"folds is {folds}; wanted at least 2 folds of equal size of {len(scores)} pairs")
+        folds = np.repeat(np.arange(count), len(scores) // count)
+    folds = np.asarray(folds)
+    if folds.shape != scores.shape or len(np.unique(folds)) < 2:
+        raise ValueError(f"folds has shape {folds.shape}; wanted the fold of each of {len(scores)} pairs, 2 at least")
+    accuracies = []
+    for fold in np.unique(folds):
+        held = folds == fold
+        threshold = _most_accurate(scores[~held], same[~held])
+        accuracies.append(np.mean((scores[held] >= threshold) == same[held]))
+    return float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
+
+
+def _most_accurate(scores: np.ndarray, same: np.ndarray) -> float:
+    curve = roc(scores, same)
+    best = int(np.argmax(curve.true_accepts - curve.false_accepts))
+    if best in (0, len(curve.thresholds) - 1):
+        return float(curve.thresholds[best])
+    return float(curve.thresholds[best] + curve.thresholds[best + 1]) / 2
+
+
+def pair_scores(embeddings: ArrayLike, labels: ArrayLike, similarity: Callable = similarities.cosine) -> PairScores:
+    """The exact ROC of all n(n − 1)/2 pairs of a set, and histograms of their scores from −1 to 1.
+
+    Scores are computed in panels of rows, twice: first the genuine ones are kept, then the impostors are counted
+    against them. Memory is that of the genuine scores and one panel, never of all pairs.
+    """
+    embeddings, labels = check_set(embeddings, labels)
+    genuine = np.sort(np.concatenate([scores[same] for scores, same in _upper(embeddings, labels, similarity)]))
+    if not len(genuine):
+        raise ValueError(f"labels has no two rows of the same person among {len(labels)}; there is nothing to verify")
+    levels, count = np.unique(genuine, return_counts=True)
+    at_least, above = np.zeros(len(levels) + 1, np.int64), np.zeros(len(levels) + 1, np.int64)
+    histogram = np.zeros(len(_BINS) - 1, np.int64)
+    for scores, same in _upper(embeddings, labels, similarity):
+        others = scores[~same]
+        at_least += np.bincount(np.searchsorted(levels, others, side="right"), minlength=len(at_least))
+        above += np.bincount(np.searchsorted(levels, others, side="left"), minlength=len(above))
+        histogram += np.histogram(np.clip(others, -1, 1), _BINS)[0]
+    impostors = int(at_least.sum())
+    if not impostors:
+        raise ValueError("labels has one person only; verification needs pairs of different people")
+    # Falling threshold: just above each genuine score, and at it. In between, only false accepts grow.
+    accepted = lambda bins: np.cumsum(bins[::-1])[:-1]
+    false = np.stack([accepted(above), accepted(at_least)], axis=1).ravel()
+    true = np.cumsum(count[::-1])
+    true = np.stack([true - count[::-1], true], axis=1).ravel()
+    falling = np.stack([np.nextafter(levels[::-1], np.inf), levels[::-1]], axis=1).ravel()
+    curve = Roc(
+        np.concatenate([[np.inf], falling, [-np.inf]]),
+        np.concatenate([[0], false, [impostors]]),
+        np.concatenate([[0], true, [len(genuine)]]),
+    )
+    return PairScores(curve, _BINS, np.histogram(np.clip(genuine, -1, 1), _BINS)[0], histogram)
+
+
+def _upper(embeddings, labels, similarity):
+    """Scores of the pairs i < j, and whether they are the same person, panel by panel."""
+    for start, scores in panels(embeddings, similarity):
+        row = start + np.arange(len(scores))[:, None]
+        later = row < np.arange(len(labels))[None]
+        yield np.asarray(scores)[later], (labels[row] == labels[None])[later]
+
+
+def _checked(scores: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    scores, same = np.asarray(scores), np.asarray(same)
+    if scores.ndim != 1 or same.shape != scores.shape:
+        raise ValueError(f"scores has shape {scores.shape}, same {same.shape}; wanted [n] and [n]")
+    if same.dtype != np.bool_:
+        raise TypeError(f"same has dtype {same.dtype}; wanted booleans")
+    if not np.all(np.isfinite(scores)):
+        raise ValueError("scores holds NaN or infinity")
+    if same.all() or not same.any():
+        raise ValueError(f"same is {'all' if same.all() else 'never'} True; wanted pairs of both kinds")
+    return scores, same

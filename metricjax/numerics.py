@@ -1,0 +1,60 @@
+"""The few functions whose slope is infinite or undefined somewhere, each with a stated value and gradient there.
+
+Everything computes in at least float32: bfloat16 and float16 are widened, float64 stays.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+
+def computing_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """float32, or float64 for float64."""
+    return dtype if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
+
+
+def widen(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x` in float32, or in float64 if it comes in float64."""
+    return x.astype(computing_dtype(x.dtype))
+
+
+def safe_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """√max(x, 0), with gradient 0 where x ≤ 0 (the slope of √ is infinite at 0)."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
+def _largest(x: Float[Array, "... d"]) -> Float[Array, "... 1"]:
+    """The largest magnitude of each row, or 1 for a zero row: dividing by it keeps squares in range."""
+    largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True, initial=0))
+    return jnp.where(largest > jnp.finfo(x.dtype).tiny, largest, 1)
+
+
+def norm(x: Float[Array, "... d"]) -> Float[Array, "... 1"]:
+    """Euclidean length of each row, kept as an axis of size 1; gradient 0 at a zero row."""
+    largest = _largest(x)
+    return largest * safe_sqrt(jnp.sum(jnp.square(x / largest), axis=-1, keepdims=True))
+
+
+def normalize(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """Each row divided by its Euclidean length; a zero row stays zero, with gradient 0."""
+    scaled = x / _largest(x)
+    square = jnp.sum(jnp.square(scaled), axis=-1, keepdims=True)
+    positive = square > 0
+    return scaled * jnp.where(positive, lax.rsqrt(jnp.where(positive, square, 1)), 0)
+
+
+def logsumexp(x: Float[Array, "n m"], where: Bool[Array, "n m"]) -> Float[Array, " n"]:
+    """log Σ exp(x) over the entries of each row that `where` marks; −∞ with gradient 0 for a row without any."""
+    top = lax.stop_gradient(jnp.max(x, axis=-1, where=where, initial=-jnp.inf))
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    total = jnp.sum(jnp.exp(jnp.where(where, x - top[:, None], -jnp.inf)), axis=-1)
+    some = total > 0
+    return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + top, -jnp.inf)
+
+
+def first_index(mask: Bool[Array, "... m"]) -> Array:
+    """Index of the first True on the last axis, 0 if there is none (argmax is far slower on a CPU)."""
+    m = mask.shape[-1]
+    index = jnp.min(jnp.where(mask, jnp.arange(m, dtype=jnp.int32), m), axis=-1, initial=m)
+    return jnp.where(index < m, index, 0)

@@ -1,0 +1,44 @@
+"""What distances and similarities have in common: an all-pairs function that keeps its two parts."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+from jaxtyping import Array, Float
+
+from metricjax.numerics import widen
+
+
+class Pairwise:
+    """`f(x, y) = compare(embed(x), embed(y))`, jitted, in at least float32.
+
+    `embed` maps rows one by one (for a cosine: normalises them), so that a driver which compares panels of rows with
+    all columns embeds each row once.
+    """
+
+    def __init__(self, embed: Callable[[Array], Array], compare: Callable[[Array, Array], Array]):
+        functools.update_wrapper(self, compare)
+        self.embed, self.compare = embed, compare
+        self._all_pairs = jax.jit(lambda x, y: compare(embed(widen(x)), embed(widen(y))), inline=True)
+
+    def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        for name, a in (("x", x), ("y", y)):
+            if a.ndim != 2:
+                raise ValueError(f"{self.__name__}: {name} has shape {a.shape}; wanted [rows, features]")
+        if x.shape[1] != y.shape[1]:
+            raise ValueError(f"{self.__name__}: x has {x.shape[1]} features, y has {y.shape[1]}; they must agree")
+        return self._all_pairs(x, y)
+
+    def __repr__(self) -> str:
+        return f"<{self.__module__}.{self.__name__}>"
+
+
+def pairwise(embed: Callable[[Array], Array] = lambda x: x) -> Callable[[Callable[[Array, Array], Array]], Pairwise]:
+    """Make an all-pairs function of a `compare(x, y)` that gets rows already passed through `embed`."""
+    return functools.partial(Pairwise, embed)
+
+
+@functools.lru_cache(maxsize=1024)
+def as_pairwise(f: Callable[[Array, Array], Array]) -> Pairwise:
+    """A user's own all-pairs function as a `Pairwise`; the same one again for the same function."""
+    return f if isinstance(f, Pairwise) else Pairwise(lambda x: x, f)

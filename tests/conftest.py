@@ -1,0 +1,46 @@
+"""Strict settings for every test: no silent promotion of dtypes or ranks, warnings are errors, eight CPU devices."""
+
+import os
+import tempfile
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["MPLBACKEND"] = "agg"
+
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+
+jaxtyping.install_import_hook("metricjax", "beartype.beartype")  # shapes and dtypes of every call are checked
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", os.path.join(tempfile.gettempdir(), "metricjax-tests-compiled"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def debug_nans():
+    jax.config.update("jax_debug_nans", True)
+    yield
+    jax.config.update("jax_debug_nans", False)
+
+
+@pytest.fixture
+def unchecked():
+    """Without the type checker in front: what users see of wrong arguments, and arguments that are NumPy arrays."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

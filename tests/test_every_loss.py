@@ -1,0 +1,406 @@
+"""Every public loss through every invariant. A loss that is not among the cases fails the suite."""
+
+import inspect
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import metricjax as mj
+from tests import oracle
+from tests.cases import CLASSES, NOT_LOSSES, PAIRS
+
+N, D, C = 14, 6, 5
+pairs = pytest.mark.parametrize("case", PAIRS.values(), ids=PAIRS)
+classes = pytest.mark.parametrize("case", CLASSES.values(), ids=CLASSES)
+
+
+def batch(seed=0, n=N, dtype=np.float32):
+    """Embeddings of uneven lengths, labels of uneven frequency (one occurs once), and prototypes."""
+    rng = np.random.default_rng(seed)
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 4])[rng.permutation(N)][:n]
+    middle = rng.standard_normal((C, D))
+    embeddings = middle[labels] + 0.8 * rng.standard_normal((n, D))
+    prototypes = rng.standard_normal((C, D))
+    return jnp.asarray(embeddings, dtype), jnp.asarray(labels), jnp.asarray(prototypes, dtype)
+
+
+def close(actual, wanted, rtol=2e-5, atol=2e-6):
+    np.testing.assert_allclose(np.asarray(actual, np.float64), np.asarray(wanted, np.float64), rtol=rtol, atol=atol)
+
+
+def assert_finite(tree):
+    chex.assert_tree_all_finite(tree)
+
+
+def test_no_public_loss_is_missing():
+    public = {name for name, f in vars(mj.losses).items() if not name.startswith("_") and not inspect.ismodule(f)}
+    covered = {case.loss.__name__ for case in (*PAIRS.values(), *CLASSES.values())}
+    assert public == covered | NOT_LOSSES
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+
+@pairs
+def test_pair_loss_equals_the_oracle(case):
+    z, y, _ = batch()
+    close(case(z, y), case.expected(z, y))
+    for value in case.values if case.varied else ():
+        close(case(z, y, **{case.varied: value}), case.expected(z, y, **{case.varied: value}))
+
+
+@pairs
+def test_pair_loss_over_references_equals_the_oracle(case):
+    z, y, _ = batch(1)
+    references, reference_labels, _ = batch(2, n=9)
+    there = jnp.arange(9) % 4 != 1
+    given = {"references": references, "reference_labels": reference_labels, "reference_where": there}
+    close(case(z, y, **given), case.expected(z, y, **given))
+    close(case(z, y, block_size=5, **given), case.expected(z, y, **given))
+
+
+@pairs
+def test_custom_label_relation(case):
+    z, y, _ = batch(3)
+    several = jnp.stack([y == 0, y == 1, (y == 2) | (y == 0), y >= 3], axis=1)
+    share = lambda a, b: (a & b).any()
+    close(case(z, several, same=share), case.expected(z, several, same=share), rtol=1e-4)
+
+
+def nearest_negatives(distances, positives, negatives):
+    """A miner that keeps the negatives nearer than 1 in the loss's measure."""
+    return positives, negatives & (distances < 1)
+
+
+@pairs
+def test_miner_equals_the_oracle_on_what_it_keeps(case):
+    z, y, _ = batch(4)
+    scores = oracle.matrix(case.measure, z, z)
+    distances = 1 - scores if case.measure == "cosine_similarity" else scores
+    positives, negatives = oracle.neighbours(y)
+    kept = [[n for n in ns if distances[i, n] < 1] for i, ns in enumerate(negatives)]
+    expected = case.oracle(scores, positives, kept, **{**case.fixed, **case.oracle_fixed})
+    for block_size in (None, 4):
+        close(case(z, y, miner=nearest_negatives, block_size=block_size), expected)
+
+
+@classes
+def test_class_loss_equals_the_oracle(case):
+    z, y, prototypes = batch()
+    close(case(z, y, prototypes), case.expected(z, y, prototypes))
+    for value in case.values if case.varied else ():
+        close(case(z, y, prototypes, **{case.varied: value}), case.expected(z, y, prototypes, **{case.varied: value}))
+
+
+def test_softmax_with_bias_equals_the_oracle(rng):
+    z, y, prototypes = batch()
+    bias = jnp.asarray(rng.standard_normal(C), jnp.float32)
+    close(mj.losses.softmax(z, y, prototypes, bias=bias), np.mean(oracle.softmax(z, y, prototypes, bias)))
+
+
+def test_update_centers_equals_the_oracle():
+    z, y, centers = batch()
+    close(mj.losses.update_centers(centers, z, y, rate=0.3), oracle.update_centers(centers, z, y, 0.3))
+    where = jnp.arange(N) < 6
+    close(mj.losses.update_centers(centers, z, y, where=where), oracle.update_centers(centers, z[:6], y[:6]))
+
+
+# --- masks, weights, order ------------------------------------------------------------------------------------------
+
+
+def value_and_grad(case, *arguments, **options):
+    return jax.value_and_grad(lambda z: case(z, *arguments[1:], **options))(arguments[0])
+
+
+def every(test):
+    """Run a test for the losses over pairs and the losses over classes; the latter get prototypes as well."""
+    cases = {**PAIRS, **CLASSES}
+    return pytest.mark.parametrize("case", cases.values(), ids=cases)(test)
+
+
+def inputs(case, seed=0, **options):
+    z, y, prototypes = batch(seed, **options)
+    return (z, y, prototypes) if case in CLASSES.values() else (z, y)
+
+
+@every
+def test_where_equals_the_smaller_batch(case):
+    z, y, *rest = inputs(case, 5)
+    where = jnp.array([True] * 9 + [False] * 5)
+    padded = jnp.where(where[:, None], z, 1e4)
+    value, gradient = value_and_grad(case, padded, y, *rest, where=where)
+    small, small_gradient = value_and_grad(case, z[:9], y[:9], *rest)
+    close(value, small)
+    close(gradient, np.concatenate([small_gradient, np.zeros((5, D))]))
+
+
+@every
+def test_order_of_the_batch_does_not_matter(case):
+    z, y, *rest = inputs(case, 6)
+    order = np.random.default_rng(0).permutation(N)
+    value, gradient = value_and_grad(case, z, y, *rest)
+    permuted, permuted_gradient = value_and_grad(case, z[order], y[order], *rest)
+    close(permuted, value)
+    close(permuted_gradient, gradient[order])
+
+
+@every
+def test_weights_of_zero_and_one_equal_leaving_anchors_out(case):
+    z, y, *rest = inputs(case, 7)
+    weights = jnp.array([1, 0] * 7, jnp.float32)
+    value, gradient = value_and_grad(case, z, y, *rest, weights=weights)
+    expected, expected_gradient = value_and_grad(case, z, y, *rest, weights=weights * 0.01)
+    close(value, expected)
+    close(gradient, expected_gradient)
+    if case in CLASSES.values():
+        close(value, case(z, y, *rest, where=weights > 0))
+    else:
+        own = {"references": z, "reference_labels": y}
+        anchors = case(z, y, weights=weights, **own)
+        close(anchors, case(z[::2], y[::2], **own))
+
+
+@every
+def test_reduction_gets_one_mean_per_anchor(case):
+    arguments = inputs(case, 8)
+    by_hand = lambda mean: jnp.sum(mean.total) / jnp.maximum(jnp.sum(mean.count), 1)
+    value, gradient = value_and_grad(case, *arguments)
+    own, own_gradient = value_and_grad(case, *arguments, reduction=by_hand)
+    close(own, value)
+    close(own_gradient, gradient)
+
+
+# --- degenerate batches ---------------------------------------------------------------------------------------------
+
+SIGNS = np.where(np.arange(N) % 2, 1.0, -1.0)[:, None]
+DEGENERATE = {
+    "no positives": (lambda z, y: (z, jnp.arange(N)), {}),
+    "no negatives, one class": (lambda z, y: (z, jnp.zeros_like(y)), {}),
+    "two strangers": (lambda z, y: (z[:2], jnp.arange(2)), {}),
+    "one row": (lambda z, y: (z[:1], y[:1]), {}),
+    "all masked": (lambda z, y: (z, y), {"where": jnp.zeros(N, bool)}),
+    "duplicates": (lambda z, y: (jnp.ones((N, D)), y), {}),
+    "zero vectors": (lambda z, y: (jnp.where(np.arange(N)[:, None] < 4, 0, z), y), {}),
+    "all zero": (lambda z, y: (jnp.zeros((N, D)), y), {}),
+    "opposite": (lambda z, y: (jnp.asarray(SIGNS * np.ones(D), jnp.float32), y), {}),
+    "tiny": (lambda z, y: (z * 1e-4, y), {}),
+    "huge": (lambda z, y: (z * 1e4, y), {}),
+}
+# What a batch without a single usable term is worth, for losses over pairs; some make do with two strangers.
+NOTHING = ("all masked", "one row", "two strangers")
+STRANGERS_COUNT = (mj.losses.contrastive, mj.losses.multi_similarity)
+
+
+@pairs
+@pytest.mark.parametrize("name", DEGENERATE)
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_degenerate_batches_of_pairs(case, name, block_size, debug_nans):
+    make, options = DEGENERATE[name]
+    z, y = make(*batch(9)[:2])
+    value, gradient = value_and_grad(case, z, y, block_size=block_size, **options)
+    assert_finite((value, gradient))
+    if name in NOTHING and not (name == "two strangers" and case.loss in STRANGERS_COUNT):
+        assert value == 0
+        assert not np.any(gradient)
+
+
+@classes
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_degenerate_batches_of_classes(case, name, debug_nans):
+    make, options = DEGENERATE[name]
+    z, y, prototypes = batch(9)
+    z, y = make(z, y)
+    prototypes = jnp.concatenate([z[:2], jnp.zeros((1, D)), prototypes])[:C]
+    value, gradient = value_and_grad(case, z, y, prototypes, **options)
+    assert_finite((value, gradient))
+    if name == "all masked":
+        assert value == 0
+        assert not np.any(gradient)
+
+
+@classes
+def test_label_that_is_no_class_is_left_out(case):
+    z, y, prototypes = batch()
+    outside = jnp.where(np.arange(N) < 4, -1, jnp.where(np.arange(N) < 6, C, y))
+    value, gradient = value_and_grad(case, z, outside, prototypes)
+    expected, expected_gradient = value_and_grad(case, z, y, prototypes, where=jnp.arange(N) >= 6)
+    close(value, expected)
+    close(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("name", ["nt_xent", "supcon", "normalized_softmax"])
+def test_small_temperatures_neither_saturate_nor_lose_the_gradient(name):
+    z = jnp.array([[1, 0], [0, 1], [0.9, 0.1]])
+    y = jnp.array([0, 0, 1])
+    case = {**PAIRS, **CLASSES}[name]
+    rest = [z[1:]] if name in CLASSES else []
+    value, gradient = value_and_grad(case, z, y, *rest, temperature=1e-3)
+    assert value > 500
+    assert np.abs(gradient).max() > 100
+    close(value, case.expected(z, y, *rest, temperature=1e-3), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_gradient_is_finite_where_the_cosine_is_one(name, sign, debug_nans):
+    w = np.eye(3, D, dtype=np.float32)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        z, prototypes = jnp.asarray(sign * w, dtype), jnp.asarray(w, dtype)
+        value, gradients = jax.value_and_grad(CLASSES[name], (0, 2))(z, jnp.arange(3), prototypes)
+        assert_finite((value, gradients))
+
+
+def test_labels_are_compared_as_given():
+    """Above 2²⁴ neighbouring integers are one float."""
+    z = jnp.eye(3)
+    y = jnp.array([2**24, 2**24 + 1, 2**24 + 1])
+    close(mj.losses.supcon(z, y), mj.losses.supcon(z, jnp.array([0, 1, 1])))
+
+
+# --- transformations ------------------------------------------------------------------------------------------------
+
+
+@every
+def test_jit_equals_eager(case):
+    arguments = inputs(case, 10)
+    chex.assert_trees_all_close(jax.jit(lambda *a: case(*a))(*arguments), case(*arguments), rtol=1e-6)
+
+
+@every
+def test_vmap_over_a_hyper_parameter_equals_a_loop(case):
+    if not case.varied:
+        pytest.skip("has no hyper-parameter")
+    arguments = inputs(case, 11)
+    values = jnp.array(case.values)
+    for options in ({}, {"block_size": 4}) if case in PAIRS.values() else ({},):
+        f = jax.value_and_grad(lambda z, v, o=options: case(z, *arguments[1:], **{case.varied: v}, **o), (0, 1))
+        mapped = jax.vmap(f, (None, 0))(arguments[0], values)
+        loop = [f(arguments[0], v) for v in values]
+        chex.assert_trees_all_close(mapped, jax.tree.map(lambda *a: jnp.stack(a), *loop), rtol=1e-4, atol=1e-5)
+
+
+@pairs
+@pytest.mark.parametrize("reduction", [None, lambda mean: jnp.sum(jnp.square(mean.total)) / 7])
+def test_blocks_equal_dense(case, reduction):
+    z, y, _ = batch(12)
+    varied = {case.varied: case.values[0]} if case.varied else {}
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(rng.uniform(0.1, 2, N), jnp.float32)
+    reduced = {} if reduction is None else {"reduction": reduction}
+
+    def run(block_size):
+        def f(z, weights, varied):
+            return case(z, y, weights=weights, block_size=block_size, **reduced, **varied)
+
+        return jax.value_and_grad(f, (0, 1, 2))(z, weights, varied)
+
+    dense = run(None)
+    for block_size in (1, 3, N, N + 5):
+        chex.assert_trees_all_close(run(block_size), dense, rtol=2e-5, atol=2e-5)
+
+
+@pairs
+def test_gradient_reaches_references(case):
+    z, y, _ = batch(13)
+    references, reference_labels, _ = batch(14)
+    f = lambda r, size: case(z, y, references=r, reference_labels=reference_labels, block_size=size)
+    dense, blocked = (jax.grad(f)(references, size) for size in (None, 4))
+    assert np.abs(dense).max() > 0
+    chex.assert_trees_all_close(blocked, dense, rtol=2e-5, atol=2e-6)
+
+
+@every
+def test_bfloat16_is_close_to_float32(case):
+    z, y, *rest = inputs(case, 15)
+    half = lambda a: a.astype(jnp.bfloat16)
+    value, gradient = value_and_grad(case, half(z), y, *map(half, rest))
+    wide = lambda a: half(a).astype(jnp.float32)
+    expected, expected_gradient = value_and_grad(case, wide(z), y, *map(wide, rest))
+    assert value.dtype == jnp.float32
+    assert gradient.dtype == jnp.bfloat16
+    close(value, expected)
+    close(gradient, expected_gradient, rtol=1e-2, atol=1e-2 * np.abs(expected_gradient).max())
+
+
+@every
+def test_float64_stays_and_gradients_match_finite_differences(case, x64):
+    arguments = inputs(case, 16, dtype=np.float64)
+    options = {"margin": 0.9} if case.loss is mj.losses.triplet and case.varied else {}
+    f = lambda z, *rest: case(jnp.asarray(z), arguments[1], *map(jnp.asarray, rest), **options)
+    floats = (arguments[0], *arguments[2:])
+    assert f(*floats).dtype == jnp.float64
+    close(f(*floats), case.expected(*arguments, **options), rtol=1e-10)
+    if case.loss not in (mj.losses.circle, mj.losses.circle_class):  # their weights carry no gradient by definition
+        check_grads(f, floats, order=1, modes=["rev"], eps=1e-6, rtol=1e-4)
+    if case in PAIRS.values():
+        blocked = lambda z: case(z, arguments[1], block_size=4, **options)
+        close(jax.grad(blocked)(floats[0]), jax.grad(f)(*floats), rtol=1e-9, atol=1e-12)
+        tangent = jax.jvp(lambda z: case(z, arguments[1], block_size=None, **options), floats[:1], floats[:1])[1]
+        close(tangent, np.sum(jax.grad(f)(*floats) * floats[0]), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["circle", "circle_class"])
+def test_gradient_of_circle_is_that_with_weights_held_fixed(name, x64):
+    """Finite differences of the oracle's formula in which only s, not its weight α, moves."""
+    z, y, prototypes = batch(17, dtype=np.float64)
+    scale, margin, eps = 10.0, 0.25, 1e-6
+    columns, is_class = (prototypes, True) if name == "circle_class" else (z, False)
+    case = {**PAIRS, **CLASSES}[name]
+    rest = (prototypes,) if is_class else ()
+    gradient = jax.grad(lambda z: case(z, y, *rest, scale=scale, margin=margin))(z)
+
+    def value(moved):
+        now = oracle.matrix("cosine_similarity", moved, columns if is_class else moved)
+        fixed = oracle.matrix("cosine_similarity", z, columns)
+        pull = scale * np.maximum(1 + margin - fixed, 0) * (now - 1 + margin)
+        push = scale * np.maximum(fixed + margin, 0) * (now - margin)
+        losses = []
+        for i in range(N):
+            if is_class:
+                logits = np.where(np.arange(C) == y[i], pull[i], push[i])
+                losses.append(np.log(np.sum(np.exp(logits))) - logits[y[i]])
+            else:
+                mine = (y == y[i]) & (np.arange(N) != i)
+                if mine.any():
+                    losses.append(np.log1p(np.sum(np.exp(-pull[i][mine])) * np.sum(np.exp(push[i][y != y[i]]))))
+        return np.mean(losses)
+
+    for i, j in ((0, 0), (3, 2), (9, 5)):
+        step = np.zeros_like(z)
+        step[i, j] = eps
+        close(gradient[i, j], (value(z + step) - value(z - step)) / (2 * eps), rtol=1e-5, atol=1e-8)
+
+
+@every
+def test_one_trace_for_each_shape(case):
+    arguments = inputs(case, 18)
+    varied = {case.varied: 0.5} if case.varied else {}
+    traces = []
+
+    @jax.jit
+    def f(varied, *arguments):
+        traces.append(None)
+        return case(*arguments, **varied)
+
+    for factor in (1.0, 2.0):
+        f({k: v * factor for k, v in varied.items()}, *arguments)
+    assert len(traces) == 1
+
+
+@every
+def test_eager_calls_compile_once(case):
+    arguments = inputs(case, 19)
+    case(*arguments)
+    with jax.no_tracing(True):
+        case(*arguments)
+
+
+@pairs
+def test_no_leaked_tracers(case):
+    with jax.checking_leaks():
+        z, y, _ = batch(20)
+        jax.grad(lambda z: case(z, y, block_size=4))(z)

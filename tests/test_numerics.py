@@ -1,0 +1,59 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import metricjax as mj
+from metricjax import numerics
+
+
+def test_normalize_at_every_scale(debug_nans):
+    direction = np.array([3.0, -4.0], np.float32) / 5
+    for scale in (1e-30, 1e-12, 1e-4, 1.0, 1e4, 1e12, 1e30):
+        x = jnp.asarray(direction * np.float32(scale))[None]
+        np.testing.assert_allclose(numerics.normalize(x)[0], direction, rtol=1e-6)
+        gradient = jax.grad(lambda x: numerics.normalize(x)[0, 0])(x)[0]
+        np.testing.assert_allclose(gradient * np.float32(scale), [0.64, 0.48], rtol=1e-5)  # (1 − u²) and −u·v
+
+
+def test_zero_and_subnormal_rows_have_no_gradient(debug_nans):
+    for value in (0.0, 1e-40):
+        x = jnp.full((1, 3), value, jnp.float32)
+        for f in (numerics.normalize, numerics.norm):
+            out, gradient = jax.value_and_grad(lambda x, f=f: jnp.sum(f(x)))(x)
+            assert out == 0 or value
+            assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(numerics.norm(x)))(jnp.zeros((1, 3))), 0)
+
+
+def test_norm_equals_numpy(rng):
+    x = rng.standard_normal((4, 5)).astype(np.float32)
+    np.testing.assert_allclose(numerics.norm(jnp.asarray(x))[:, 0], np.linalg.norm(x, axis=1), rtol=1e-6)
+
+
+def test_safe_sqrt(debug_nans):
+    x = jnp.array([-1.0, 0.0, 4.0])
+    np.testing.assert_array_equal(numerics.safe_sqrt(x), [0, 0, 2])
+    np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(numerics.safe_sqrt(x)))(x), [0, 0, 0.25])
+
+
+def test_masked_logsumexp(debug_nans):
+    x = jnp.array([[1000.0, 1001.0, 5e4], [-2000.0, 0.0, 3.0], [1.0, 2.0, 3.0]])
+    where = jnp.array([[True, True, False], [True, False, False], [False, False, False]])
+    value, pull = jax.vjp(lambda x: numerics.logsumexp(x, where), x)
+    np.testing.assert_allclose(value, [1000 + np.log1p(np.e), -2000, -np.inf], rtol=1e-6)
+    p = 1 / (1 + np.e)
+    np.testing.assert_allclose(pull(jnp.ones(3))[0], [[p, 1 - p, 0], [1, 0, 0], [0, 0, 0]], rtol=1e-4, atol=1e-7)
+
+
+def test_first_index():
+    mask = jnp.array([[False, True, True], [False, False, False]])
+    np.testing.assert_array_equal(numerics.first_index(mask), [1, 0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_sphere_project_keeps_the_dtype(dtype):
+    x = jnp.array([[3, 4], [0, 0]], dtype)
+    y = mj.sphere.project(x)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(np.asarray(y, np.float32), [[0.6, 0.8], [0, 0]], rtol=4e-3)
