@@ -30,7 +30,7 @@ import metricjax as mj
 PHOTOGRAPH = (112, 92)  # height and width in memory: those of the ORL set
 FARS = (0.1, 0.01, 0.001)
 LOG_EVERY = 10
-COLLAPSED = 0.05  # of the spread that evenly spread embeddings have
+COLLAPSED, PATIENCE = 0.05, 10  # so little spread (1 is even) in so many logged steps is a collapse
 # What suits a few dozen people; the papers' defaults are for millions of images.
 SMALL = {
     "cosface": {"scale": 16.0, "margin": 0.2},
@@ -49,8 +49,8 @@ def arguments(argv=None) -> argparse.Namespace:
     add("--test-folds", default="1,2", help="folds of --pairs to test on; their people are not trained on")
     add("--loss", default="cosface+supcon", help="a loss of metricjax.losses, or several joined by +")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the loss")
-    add("--steps", type=int, default=600)
-    add("--batch", type=int, nargs=2, default=(10, 4), metavar=("P", "K"), help="people, and images of each")
+    add("--steps", type=int, default=800)
+    add("--batch", type=int, nargs=2, default=(20, 2), metavar=("P", "K"), help="people, and images of each")
     add("--image-size", type=int, nargs=2, default=(64, 56), metavar=("H", "W"), help="what the encoder sees")
     add("--embedding-size", type=int, default=64)
     add("--learning-rate", type=float, default=1e-3)
@@ -102,33 +102,35 @@ def load(args) -> tuple[mj.data.Faces, mj.data.Faces, mj.data.Pairs | None]:
 
 
 def scaled(images, size):
-    """Resized, and each image with mean 0 and variance 1."""
-    images = jax.image.resize(images.astype(jnp.float32), (len(images), *size, images.shape[-1]), "linear")
+    """Cropped around the centre to the shape of `size`, resized, and each image with mean 0 and variance 1."""
+    n, height, width, channels = images.shape
+    kept = min(height, round(width * size[0] / size[1])), min(width, round(height * size[1] / size[0]))
+    top, left = (height - kept[0]) // 2, (width - kept[1]) // 2
+    images = images[:, top : top + kept[0], left : left + kept[1]].astype(jnp.float32)
+    images = jax.image.resize(images, (n, *size, channels), "cubic")
     return jax.nn.standardize(images, axis=(1, 2, 3), epsilon=1.0)
 
 
 def augmented(key, images):
-    """Each image turned, scaled, shifted, perhaps mirrored, its brightness changed and a rectangle cut out."""
+    """Each image turned, scaled and shifted, its brightness changed and a rectangle cut out."""
     n, height, width, _ = images.shape
-    turn, zoom, shift, flip, light, cut = jax.random.split(key, 6)
+    turn, zoom, shift, light, cut = jax.random.split(key, 5)
     uniform = lambda key, spread, shape=(n,): jax.random.uniform(key, shape, minval=-spread, maxval=spread)
     y, x = jnp.meshgrid(jnp.linspace(-1, 1, height) * height / 2, jnp.linspace(-1, 1, width) * width / 2, indexing="ij")
 
-    def moved(image, angle, log_scale, offset, mirror):
+    def moved(image, angle, log_scale, offset):
         sin, cos = jnp.sin(angle) * jnp.exp(log_scale), jnp.cos(angle) * jnp.exp(log_scale)
-        u = jnp.where(mirror, -x, x)
-        rows = cos * y + sin * u + (height - 1) / 2 + offset[0] * height
-        columns = cos * u - sin * y + (width - 1) / 2 + offset[1] * width
+        rows = cos * y + sin * x + (height - 1) / 2 + offset[0] * height
+        columns = cos * x - sin * y + (width - 1) / 2 + offset[1] * width
         take = lambda plane: jax.scipy.ndimage.map_coordinates(plane, [rows, columns], order=1, mode="nearest")
         return jax.vmap(take, in_axes=-1, out_axes=-1)(image)
 
-    mirror = jax.random.bernoulli(flip, 0.5, (n,))
-    images = jax.vmap(moved)(images, uniform(turn, 0.15), uniform(zoom, 0.12), uniform(shift, 0.08, (n, 2)), mirror)
+    images = jax.vmap(moved)(images, uniform(turn, 0.2), uniform(zoom, 0.15), uniform(shift, 0.1, (n, 2)))
     gain, offset = uniform(light, 0.2, (2, n, 1, 1, 1))
     images = images * (1 + gain) + offset
     top, left = jax.random.uniform(cut, (2, n, 1, 1, 1)) * jnp.array([height, width]).reshape(2, 1, 1, 1, 1)
-    hidden = (jnp.abs(jnp.arange(height)[None, :, None, None] - top) < 0.15 * height) & (
-        jnp.abs(jnp.arange(width)[None, None, :, None] - left) < 0.15 * width
+    hidden = (jnp.abs(jnp.arange(height)[None, :, None, None] - top) < 0.25 * height) & (
+        jnp.abs(jnp.arange(width)[None, None, :, None] - left) < 0.25 * width
     )
     return jnp.where(hidden, 0, images)
 
@@ -198,16 +200,18 @@ def monitors(embeddings, labels):
 
 
 class Trainer:
-    """The jitted steps, and the state they act on: `params` (encoder, prototypes), `optimizer`, `centers`."""
+    """The jitted steps, and the state they act on."""
 
     def __init__(self, args, faces: mj.data.Faces):
         self.args, self.losses = args, args.losses
-        self.images, self.labels = jnp.asarray(faces.images), jnp.asarray(faces.labels)
+        # A mirrored face counts as another person: twice the people to tell apart, from the same photographs.
+        self.images = jnp.concatenate([faces.images, faces.images[:, :, ::-1]])
+        self.labels = jnp.concatenate([faces.labels, faces.labels + len(faces.people)])
         shape = (*args.image_size, faces.images.shape[-1])
         model = mj.encoders.SmallResNet(args.embedding_size, shape, rngs=nnx.Rngs(args.seed))
         self.graph, encoder = nnx.split(model, nnx.Param)
         key = jax.random.key(args.seed + 1)
-        prototypes = mj.sphere.project(jax.random.normal(key, (len(faces.people), args.embedding_size)))
+        prototypes = mj.sphere.project(jax.random.normal(key, (2 * len(faces.people), args.embedding_size)))
         rate = optax.warmup_cosine_decay_schedule(0, args.learning_rate, args.steps // 10, args.steps)
         on_sphere = optax.chain(optax.adam(rate), mj.transforms.project_to_sphere())
         by_leaf = {
@@ -216,7 +220,12 @@ class Trainer:
         }
         self.optimizer = optax.partition(by_leaf, {"encoder": "encoder", "prototypes": "prototypes"})
         params = {"encoder": encoder, "prototypes": prototypes}
-        self.state = {"params": params, "optimizer": self.optimizer.init(params), "centers": jnp.zeros_like(prototypes)}
+        self.state = {
+            "params": params,
+            "average": jax.tree.map(jnp.copy, params),  # over the last steps: what is evaluated
+            "optimizer": self.optimizer.init(params),
+            "centers": jnp.zeros_like(prototypes),
+        }
 
     def encode(self, params, images):
         return nnx.merge(self.graph, params["encoder"])(images)
@@ -235,7 +244,8 @@ class Trainer:
         updates, optimizer = self.optimizer.update(gradient, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         centers = mj.losses.update_centers(state["centers"], embeddings, labels)
-        state = {"params": params, "optimizer": optimizer, "centers": centers}
+        average = optax.incremental_update(params, state["average"], step_size=0.01)
+        state = {"params": params, "average": average, "optimizer": optimizer, "centers": centers}
         return state, {"loss": value, **monitors(embeddings, labels)}
 
     @partial(jax.jit, static_argnums=0)
@@ -247,7 +257,7 @@ class Trainer:
         """Embeddings averaged with those of the mirror images."""
         parts = [images[i : i + size] for i in range(0, len(images), size)]
         pad = lambda a: np.concatenate([a, np.zeros((size - len(a), *a.shape[1:]), a.dtype)])
-        return np.concatenate([np.asarray(self._embed(self.state["params"], pad(part)))[: len(part)] for part in parts])
+        return np.concatenate([np.asarray(self._embed(self.state["average"], pad(part)))[: len(part)] for part in parts])
 
 
 def checkpointer(args) -> ocp.CheckpointManager:
@@ -294,10 +304,10 @@ def train(args, trainer: Trainer) -> dict:
                 seen = {name: float(value) for name, value in seen.items()}
                 if not all(np.isfinite(list(seen.values()))):
                     sys.exit(f"stopped at step {done}: the loss or an embedding is not finite ({seen})")
-                if seen["spread"] < COLLAPSED:
-                    sys.exit(f"stopped at step {done}: the embeddings have collapsed to one point ({seen})")
                 for name, value in {"step": done, **seen}.items():
                     history.setdefault(name, []).append(value)
+                if len(history["spread"]) >= PATIENCE and max(history["spread"][-PATIENCE:]) < COLLAPSED:
+                    sys.exit(f"stopped at step {done}: the embeddings have collapsed to one point ({seen})")
                 bar.set_postfix({name.split("/")[-1]: f"{value:.3f}" for name, value in seen.items()})
             if done % args.checkpoint_every == 0 or done == args.steps:
                 run = ocp.args.JsonSave({"identity": identity(args, trainer), "history": history})

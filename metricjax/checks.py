@@ -1,12 +1,15 @@
-"""Errors about arguments, raised while tracing and from static facts only: what came, and what was wanted."""
+"""Errors about arguments, raised while tracing and from static facts only: what came, and what was wanted.
+
+Arguments are `Any` here: whether they are arrays is the first thing that is checked.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array
 
 
-def check_rows(name: str, x: Array, features: int | None = None) -> None:
+def check_rows(name: str, x: Any, features: int | None = None) -> None:
     """`x` is [rows, features] of floats."""
     if not hasattr(x, "dtype"):
         raise TypeError(f"{name} is a {type(x).__name__}; wanted an array [rows, features]")
@@ -18,7 +21,7 @@ def check_rows(name: str, x: Array, features: int | None = None) -> None:
         raise ValueError(f"{name} has {x.shape[1]} features, the embeddings have {features}; they must agree")
 
 
-def check_labels(name: str, labels: Array, rows: int, any_kind: bool = False) -> None:
+def check_labels(name: str, labels: Any, rows: int, any_kind: bool = False) -> None:
     """`labels` holds one integer per row; with `any_kind` any dtype and trailing shape."""
     if not hasattr(labels, "dtype"):
         raise TypeError(f"{name} is a {type(labels).__name__}; wanted an array with one label per row")
@@ -28,7 +31,7 @@ def check_labels(name: str, labels: Array, rows: int, any_kind: bool = False) ->
         raise TypeError(f"{name} has dtype {labels.dtype}; wanted integers, which compare exactly")
 
 
-def check_per_row(name: str, a: Array | None, rows: int, kind: type = jnp.bool_) -> None:
+def check_per_row(name: str, a: Any, rows: int, kind: type = jnp.bool_) -> None:
     """`a` is None or holds one value of the wanted kind per row."""
     if a is None:
         return
@@ -40,13 +43,13 @@ def check_per_row(name: str, a: Array | None, rows: int, kind: type = jnp.bool_)
 
 
 def check_batch(
-    embeddings: Array,
-    labels: Array,
-    where: Array | None,
-    weights: Array | None,
-    references: Array | None,
-    reference_labels: Array | None,
-    reference_where: Array | None,
+    embeddings: Any,
+    labels: Any,
+    where: Any,
+    weights: Any,
+    references: Any,
+    reference_labels: Any,
+    reference_where: Any,
     same: Callable | None,
     block_size: int | str | None,
 ) -> None:

@@ -70,7 +70,7 @@ def geodesic(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n 
 
 
 @functools.cache
-def lp(p: int | float) -> Callable[..., Float[Array, "n m"]]:
+def lp(p: float) -> Callable[..., Float[Array, "n m"]]:
     """‖x − y‖_p for a fixed p ≥ 1. It costs n·m·d powers instead of a matrix product.
 
     >>> import jax.numpy as jnp
@@ -108,7 +108,7 @@ def snr(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
 
 
 @functools.cache
-def poincare(c: int | float = 1.0) -> Callable[..., Float[Array, "n m"]]:
+def poincare(c: float = 1.0) -> Callable[..., Float[Array, "n m"]]:
     """Geodesic distance in the Poincaré ball of curvature −c (Nickel & Kiela 2017, arXiv:1705.08039).
 
     d = arcosh(1 + 2c‖x − y‖² / ((1 − c‖x‖²)(1 − c‖y‖²))) / √c. Points on or outside the ball of radius 1/√c count as

@@ -56,7 +56,7 @@ def score_histograms(scores: Mapping[str, PairScores]) -> Figure:
 
 
 def neighbour_sheet(
-    images: np.ndarray, labels: np.ndarray, similarity: np.ndarray, queries: Sequence[int], count: int = 6
+    images: np.ndarray, labels: np.ndarray, similarity: np.ndarray, queries: Sequence[int] | np.ndarray, count: int = 6
 ) -> Figure:
     """Queries in the first column, their nearest neighbours to the right; those of another class are framed in red.
 

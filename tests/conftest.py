@@ -12,7 +12,9 @@ import jaxtyping
 import numpy as np
 import pytest
 
-jaxtyping.install_import_hook("metricjax", "beartype.beartype")  # shapes and dtypes of every call are checked
+# Shapes and dtypes of every call are checked; an int will do for a float.
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+jaxtyping.install_import_hook("metricjax", CHECKER)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 from metricjax import similarities
 from metricjax.metrics.panels import check_set, panels
@@ -54,8 +54,9 @@ def _sums(depth, ks, start, scores, row_labels, labels, relevant):
     _, nearest = lax.top_k(scores, depth)
     hit = (labels[nearest] == row_labels[:, None]).astype(jnp.float32)
     rank = jnp.arange(1, depth + 1, dtype=jnp.float32)[None]
-    within = hit * (rank <= relevant[:, None])
-    scale = jnp.where(relevant > 0, 1 / jnp.maximum(relevant, 1).astype(jnp.float32), 0)
+    relevant = relevant.astype(jnp.float32)
+    within = jnp.where(rank <= relevant[:, None], hit, 0)
+    scale = jnp.where(relevant > 0, 1 / jnp.maximum(relevant, 1), 0)
     found = [jnp.sum(jnp.max(hit[:, :k], axis=1)) for k in ks]
     precision = jnp.cumsum(hit, axis=1) / rank
     return [*found, jnp.sum(jnp.sum(within, axis=1) * scale), jnp.sum(jnp.sum(precision * within, axis=1) * scale)]

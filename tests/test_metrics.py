@@ -1,0 +1,166 @@
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import metricjax as mj
+from metricjax.metrics import verification
+
+
+def scores_and_same(kind, rng, n=120):
+    same = rng.random(n) < 0.3
+    scores = rng.standard_normal(n) + same
+    if kind == "ties":
+        scores = np.round(scores)
+    if kind == "all equal":
+        scores = np.zeros(n)
+    if kind == "perfect":
+        scores = same + rng.random(n) / 2
+    return scores, same
+
+
+KINDS = ("plain", "ties", "all equal", "perfect")
+
+
+def rates(scores, same):
+    """(FAR, TAR) at every threshold, by counting."""
+    points = [(0.0, 0.0)]
+    for t in sorted(set(scores), reverse=True):
+        points.append((float(np.mean(scores[~same] >= t)), float(np.mean(scores[same] >= t))))
+    return points
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_roc_auc_counts_pairs(kind, rng):
+    scores, same = scores_and_same(kind, rng)
+    won = [float(g > i) + 0.5 * float(g == i) for g in scores[same] for i in scores[~same]]
+    np.testing.assert_allclose(mj.metrics.roc_auc(scores, same), np.mean(won), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_error_rate_is_where_the_curve_crosses(kind, rng):
+    scores, same = scores_and_same(kind, rng)
+    points = rates(scores, same)
+    for (f0, t0), (f1, t1) in itertools.pairwise(points):
+        if f1 >= 1 - t1:
+            part = (1 - t0 - f0) / ((f1 - f0) + (t1 - t0))
+            expected = f0 + part * (f1 - f0)
+            break
+    np.testing.assert_allclose(mj.metrics.equal_error_rate(scores, same), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("far", [0.02, 0.1, 0.5, 1.0])
+def test_tar_at_far_never_exceeds_the_far(kind, far, rng):
+    scores, same = scores_and_same(kind, rng)
+    expected = max(t for f, t in rates(scores, same) if f <= far)
+    np.testing.assert_allclose(mj.metrics.tar_at_far(scores, same, far), expected)
+
+
+def test_a_far_that_cannot_be_measured_is_refused(rng):
+    with pytest.raises(ValueError, match="far is 0.001; 3 impostor pairs can tell rates from 0.333"):
+        mj.metrics.tar_at_far([0.1, 0.2, 0.3, 0.9], [False, False, False, True], 0.001)
+
+
+@pytest.mark.parametrize("similarity", [mj.similarities.cosine, mj.similarities.dot])
+@pytest.mark.parametrize("ties", [False, True])
+def test_streamed_pairs_give_the_curve_of_all_pairs(similarity, ties, rng, monkeypatch):
+    z = rng.standard_normal((57, 3)).astype(np.float32)
+    z = np.round(z) + 0.5 if ties else z
+    y = rng.integers(0, 9, 57)
+    height = mj.metrics.panels
+    monkeypatch.setattr(verification, "panels", lambda z, s: height.panels(z, s, height=10))
+    streamed = mj.metrics.pair_scores(jnp.asarray(z), y, similarity)
+    first, second = np.triu_indices(57, 1)
+    scores = np.concatenate([np.asarray(s) for _, s in height.panels(jnp.asarray(z), similarity, 10)])[first, second]
+    whole = mj.metrics.roc(scores, y[first] == y[second])
+    assert (streamed.roc.genuine, streamed.roc.impostors) == (whole.genuine, whole.impostors)
+    np.testing.assert_allclose(streamed.roc.auc(), whole.auc(), rtol=1e-12)
+    np.testing.assert_allclose(streamed.roc.equal_error_rate(), whole.equal_error_rate(), rtol=1e-9)
+    for far in (0.001, 0.01, 0.1, 0.5, 1.0):
+        np.testing.assert_allclose(streamed.roc.tar_at_far(far), whole.tar_at_far(far), rtol=1e-12)
+    assert streamed.genuine.sum() == whole.genuine
+    assert streamed.impostors.sum() == whole.impostors
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+def test_k_fold_accuracy_takes_each_threshold_from_the_other_folds(by_size, rng):
+    scores, same = scores_and_same("plain", rng)
+    fold = np.repeat(np.arange(4), 30)
+    accuracies = []
+    for k in range(4):
+        rest = fold != k
+        candidates = sorted(set(scores[rest]))
+        edges = [np.inf, *((a + b) / 2 for a, b in itertools.pairwise(candidates)), candidates[0]]
+        best = max(sorted(edges, reverse=True), key=lambda t: np.sum((scores[rest] >= t) == same[rest]))
+        accuracies.append(np.mean((scores[~rest] >= best) == same[~rest]))
+    mean, deviation = mj.metrics.k_fold_accuracy(scores, same, 4 if by_size else fold)
+    np.testing.assert_allclose(mean, np.mean(accuracies))
+    np.testing.assert_allclose(deviation, np.std(accuracies, ddof=1))
+
+
+def retrieval_by_loops(z, y, ks):
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    s = (unit @ unit.T).astype(np.float32)
+    found = {f"recall@{k}": [] for k in ks} | {"r_precision": [], "map@r": []}
+    lone = 0
+    for i in range(len(z)):
+        others = sorted((j for j in range(len(z)) if j != i), key=lambda j: (-s[i, j], j))
+        hits = [y[j] == y[i] for j in others]
+        r = sum(hits)
+        if not r:
+            lone += 1
+            continue
+        for k in ks:
+            found[f"recall@{k}"].append(float(any(hits[:k])))
+        found["r_precision"].append(sum(hits[:r]) / r)
+        found["map@r"].append(sum(sum(hits[: j + 1]) / (j + 1) for j in range(r) if hits[j]) / r)
+    return {name: np.mean(values) for name, values in found.items()}, lone
+
+
+@pytest.mark.parametrize("labels", ["several", "one class", "lone ones"])
+def test_retrieval_equals_loops(labels, rng):
+    z = rng.standard_normal((41, 4))
+    y = {"several": rng.integers(0, 6, 41), "one class": np.zeros(41, int), "lone ones": np.arange(41) // 2}[labels]
+    got = mj.metrics.retrieval(jnp.asarray(z, jnp.float32), y, ks=(1, 3, 100))
+    expected, lone = retrieval_by_loops(z, y, (1, 3, 100))
+    assert got["lone"] == lone
+    assert got["queries"] == 41 - lone
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-5)
+
+
+def test_equal_neighbours_come_in_the_order_of_their_index():
+    z = jnp.ones((4, 2))
+    assert mj.metrics.retrieval(z, np.array([0, 1, 1, 0]), ks=(1,))["recall@1"] == 0.25  # only 0's neighbour 1 … is 3's 0
+
+
+def test_labels_are_not_cast_to_float():
+    y = np.array([2**24, 2**24 + 1, 2**24, 2**24 + 1])
+    z = jnp.array([[1.0, 0], [0, 1], [1, 0.1], [0.1, 1]])
+    assert mj.metrics.retrieval(z, y)["recall@1"] == 1
+
+
+Z = np.eye(3, dtype=np.float32)
+WRONG = {
+    "nan embeddings": (lambda: mj.metrics.retrieval(Z * np.nan, np.arange(3)), ValueError, "embeddings holds NaN"),
+    "nothing to find": (lambda: mj.metrics.retrieval(Z, np.arange(3)), ValueError, "no two rows of the same class"),
+    "k": (lambda: mj.metrics.retrieval(Z, np.zeros(3, int), ks=(0,)), ValueError, r"ks is \(0,\)"),
+    "no genuine": (lambda: mj.metrics.pair_scores(Z, np.arange(3)), ValueError, "no two rows of the same person"),
+    "no impostors": (lambda: mj.metrics.pair_scores(Z, np.zeros(3, int)), ValueError, "one person only"),
+    "float labels": (lambda: mj.metrics.retrieval(Z, np.zeros(3)), TypeError, "labels has dtype float64"),
+    "lengths": (lambda: mj.metrics.roc_auc([1.0], [True, False]), ValueError, r"scores has shape \(1,\)"),
+    "same": (lambda: mj.metrics.roc_auc([1.0, 2.0], [1, 0]), TypeError, "same has dtype int64; wanted booleans"),
+    "infinite": (lambda: mj.metrics.roc_auc([np.inf, 2.0], [True, False]), ValueError, "scores holds NaN or infinity"),
+    "one kind": (lambda: mj.metrics.roc_auc([1.0, 2.0], [True, True]), ValueError, "same is all True"),
+    "folds": (lambda: mj.metrics.k_fold_accuracy([1.0, 2.0], [True, False], 3), ValueError, "folds is 3"),
+    "one fold": (lambda: mj.metrics.k_fold_accuracy([1.0, 2.0], [True, False], [1, 1]), ValueError, "folds has shape"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments(name, unchecked):
+    call, error, message = WRONG[name]
+    with pytest.raises(error, match=message):
+        call()

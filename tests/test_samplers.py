@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from metricjax.samplers import pk_batches
+
+EVEN = np.repeat(np.arange(20), 10)
+UNEVEN = np.repeat(np.array([7, 3, 9, 1, 4]), [1, 2, 5, 11, 30])
+
+
+@pytest.mark.parametrize(("labels", "p", "k"), [(EVEN, 8, 4), (EVEN, 20, 2), (UNEVEN, 3, 4), (UNEVEN, 5, 1), (UNEVEN, 2, 7)])
+def test_batches_are_p_classes_of_k_images_and_cover_all(labels, p, k):
+    batches = pk_batches(labels, p, k, seed=0)
+    assert batches.shape[1] == p * k
+    for batch in batches:
+        classes = labels[batch].reshape(p, k)
+        assert (classes == classes[:, :1]).all()
+        assert len(set(classes[:, 0])) == p
+        for row in batch.reshape(p, k):
+            available = np.sum(labels == labels[row[0]])
+            assert len(set(row)) == min(k, available)
+    assert set(batches.ravel()) == set(range(len(labels)))
+
+
+def test_no_more_batches_than_needed():
+    assert len(pk_batches(EVEN, 10, 5, seed=0)) == 4
+    groups = [-(-n // 4) for n in (1, 2, 5, 11, 30)]
+    assert len(pk_batches(UNEVEN, 3, 4, seed=0)) == max(groups)  # the largest class is in every batch
+
+
+def test_a_function_of_seed_and_epoch_only():
+    first = pk_batches(EVEN, 8, 4, seed=1, epoch=2)
+    np.testing.assert_array_equal(first, pk_batches(EVEN, 8, 4, seed=1, epoch=2))
+    for other in (pk_batches(EVEN, 8, 4, seed=1, epoch=3), pk_batches(EVEN, 8, 4, seed=2, epoch=2)):
+        assert not np.array_equal(first[0], other[0])
+
+
+def test_shards_are_the_parts_of_a_batch():
+    whole = pk_batches(EVEN, 8, 4, seed=0)
+    parts = [pk_batches(EVEN, 8, 4, seed=0, shard=i, shards=4) for i in range(4)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"classes": 21}, ValueError, "classes is 21; wanted 1 to 20"),
+        ({"per_class": 0}, ValueError, "per_class is 0"),
+        ({"shards": 3}, ValueError, "shard 0 of 3 with 8 classes"),
+        ({"shard": 2, "shards": 2}, ValueError, "shard 2 of 2"),
+        ({"labels": EVEN * 1.0}, TypeError, "labels has shape .* dtype float64"),
+    ],
+)
+def test_wrong_arguments(change, error, message):
+    with pytest.raises(error, match=message):
+        pk_batches(**{"labels": EVEN, "classes": 8, "per_class": 4, "seed": 0, **change})

@@ -1,0 +1,215 @@
+"""The example as its users run it, made small: its results, its errors, and going on after an interruption."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parents[1]
+pytestmark = pytest.mark.filterwarnings("default")
+SMALL = ["--image-size", "16", "14", "--embedding-size", "8", "--batch", "4", "2", "--steps", "6", "--learning-rate", "0.002"]
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("train_faces", ROOT / "examples" / "train_faces.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.LOG_EVERY = 2
+    return module
+
+
+@pytest.fixture(autouse=True)
+def promotion():
+    """Flax and Optax rely on the standard promotion of types."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """A folder in LFW's layout: each person a few patches of grey, each photograph those with noise."""
+    folder, rng = tmp_path_factory.mktemp("people"), np.random.default_rng(0)
+    for person in range(10):
+        face = np.asarray(Image.fromarray(rng.integers(40, 215, (4, 3), dtype=np.uint8)).resize((23, 28)), np.float64)
+        (folder / f"Person_{person}").mkdir()
+        for i in range(3 if person < 9 else 1):
+            pixels = np.clip(face + rng.normal(0, 20, face.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"Person_{person}" / f"Person_{person}_{i + 1:04d}.png")
+    return folder
+
+
+def run(example, *arguments):
+    return example.main([*SMALL, *map(str, arguments)])
+
+
+def refused(example, capsys, *arguments):
+    """What a run that ends with an error prints."""
+    with pytest.raises(SystemExit) as caught:
+        run(example, *arguments)
+    assert caught.value.code not in (0, None)
+    return f"{caught.value.code} {capsys.readouterr().err}"
+
+
+def leaves(path):
+    return jax.tree.leaves(path)
+
+
+def test_a_run_leaves_table_metrics_plots_and_checkpoint(example, people, tmp_path, capsys):
+    out = tmp_path / "run"
+    report = run(example, "--dataset", people, "--out", out)
+    printed = capsys.readouterr().out
+    assert "people never seen in training" in printed
+    assert str(out) in printed
+    saved = json.loads((out / "metrics.json").read_text())
+    assert saved["results"] == report["results"]
+    found = saved["results"]["embeddings"]
+    assert found["genuine pairs"] == 15
+    assert found["impostor pairs"] == 90
+    assert found["TAR@FAR=0.001"] is None  # 90 impostor pairs cannot tell
+    assert 0 <= found["EER"] <= 1
+    assert set(saved["history"]) == {
+        "step", "loss", "active triplets", "distance/positive", "distance/negative", "spread"
+    }  # fmt: skip
+    assert saved["history"]["step"] == [2, 4, 6]
+    assert not set(saved["people"]["trained on"]) & set(saved["people"]["tested on"])
+    for name in ("training", "roc", "scores", "neighbours"):
+        with Image.open(out / f"{name}.png") as image:
+            assert min(image.size) > 200
+    assert (out / "checkpoints" / "6").is_dir()
+
+
+EVERY_LOSS = (
+    "contrastive", "triplet", "nt_xent", "supcon", "multi_similarity", "circle",
+    "softmax", "normalized_softmax", "cosface", "arcface", "circle_class", "softmax+center",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", EVERY_LOSS)
+def test_every_loss_trains(example, people, loss, tmp_path):
+    args = example.arguments([*SMALL, "--steps", "30", "--dataset", str(people), "--loss", loss, "--out", str(tmp_path)])
+    trainer = example.Trainer(args, example.load(args)[0])
+    index = np.array([0, 1, 3, 4, 6, 7, 15, 16])
+    images, labels = example.scaled(trainer.images[index], args.image_size), trainer.labels[index]
+
+    def loss_on_clean_images():
+        embeddings = trainer.encode(trainer.state["params"], images)
+        return example.total_loss(args.losses, embeddings, labels, *held(trainer.state))
+
+    held = lambda state: (state["params"]["prototypes"], state["centers"])
+    before, first = jax.tree.map(np.array, trainer.state), loss_on_clean_images()
+    for number in range(30):
+        trainer.state, seen = trainer.step(trainer.state, number, index)
+        assert np.isfinite(seen["loss"])
+    assert loss_on_clean_images() < first
+    encoder = zip(*(jax.tree.leaves(s["params"]["encoder"]) for s in (before, trainer.state)), strict=True)
+    assert all(not np.array_equal(a, b) for a, b in encoder)
+    prototypes = np.asarray(trainer.state["params"]["prototypes"])
+    if "softmax" not in loss.split("+"):
+        np.testing.assert_allclose(np.linalg.norm(prototypes.astype(np.float64), axis=1), 1, atol=2e-7)
+    assert np.any(np.asarray(trainer.state["centers"]))
+
+
+def test_every_loss_is_tried(example):
+    import metricjax as mj
+
+    public = {name for name, f in vars(mj.losses).items() if callable(f) and name != "update_centers"}
+    assert public == {part for name in EVERY_LOSS for part in name.split("+")}
+
+
+def test_an_interrupted_run_resumes_to_the_same_parameters(example, people, tmp_path, monkeypatch):
+    states = {}
+    train = example.train
+
+    def kept(args, trainer):
+        history = train(args, trainer)
+        states[args.out.name] = (jax.tree.map(np.array, trainer.state), history)
+        return history
+
+    monkeypatch.setattr(example, "train", kept)
+    common = ("--dataset", people, "--checkpoint-every", 2, "--loss", "cosface+supcon+center")
+    run(example, *common, "--out", tmp_path / "whole")
+
+    step = example.Trainer.step
+
+    def interrupted(self, state, number, index):
+        if number == 5:
+            raise KeyboardInterrupt
+        return step(self, state, number, index)
+
+    monkeypatch.setattr(example.Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(example, *common, "--out", tmp_path / "parts")
+    monkeypatch.setattr(example.Trainer, "step", step)
+    run(example, *common, "--out", tmp_path / "parts", "--resume")
+    assert states["parts"][1] == states["whole"][1]
+    jax.tree.map(np.testing.assert_array_equal, states["parts"][0], states["whole"][0])
+
+
+def test_lfw_protocol(example, people, tmp_path, capsys):
+    lines = ["3 2"]
+    for fold in range(3):
+        a, b = f"Person_{3 * fold}", f"Person_{3 * fold + 1}"
+        lines += [f"{a} 1 2", f"{b} 2 3", f"{a} 1 {b} 1", f"{b} 3 {'Person_9' if fold == 1 else a} 1"]
+    (tmp_path / "pairs.txt").write_text("\n".join(lines))
+    protocol = ("--dataset", people, "--pairs", tmp_path / "pairs.txt")
+    report = run(example, *protocol, "--test-folds", "2,3", "--out", tmp_path / "run")
+    assert set(report["people"]["tested on"]) == {"Person_3", "Person_4", "Person_6", "Person_7", "Person_9"}
+    assert set(report["people"]["trained on"]) == {"Person_0", "Person_1", "Person_2", "Person_5", "Person_8"}
+    found = report["results"]["raw pixels"]
+    assert found["LFW pairs"] == 8
+    assert found["LFW accuracy"] == 1  # the patterns are easy for raw pixels
+    message = refused(example, capsys, *protocol, "--test-folds", "2", "--out", tmp_path / "one")
+    assert "--test-folds 2 names fewer than 2 folds" in message
+    message = refused(example, capsys, "--pairs", tmp_path / "pairs.txt", "--out", tmp_path / "orl")
+    assert "--pairs names files" in message
+
+
+def test_a_collapsed_or_not_finite_run_stops(example, people, tmp_path, capsys, monkeypatch):
+    message = refused(example, capsys, "--dataset", people, "--learning-rate", "1e30", "--out", tmp_path / "nan")
+    assert "not finite" in message
+    monkeypatch.setattr(example, "COLLAPSED", 2.0)
+    monkeypatch.setattr(example, "PATIENCE", 2)
+    message = refused(example, capsys, "--dataset", people, "--out", tmp_path / "collapsed")
+    assert "stopped at step 4: the embeddings have collapsed" in message
+
+
+def test_wrong_arguments(example, people, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    wrong = {
+        ("--loss", "arcfase"): "--loss arcfase is unknown; wanted one of arcface, center",
+        ("--set", "sacle=3"): "no hyper-parameter 'sacle'",
+        ("--set", "prototypes=3"): "no hyper-parameter 'prototypes'",
+        ("--steps", "0"): "--steps is 0",
+        ("--resume",): "--resume needs --out",
+        ("--dataset", tmp_path / "nowhere"): "nowhere is not a folder",
+        ("--dataset", tmp_path / "empty"): "holds no images",
+        ("--dataset", people, "--batch", "99", "2"): "classes is 99; wanted 1 to",
+    }
+    for arguments, message in wrong.items():
+        assert message in refused(example, capsys, *arguments)
+
+
+def test_a_checkpoint_of_another_encoder_is_refused(example, people, tmp_path, capsys):
+    run(example, "--dataset", people, "--out", tmp_path)
+    message = refused(example, capsys, "--dataset", people, "--out", tmp_path)
+    assert "holds a run already" in message
+    wider = ("--dataset", people, "--out", tmp_path, "--resume", "--embedding-size", 16)
+    assert "the checkpoint was made with embedding_size 8, not 16" in refused(example, capsys, *wider)
+    assert "holds no checkpoint" in refused(example, capsys, "--dataset", people, "--out", tmp_path / "new", "--resume")
+
+
+def test_hyper_parameters_from_the_command_line(example):
+    settings = ["--set", "margin=0.3", "--set", "distance=geodesic", "--set", "triplets=semi_hard", "--set", "average=valid"]
+    chosen = example.arguments(["--loss", "triplet", *settings]).losses["triplet"]
+    assert chosen == {
+        "margin": 0.3,
+        "distance": example.mj.distances.geodesic,
+        "triplets": example.mj.mining.semi_hard,
+        "average": "valid",
+    }
+    assert example.arguments(["--loss", "triplet", "--set", "margin=None"]).losses["triplet"]["margin"] is None
