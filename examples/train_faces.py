@@ -1,14 +1,13 @@
 """Train face embeddings and evaluate them on people that training never saw.
 
-    python examples/train_faces.py                                   # the ORL faces, on a laptop
-    python examples/train_faces.py --loss triplet --set margin=0.3
-    python examples/train_faces.py --dataset FOLDER_OF_PEOPLE
-    python examples/train_faces.py --dataset lfw_folder --pairs pairs.txt --test-folds 1,2
+python examples/train_faces.py                                   # the ORL faces, on a laptop
+python examples/train_faces.py --loss triplet --set margin=0.3
+python examples/train_faces.py --dataset FOLDER_OF_PEOPLE
+python examples/train_faces.py --dataset lfw_folder --pairs pairs.txt --test-folds 1,2
 """
 
 import argparse
 import datetime
-import inspect
 import itertools
 import json
 import pathlib
@@ -23,6 +22,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
+from losses_by_name import chosen_losses, total_loss
 from tqdm import tqdm
 
 import metricjax as mj
@@ -31,14 +31,6 @@ PHOTOGRAPH = (112, 92)  # height and width in memory: those of the ORL set
 FARS = (0.1, 0.01, 0.001)
 LOG_EVERY = 10
 COLLAPSED, PATIENCE = 0.05, 10  # so little spread (1 is even) in so many logged steps is a collapse
-# What suits a few dozen people; the papers' defaults are for millions of images.
-SMALL = {
-    "cosface": {"scale": 16.0, "margin": 0.2},
-    "arcface": {"scale": 16.0, "margin": 0.2},
-    "circle_class": {"scale": 32.0, "margin": 0.25},
-    "normalized_softmax": {"temperature": 0.1},
-    "circle": {"scale": 32.0, "margin": 0.25},
-}
 
 
 def arguments(argv=None) -> argparse.Namespace:
@@ -50,9 +42,9 @@ def arguments(argv=None) -> argparse.Namespace:
     add("--loss", default="cosface+supcon", help="a loss of metricjax.losses, or several joined by +")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the loss")
     add("--steps", type=int, default=800)
-    add("--batch", type=int, nargs=2, default=(20, 2), metavar=("P", "K"), help="people, and images of each")
+    add("--batch", type=int, nargs=2, metavar=("P", "K"), help="people, and images of each; default 20 2")
     add("--image-size", type=int, nargs=2, default=(64, 56), metavar=("H", "W"), help="what the encoder sees")
-    add("--embedding-size", type=int, default=64)
+    add("--embedding-size", type=int, default=128)
     add("--learning-rate", type=float, default=1e-3)
     add("--seed", type=int, default=0)
     add("--out", type=pathlib.Path, help="folder of results; default runs/DATE-TIME")
@@ -74,7 +66,7 @@ def arguments(argv=None) -> argparse.Namespace:
     return args
 
 
-# --- data -------------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------------------------
 
 
 def load(args) -> tuple[mj.data.Faces, mj.data.Faces, mj.data.Pairs | None]:
@@ -82,7 +74,9 @@ def load(args) -> tuple[mj.data.Faces, mj.data.Faces, mj.data.Pairs | None]:
     if args.pairs is not None:
         pairs = mj.data.read_pairs(args.pairs).of_folds([int(fold) for fold in args.test_folds.split(",")])
         if len(np.unique(pairs.fold)) < 2:
-            raise ValueError(f"--test-folds {args.test_folds} names fewer than 2 folds: thresholds come from the others")
+            raise ValueError(
+                f"--test-folds {args.test_folds} names fewer than 2 folds: thresholds come from the others"
+            )
         if args.dataset in ("orl", "lfw"):
             raise ValueError("--pairs names files: give the folder that holds LFW's people as --dataset")
         faces = mj.data.folder(args.dataset, PHOTOGRAPH, at_least=1)
@@ -97,106 +91,11 @@ def load(args) -> tuple[mj.data.Faces, mj.data.Faces, mj.data.Pairs | None]:
         faces = mj.data.folder(args.dataset, PHOTOGRAPH)
     trained = np.arange(len(faces.people)) < len(faces.people) // 2
     if trained.sum() < 2:
-        raise ValueError(f"--dataset {args.dataset} has {len(faces.people)} people; wanted 4, 2 to train and 2 to test on")
+        raise ValueError(f"--dataset {args.dataset} has {len(faces.people)} people; wanted 2 to train on, 2 to test on")
     return faces.of_people(trained), faces.of_people(~trained), None
 
 
-def scaled(images, size):
-    """Cropped around the centre to the shape of `size`, resized, and each image with mean 0 and variance 1."""
-    n, height, width, channels = images.shape
-    kept = min(height, round(width * size[0] / size[1])), min(width, round(height * size[1] / size[0]))
-    top, left = (height - kept[0]) // 2, (width - kept[1]) // 2
-    images = images[:, top : top + kept[0], left : left + kept[1]].astype(jnp.float32)
-    images = jax.image.resize(images, (n, *size, channels), "cubic")
-    return jax.nn.standardize(images, axis=(1, 2, 3), epsilon=1.0)
-
-
-def augmented(key, images):
-    """Each image turned, scaled and shifted, its brightness changed and a rectangle cut out."""
-    n, height, width, _ = images.shape
-    turn, zoom, shift, light, cut = jax.random.split(key, 5)
-    uniform = lambda key, spread, shape=(n,): jax.random.uniform(key, shape, minval=-spread, maxval=spread)
-    y, x = jnp.meshgrid(jnp.linspace(-1, 1, height) * height / 2, jnp.linspace(-1, 1, width) * width / 2, indexing="ij")
-
-    def moved(image, angle, log_scale, offset):
-        sin, cos = jnp.sin(angle) * jnp.exp(log_scale), jnp.cos(angle) * jnp.exp(log_scale)
-        rows = cos * y + sin * x + (height - 1) / 2 + offset[0] * height
-        columns = cos * x - sin * y + (width - 1) / 2 + offset[1] * width
-        take = lambda plane: jax.scipy.ndimage.map_coordinates(plane, [rows, columns], order=1, mode="nearest")
-        return jax.vmap(take, in_axes=-1, out_axes=-1)(image)
-
-    images = jax.vmap(moved)(images, uniform(turn, 0.2), uniform(zoom, 0.15), uniform(shift, 0.1, (n, 2)))
-    gain, offset = uniform(light, 0.2, (2, n, 1, 1, 1))
-    images = images * (1 + gain) + offset
-    top, left = jax.random.uniform(cut, (2, n, 1, 1, 1)) * jnp.array([height, width]).reshape(2, 1, 1, 1, 1)
-    hidden = (jnp.abs(jnp.arange(height)[None, :, None, None] - top) < 0.25 * height) & (
-        jnp.abs(jnp.arange(width)[None, None, :, None] - left) < 0.25 * width
-    )
-    return jnp.where(hidden, 0, images)
-
-
-# --- loss and state -----------------------------------------------------------------------------------------------------
-
-
-def chosen_losses(names: str, settings: list[str]) -> dict:
-    """{name: hyper-parameters} of the losses to add up."""
-    known = sorted(name for name, f in vars(mj.losses).items() if inspect.isfunction(f) and name != "update_centers")
-    losses = {name: {} for name in names.split("+")}
-    for name in losses:
-        if name not in known:
-            raise ValueError(f"--loss {name} is unknown; wanted one of {', '.join(known)}")
-        losses[name] = dict(SMALL.get(name, {}))
-    for setting in settings:
-        key, _, text = setting.partition("=")
-        takers = [name for name in losses if key in inspect.signature(getattr(mj.losses, name)).parameters]
-        takes = {name: sorted(set(inspect.signature(getattr(mj.losses, name)).parameters)) for name in losses}
-        if not takers or key in ("embeddings", "labels", "prototypes", "centers", "options"):
-            raise ValueError(f"--set {setting}: no hyper-parameter {key!r}; the losses take {takes}")
-        for name in takers:
-            losses[name][key] = value_of(text)
-    return losses
-
-
-def value_of(text: str):
-    """A number, None, True or False; a distance, similarity or triplet miner by its name; else the text itself."""
-    for module in (mj.distances, mj.similarities, mj.mining):
-        if text in vars(module):
-            return getattr(module, text)
-    try:
-        return {"None": None, "True": True, "False": False}[text] if text in ("None", "True", "False") else float(text)
-    except ValueError:
-        return text
-
-
-def total_loss(losses, embeddings, labels, prototypes, centers):
-    """The sum of the losses; center loss counts with its paper's weight."""
-    total = 0.0
-    for name, hyper in losses.items():
-        loss = partial(getattr(mj.losses, name), embeddings, labels, **hyper)
-        if name == "center":
-            total += 0.003 * loss(centers=jax.lax.stop_gradient(centers))
-        elif "prototypes" in inspect.signature(loss.func).parameters:
-            total += loss(prototypes=prototypes)
-        else:
-            total += loss()
-    return total
-
-
-def monitors(embeddings, labels):
-    """What tells learning from collapse: active triplets, distances, and spread against that of random directions."""
-    d = mj.distances.chord(embeddings, embeddings)
-    same = labels[:, None] == labels[None]
-    other = ~jnp.eye(len(labels), dtype=bool)
-    mean = lambda where: jnp.sum(jnp.where(where, d, 0)) / jnp.maximum(jnp.sum(where), 1)
-    count = lambda average: mj.losses.triplet(
-        embeddings, labels, triplets=mj.mining.all_triplets, average=average, reduction=lambda m: jnp.sum(m.count)
-    )
-    return {
-        "active triplets": count("active") / jnp.maximum(count("valid"), 1),
-        "distance/positive": mean(same & other),
-        "distance/negative": mean(~same),
-        "spread": jnp.sqrt(jnp.sum(jnp.var(embeddings, axis=0))),
-    }
+# --- training -------------------------------------------------------------------------------------------------
 
 
 class Trainer:
@@ -204,6 +103,7 @@ class Trainer:
 
     def __init__(self, args, faces: mj.data.Faces):
         self.args, self.losses = args, args.losses
+        self.batch = tuple(args.batch or (min(20, 2 * len(faces.people)), 2))
         # A mirrored face counts as another person: twice the people to tell apart, from the same photographs.
         self.images = jnp.concatenate([faces.images, faces.images[:, :, ::-1]])
         self.labels = jnp.concatenate([faces.labels, faces.labels + len(faces.people)])
@@ -215,7 +115,7 @@ class Trainer:
         rate = optax.warmup_cosine_decay_schedule(0, args.learning_rate, args.steps // 10, args.steps)
         on_sphere = optax.chain(optax.adam(rate), mj.transforms.project_to_sphere())
         by_leaf = {
-            "encoder": optax.adamw(rate, weight_decay=1e-3),
+            "encoder": optax.adamw(rate, weight_decay=0.1),
             "prototypes": optax.adam(rate) if "softmax" in self.losses else on_sphere,  # plain softmax learns lengths
         }
         self.optimizer = optax.partition(by_leaf, {"encoder": "encoder", "prototypes": "prototypes"})
@@ -234,7 +134,8 @@ class Trainer:
     def step(self, state, number, index):
         """One update on the images `index`; everything random is a function of the seed and the step's number."""
         key = jax.random.fold_in(jax.random.key(self.args.seed), number)
-        images, labels = augmented(key, scaled(self.images[index], self.args.image_size)), self.labels[index]
+        images = mj.data.augmented(key, mj.data.scaled(self.images[index], self.args.image_size))
+        labels = self.labels[index]
 
         def loss(params):
             embeddings = self.encode(params, images)
@@ -246,18 +147,20 @@ class Trainer:
         centers = mj.losses.update_centers(state["centers"], embeddings, labels)
         average = optax.incremental_update(params, state["average"], step_size=0.01)
         state = {"params": params, "average": average, "optimizer": optimizer, "centers": centers}
-        return state, {"loss": value, **monitors(embeddings, labels)}
+        return state, {"loss": value, **mj.metrics.health(embeddings, labels)}
 
     @partial(jax.jit, static_argnums=0)
     def _embed(self, params, images):
-        images = scaled(images, self.args.image_size)
+        images = mj.data.scaled(images, self.args.image_size)
         return mj.sphere.project(self.encode(params, images) + self.encode(params, images[:, :, ::-1]))
 
     def embed(self, images: np.ndarray, size: int = 100) -> np.ndarray:
         """Embeddings averaged with those of the mirror images."""
         parts = [images[i : i + size] for i in range(0, len(images), size)]
         pad = lambda a: np.concatenate([a, np.zeros((size - len(a), *a.shape[1:]), a.dtype)])
-        return np.concatenate([np.asarray(self._embed(self.state["average"], pad(part)))[: len(part)] for part in parts])
+        return np.concatenate(
+            [np.asarray(self._embed(self.state["average"], pad(part)))[: len(part)] for part in parts]
+        )
 
 
 def checkpointer(args) -> ocp.CheckpointManager:
@@ -273,7 +176,8 @@ def restored(args, trainer: Trainer, manager: ocp.CheckpointManager) -> tuple[in
     saved = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
     for name, value in identity(args, trainer).items():
         if saved["identity"].get(name) != value:
-            raise ValueError(f"--resume: the checkpoint was made with {name} {saved['identity'].get(name)}, not {value}")
+            made = saved["identity"].get(name)
+            raise ValueError(f"--resume: the checkpoint was made with {name} {made}, not {value}")
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, trainer.state)
     trainer.state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
     return step, saved["history"]
@@ -284,17 +188,16 @@ def identity(args, trainer: Trainer) -> dict:
     named = {name: {k: str(v) for k, v in hyper.items()} for name, hyper in args.losses.items()}
     people = len(trainer.state["centers"])
     keys = ("embedding_size", "image_size", "dataset", "steps", "seed", "learning_rate")
-    return {"people": people, "losses": named, "batch": list(args.batch)} | {
-        key: getattr(args, key) for key in keys
-    }
+    return {"people": people, "losses": named, "batch": list(trainer.batch)} | {key: getattr(args, key) for key in keys}
 
 
 def train(args, trainer: Trainer) -> dict:
     """Run the steps that are left; returns the history of what was monitored."""
-    labels, (people, images) = np.asarray(trainer.labels), args.batch
+    labels, (people, images) = np.asarray(trainer.labels), trainer.batch
     manager = checkpointer(args)
     start, history = restored(args, trainer, manager) if args.resume else (0, {})
-    epochs = (mj.samplers.pk_batches(labels, people, images, seed=args.seed, epoch=epoch) for epoch in itertools.count())
+    epoch = partial(mj.samplers.pk_batches, labels, people, images, seed=args.seed)
+    epochs = (epoch(epoch=number) for number in itertools.count())
     batches = itertools.islice(itertools.chain.from_iterable(epochs), start, args.steps)
     with tqdm(batches, "training", total=args.steps, initial=start, unit=" steps") as bar:
         for number, index in enumerate(bar, start):
@@ -316,28 +219,27 @@ def train(args, trainer: Trainer) -> dict:
     return history
 
 
-# --- evaluation ---------------------------------------------------------------------------------------------------------
+# --- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def evaluate(embeddings: np.ndarray, faces: mj.data.Faces, pairs: mj.data.Pairs | None) -> tuple[dict, mj.metrics.PairScores]:
+def evaluate(
+    embeddings: np.ndarray, faces: mj.data.Faces, pairs: mj.data.Pairs | None
+) -> tuple[dict, mj.metrics.PairScores]:
     """Verification over all pairs, retrieval, and LFW's protocol where its pairs are given."""
     scores = mj.metrics.pair_scores(embeddings, faces.labels)
     curve = scores.roc
-    result = {"AUC": curve.auc(), "EER": curve.equal_error_rate()}
+    result: dict[str, float | None] = {"AUC": curve.auc(), "EER": curve.equal_error_rate()}
     for far in FARS:
         result[f"TAR@FAR={far:g}"] = curve.tar_at_far(far) if far * curve.impostors >= 1 else None
     result |= {"genuine pairs": curve.genuine, "impostor pairs": curve.impostors}
     result |= mj.metrics.retrieval(embeddings, faces.labels, ks=(1, 5))
     if pairs is not None:
-        place = {file: i for i, file in enumerate(faces.files)}
-        there = np.array([a in place and b in place for a, b in zip(pairs.first, pairs.second, strict=True)])
-        if not there.all():
-            warnings.warn(f"{np.sum(~there)} of {len(there)} pairs are left out: their photographs are missing", stacklevel=1)
-        ends = [np.array([place[f] for f, kept in zip(names, there, strict=True) if kept]) for names in pairs[:2]]
-        unit = np.asarray(mj.sphere.project(jnp.asarray(embeddings)))
-        similarity = np.sum(unit[ends[0]] * unit[ends[1]], axis=1)
-        mean, deviation = mj.metrics.k_fold_accuracy(similarity, pairs.same[there], folds=pairs.fold[there])
-        result |= {"LFW accuracy": mean, "LFW deviation": deviation, "LFW pairs": int(there.sum())}
+        kept, similarity = pairs.similarities(embeddings, faces.files)
+        if len(kept.same) < len(pairs.same):
+            left = len(pairs.same) - len(kept.same)
+            warnings.warn(f"{left} pairs are left out: a photograph of each is missing", stacklevel=1)
+        mean, deviation = mj.metrics.k_fold_accuracy(similarity, kept.same, folds=kept.fold)
+        result |= {"LFW accuracy": mean, "LFW deviation": deviation, "LFW pairs": len(kept.same)}
     return result, scores
 
 
@@ -371,7 +273,13 @@ def main(argv=None) -> dict:
         results[name], scores[name] = evaluate(points, tested_on, pairs)
     seconds = time.perf_counter() - started
     people = {"trained on": trained_on.people, "tested on": tested_on.people}
-    report = {"results": results, "seconds": seconds, "run": identity(args, trainer), "people": people, "history": history}
+    report = {
+        "results": results,
+        "seconds": seconds,
+        "run": identity(args, trainer),
+        "people": people,
+        "history": history,
+    }
     (args.out / "metrics.json").write_text(json.dumps(report, indent=1))
     queries = np.linspace(0, len(embeddings) - 1, 8).astype(int)
     for name, figure in {

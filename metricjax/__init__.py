@@ -5,14 +5,14 @@ import importlib
 from metricjax import anchors as anchors
 from metricjax import distances as distances
 from metricjax import losses as losses
+from metricjax import metrics as metrics
 from metricjax import mining as mining
 from metricjax import prototypes as prototypes
+from metricjax import samplers as samplers
 from metricjax import similarities as similarities
 from metricjax import sphere as sphere
 from metricjax.anchors import Mean as Mean
 from metricjax.anchors import over_anchors as over_anchors
-from metricjax import metrics as metrics
-from metricjax import samplers as samplers
 
 _WITH_EXTRAS = ("data", "encoders", "plots", "transforms")  # imported on first use, each needs an extra
 

@@ -34,7 +34,7 @@ class Mean(NamedTuple):
     """A quotient in the making. Means add over blocks and devices; divide once, at the end."""
 
     total: Float[Array, "..."]
-    count: Shaped[Array, "..."]
+    count: Shaped[Array, "..."]  # type: ignore[assignment]  # hides tuple.count
 
 
 def quotient(mean: Mean) -> Float[Array, ""]:
@@ -199,7 +199,7 @@ def _over_triplets(problem, terms, select, reduction, block_size, axis_name, bat
     return reduced((_counted(mean, x),), weights, reduction, axis_name)
 
 
-# --- from the caller's arrays to rows and columns ------------------------------------------------------------------------
+# --- from the caller's arrays to rows and columns -------------------------------------------------------------------
 
 
 def _score(similarity, distance) -> tuple[Pairwise, bool]:
@@ -207,7 +207,9 @@ def _score(similarity, distance) -> tuple[Pairwise, bool]:
         raise TypeError("give exactly one of `similarity` (larger is closer) and `distance` (smaller is closer)")
     score = distance if similarity is None else similarity
     if not callable(score):
-        raise TypeError(f"{'distance' if similarity is None else 'similarity'} is {score!r}; wanted a function of (x, y)")
+        raise TypeError(
+            f"{'distance' if similarity is None else 'similarity'} is {score!r}; wanted a function of (x, y)"
+        )
     return as_pairwise(score), similarity is not None
 
 
@@ -237,7 +239,7 @@ def _sides(score: Pairwise, batch: _Batch, axis_name: str | None):
         m = len(batch.references)
         exists = jnp.ones(m, bool) if batch.reference_where is None else batch.reference_where
         columns = score.embed(batch.references.astype(x.dtype))
-        column = Side(batch.reference_labels, exists, jnp.full(m, -1, jnp.int32))
+        column = Side(jnp.asarray(batch.reference_labels), exists, jnp.full(m, -1, jnp.int32))
     if axis_name is not None:
         columns, column = jax.tree.map(lambda a: lax.all_gather(a, axis_name, tiled=True), (columns, column))
     return x, columns, row, column, weights
@@ -250,28 +252,27 @@ def _varying(tree: Any) -> Any:
     made here, outside the rule, ordinary differentiation does. Elsewhere this adds zero.
     """
     leaves = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating)]
-    zero = sum(jnp.where(jnp.any(jnp.isnan(a.ravel()[:1])), 0, 0) for a in leaves)
+    zero = sum((jnp.where(jnp.any(jnp.isnan(a.ravel()[:1])), 0, 0) for a in leaves), start=jnp.int32(0))
     return jax.tree.map(lambda a: a + zero.astype(a.dtype), tree)
 
 
 def _panel_height(block_size: int | str | None, n: int, m: int) -> int | None:
     """Anchors per panel, None for the dense form."""
-    if block_size == "auto":
-        return None if n * m <= _DENSE else max(8, min(512, _PANEL // m // 8 * 8))
-    return block_size if block_size is None else min(block_size, n)
+    if isinstance(block_size, int):
+        return min(block_size, n)
+    if block_size is None or n * m <= _DENSE:
+        return None
+    return max(8, min(512, _PANEL // m // 8 * 8))
 
 
-# --- one panel of rows ----------------------------------------------------------------------------------------------------
+# --- one panel of rows ----------------------------------------------------------------------------------------------
 
 
 def _scores(problem: Problem, x, columns, row: Side, column: Side):
     """Scores of some rows against all columns, and the masks of their positives and negatives."""
     scores = problem.score.compare(x, columns)
-    if problem.same is not None:
-        match = jax.vmap(lambda a: jax.vmap(lambda b: problem.same(a, b))(column.labels))(row.labels)
-    else:
-        match = row.labels[:, None] == column.labels[None]
-        match = jnp.all(match, axis=tuple(range(2, match.ndim)))
+    same = problem.same or (lambda a, b: jnp.all(a == b))
+    match = jax.vmap(lambda a: jax.vmap(lambda b: same(a, b))(column.labels))(row.labels)
     other = row.where[:, None] & column.where[None] & (row.ids[:, None] != column.ids[None])
     positives, negatives = match & other, ~match & other
     if problem.miner is not None:
@@ -318,7 +319,7 @@ def _placed(a: Float[Array, " n"], axis_name: str) -> Float[Array, " all"]:
     return jnp.where(jnp.arange(size)[:, None] == index, a[None], whole).ravel()
 
 
-# --- panel after panel ----------------------------------------------------------------------------------------------------
+# --- panel after panel ----------------------------------------------------------------------------------------------
 
 
 def _sweep(step: Callable, carry: Any, size: int, arrays: Any) -> tuple[Any, Any]:
@@ -340,7 +341,7 @@ def _zeros_like(tree: Any) -> Any:
 
 
 def _panel_gradient(problem, columns, hyper, column):
-    """A scan step: the Means of a block of rows, and the gradient of Σ cotangent · total, taken while it is in cache."""
+    """A scan step: the Means of a block of rows, and the gradient of Σ cotangent · total while it is in cache."""
 
     def step(sums, block):
         x, cotangents, row = block

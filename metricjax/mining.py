@@ -15,7 +15,7 @@ from metricjax.numerics import first_index
 
 
 class Triplets(NamedTuple):
-    """Rows (`anchor`) and columns (`positive`, `negative`) of each triplet; an entry that is not `valid` means nothing."""
+    """Rows (`anchor`) and columns (`positive`, `negative`) of each triplet; what is not `valid` means nothing."""
 
     anchor: Int[Array, "n ..."]
     positive: Int[Array, "n ..."]
@@ -83,7 +83,5 @@ def all_triplets(
     `losses.triplet(triplets=all_triplets)` recognises this function and sums the same triplets without listing them.
     """
     n, m = distances.shape
-    anchor, positive, negative = jnp.meshgrid(
-        *(jnp.arange(size, dtype=jnp.int32) for size in (n, m, m)), indexing="ij"
-    )
+    anchor, positive, negative = jnp.meshgrid(*(jnp.arange(size, dtype=jnp.int32) for size in (n, m, m)), indexing="ij")
     return Triplets(anchor, positive, negative, positives[:, :, None] & negatives[:, None, :])

@@ -18,19 +18,20 @@ class Pairwise:
 
     def __init__(self, embed: Callable[[Array], Array], compare: Callable[[Array, Array], Array]):
         functools.update_wrapper(self, compare)
+        self.name = getattr(compare, "__name__", repr(compare))
         self.embed, self.compare = embed, compare
         self._all_pairs = jax.jit(lambda x, y: compare(embed(widen(x)), embed(widen(y))), inline=True)
 
     def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         for name, a in (("x", x), ("y", y)):
             if a.ndim != 2:
-                raise ValueError(f"{self.__name__}: {name} has shape {a.shape}; wanted [rows, features]")
+                raise ValueError(f"{self.name}: {name} has shape {a.shape}; wanted [rows, features]")
         if x.shape[1] != y.shape[1]:
-            raise ValueError(f"{self.__name__}: x has {x.shape[1]} features, y has {y.shape[1]}; they must agree")
+            raise ValueError(f"{self.name}: x has {x.shape[1]} features, y has {y.shape[1]}; they must agree")
         return self._all_pairs(x, y)
 
     def __repr__(self) -> str:
-        return f"<{self.__module__}.{self.__name__}>"
+        return f"<{self.__module__}.{self.name}>"
 
 
 def pairwise(embed: Callable[[Array], Array] = lambda x: x) -> Callable[[Callable[[Array, Array], Array]], Pairwise]:

@@ -36,7 +36,9 @@ def pk_batches(
     if per_class < 1:
         raise ValueError(f"per_class is {per_class}; wanted at least 1")
     if classes % shards or not 0 <= shard < shards:
-        raise ValueError(f"shard {shard} of {shards} with {classes} classes per batch; wanted equal parts, 0 to shards-1")
+        raise ValueError(
+            f"shard {shard} of {shards} with {classes} classes per batch; wanted equal parts, 0 to shards-1"
+        )
     rng = np.random.default_rng([seed, epoch])
     members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
     groups = [_groups(rng.permutation(member), per_class, rng) for member in members]

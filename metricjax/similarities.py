@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metricjax.numerics import normalize, widen
+from metricjax.numerics import normalize
 from metricjax.pairwise import pairwise
 
 

@@ -1,6 +1,7 @@
 """The losses under test, each with its oracle, the measure it is over, and a hyper-parameter to vary."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +20,8 @@ class PairCase(NamedTuple):
     measure: str
     varied: str
     values: tuple[float, ...] = (0.1, 0.3, 1.0)
-    fixed: dict = {}
-    oracle_fixed: dict = {}
+    fixed: Mapping = MappingProxyType({})
+    oracle_fixed: Mapping = MappingProxyType({})
 
     def __call__(self, z, y, **options):
         return self.loss(z, y, **self.fixed, **options)

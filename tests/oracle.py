@@ -221,7 +221,10 @@ def circle_class(x, y, w, scale=256.0, margin=0.25):
 
 
 def center(x, y, centers):
-    return [sum((float(a) - float(b)) ** 2 for a, b in zip(v, centers[k], strict=True)) / 2 for v, k in zip(x, y, strict=True)]
+    return [
+        sum((float(a) - float(b)) ** 2 for a, b in zip(v, centers[k], strict=True)) / 2
+        for v, k in zip(x, y, strict=True)
+    ]
 
 
 def update_centers(centers, x, y, rate=0.5):

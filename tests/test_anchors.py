@@ -74,7 +74,7 @@ def test_eight_devices_equal_one(axis, name, size):
         spread = jax.shard_map(local, mesh=mesh, in_specs=(split,) * 4, out_specs=jax.sharding.PartitionSpec())
         outside = jax.jit(jax.value_and_grad(spread))(*arguments)
         inside = jax.jit(jax.shard_map(jax.grad(local), mesh=mesh, in_specs=(split,) * 4, out_specs=split))(*arguments)
-        for got, wanted in ((*zip(outside, one, strict=True), (inside, one[1]))):
+        for got, wanted in (*zip(outside, one, strict=True), (inside, one[1])):
             np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -93,10 +93,18 @@ PAIRS_WRONG = {
     "list for embeddings": (lambda: mj.losses.supcon([[1.0]], Y), TypeError, "embeddings is a list"),
     "list for labels": (lambda: mj.losses.supcon(Z, [0] * 12), TypeError, "labels is a list"),
     "length of labels": (lambda: mj.losses.supcon(Z, Y[:5]), ValueError, r"labels has shape \(5,\).*12 rows"),
-    "float labels": (lambda: mj.losses.supcon(Z, Y.astype(jnp.float32)), TypeError, "labels has dtype float32; wanted integers"),
+    "float labels": (
+        lambda: mj.losses.supcon(Z, Y.astype(jnp.float32)),
+        TypeError,
+        "labels has dtype float32; wanted integers",
+    ),
     "length of where": (lambda: mj.losses.supcon(Z, Y, where=Y[:5] > 0), ValueError, r"where has shape \(5,\)"),
     "dtype of where": (lambda: mj.losses.supcon(Z, Y, where=Y), TypeError, "where has dtype int32; wanted booleans"),
-    "dtype of weights": (lambda: mj.losses.supcon(Z, Y, weights=Y), TypeError, "weights has dtype int32; wanted floats"),
+    "dtype of weights": (
+        lambda: mj.losses.supcon(Z, Y, weights=Y),
+        TypeError,
+        "weights has dtype int32; wanted floats",
+    ),
     "features of references": (
         lambda: mj.losses.supcon(Z, Y, references=Z[:, :3], reference_labels=Y),
         ValueError,
@@ -115,9 +123,7 @@ PAIRS_WRONG = {
     "distance": (lambda: mj.losses.triplet(Z, Y, distance="chord"), TypeError, "distance is 'chord'"),
     "unknown hyper-parameter": (lambda: mj.losses.supcon(Z, Y, temprature=1.0), TypeError, "temprature"),
     "two scores": (
-        lambda: over_anchors(
-            mean_rows, Z, Y, 1.0, similarity=mj.similarities.dot, distance=mj.distances.cosine
-        ),
+        lambda: over_anchors(mean_rows, Z, Y, 1.0, similarity=mj.similarities.dot, distance=mj.distances.cosine),
         TypeError,
         "exactly one of `similarity`",
     ),
@@ -125,9 +131,13 @@ PAIRS_WRONG = {
     "features of prototypes": (lambda: mj.losses.cosface(Z, Y, Z[:, :2]), ValueError, "prototypes has 2 features"),
     "features of centers": (lambda: mj.losses.center(Z, Y, Z[:, :2]), ValueError, "centers has 2 features"),
     "rank of class labels": (lambda: mj.losses.cosface(Z, Y[:, None], Z), ValueError, r"labels has shape \(12, 1\)"),
-    "float class labels": (lambda: mj.losses.cosface(Z, Y.astype(jnp.float32), Z), TypeError, "labels has dtype float32"),
+    "float class labels": (
+        lambda: mj.losses.cosface(Z, Y.astype(jnp.float32), Z),
+        TypeError,
+        "labels has dtype float32",
+    ),
     "length of bias": (lambda: mj.losses.softmax(Z, Y, Z, bias=Z[0]), ValueError, r"bias has shape \(4,\)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PAIRS_WRONG)

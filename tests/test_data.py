@@ -137,7 +137,7 @@ def test_lfw_offline_says_so_at_once(tmp_path, monkeypatch):
         raise socket.gaierror("Name or service not known")
 
     monkeypatch.setattr(readers.socket, "getaddrinfo", offline)
-    with pytest.raises(OSError, match="could not be downloaded .*Name or service not known.*give the folder of people"):
+    with pytest.raises(OSError, match=r"could not be downloaded .*Name or service not known.*give the folder"):
         mj.data.lfw((8, 8), data_dir=str(tmp_path))
 
 
@@ -145,7 +145,9 @@ def test_lfw_from_a_downloaded_archive(tmp_path, monkeypatch):
     """TFDS's own builder on a small archive in LFW's layout, as if it had been downloaded and unpacked."""
     for person, count in (("Ann_A", 2), ("Bob_B", 3), ("Cy_C", 1)):
         for i in range(count):
-            write(tmp_path / "archive" / "lfw" / person / f"{person}_{i + 1:04d}.jpg", color=True, size=(250, 250), seed=i)
+            write(
+                tmp_path / "archive" / "lfw" / person / f"{person}_{i + 1:04d}.jpg", color=True, size=(250, 250), seed=i
+            )
     monkeypatch.setattr(readers, "_reach", lambda builder: None)
     manager = readers.tfds.download.DownloadManager
     monkeypatch.setattr(manager, "download_and_extract", lambda self, url: str(tmp_path / "archive"))

@@ -39,7 +39,9 @@ def test_equals_the_oracle(name):
 def test_float64_is_exact(name, x64):
     x, y = points(1, jnp.float64)
     assert ALL[name](x, y).dtype == jnp.float64
-    np.testing.assert_allclose(ALL[name](x, y), oracle.matrix(name, np.asarray(x), np.asarray(y)), rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(
+        ALL[name](x, y), oracle.matrix(name, np.asarray(x), np.asarray(y)), rtol=1e-11, atol=1e-12
+    )
 
 
 @every

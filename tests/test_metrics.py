@@ -59,7 +59,7 @@ def test_tar_at_far_never_exceeds_the_far(kind, far, rng):
 
 
 def test_a_far_that_cannot_be_measured_is_refused(rng):
-    with pytest.raises(ValueError, match="far is 0.001; 3 impostor pairs can tell rates from 0.333"):
+    with pytest.raises(ValueError, match=r"far is 0.001; 3 impostor pairs can tell rates from 0.333"):
         mj.metrics.tar_at_far([0.1, 0.2, 0.3, 0.9], [False, False, False, True], 0.001)
 
 
@@ -133,7 +133,9 @@ def test_retrieval_equals_loops(labels, rng):
 
 def test_equal_neighbours_come_in_the_order_of_their_index():
     z = jnp.ones((4, 2))
-    assert mj.metrics.retrieval(z, np.array([0, 1, 1, 0]), ks=(1,))["recall@1"] == 0.25  # only 0's neighbour 1 … is 3's 0
+    assert (
+        mj.metrics.retrieval(z, np.array([0, 1, 1, 0]), ks=(1,))["recall@1"] == 0.25
+    )  # only 0's neighbour 1 … is 3's 0
 
 
 def test_labels_are_not_cast_to_float():

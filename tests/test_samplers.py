@@ -7,7 +7,9 @@ EVEN = np.repeat(np.arange(20), 10)
 UNEVEN = np.repeat(np.array([7, 3, 9, 1, 4]), [1, 2, 5, 11, 30])
 
 
-@pytest.mark.parametrize(("labels", "p", "k"), [(EVEN, 8, 4), (EVEN, 20, 2), (UNEVEN, 3, 4), (UNEVEN, 5, 1), (UNEVEN, 2, 7)])
+@pytest.mark.parametrize(
+    ("labels", "p", "k"), [(EVEN, 8, 4), (EVEN, 20, 2), (UNEVEN, 3, 4), (UNEVEN, 5, 1), (UNEVEN, 2, 7)]
+)
 def test_batches_are_p_classes_of_k_images_and_cover_all(labels, p, k):
     batches = pk_batches(labels, p, k, seed=0)
     assert batches.shape[1] == p * k

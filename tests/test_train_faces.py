@@ -1,26 +1,35 @@
 """The example as its users run it, made small: its results, its errors, and going on after an interruption."""
 
-import importlib.util
 import json
-import pathlib
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("default")
-SMALL = ["--image-size", "16", "14", "--embedding-size", "8", "--batch", "4", "2", "--steps", "6", "--learning-rate", "0.002"]
+SMALL = [
+    "--image-size",
+    "16",
+    "14",
+    "--embedding-size",
+    "8",
+    "--batch",
+    "4",
+    "2",
+    "--steps",
+    "6",
+    "--learning-rate",
+    "0.002",
+]
 
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("train_faces", ROOT / "examples" / "train_faces.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.LOG_EVERY = 2
-    return module
+    import train_faces
+
+    train_faces.LOG_EVERY = 2
+    return train_faces
 
 
 @pytest.fixture(autouse=True)
@@ -55,10 +64,6 @@ def refused(example, capsys, *arguments):
     return f"{caught.value.code} {capsys.readouterr().err}"
 
 
-def leaves(path):
-    return jax.tree.leaves(path)
-
-
 def test_a_run_leaves_table_metrics_plots_and_checkpoint(example, people, tmp_path, capsys):
     out = tmp_path / "run"
     report = run(example, "--dataset", people, "--out", out)
@@ -91,10 +96,12 @@ EVERY_LOSS = (
 
 @pytest.mark.parametrize("loss", EVERY_LOSS)
 def test_every_loss_trains(example, people, loss, tmp_path):
-    args = example.arguments([*SMALL, "--steps", "30", "--dataset", str(people), "--loss", loss, "--out", str(tmp_path)])
+    args = example.arguments(
+        [*SMALL, "--steps", "30", "--dataset", str(people), "--loss", loss, "--out", str(tmp_path)]
+    )
     trainer = example.Trainer(args, example.load(args)[0])
     index = np.array([0, 1, 3, 4, 6, 7, 15, 16])
-    images, labels = example.scaled(trainer.images[index], args.image_size), trainer.labels[index]
+    images, labels = example.mj.data.scaled(trainer.images[index], args.image_size), trainer.labels[index]
 
     def loss_on_clean_images():
         embeddings = trainer.encode(trainer.state["params"], images)
@@ -204,7 +211,16 @@ def test_a_checkpoint_of_another_encoder_is_refused(example, people, tmp_path, c
 
 
 def test_hyper_parameters_from_the_command_line(example):
-    settings = ["--set", "margin=0.3", "--set", "distance=geodesic", "--set", "triplets=semi_hard", "--set", "average=valid"]
+    settings = [
+        "--set",
+        "margin=0.3",
+        "--set",
+        "distance=geodesic",
+        "--set",
+        "triplets=semi_hard",
+        "--set",
+        "average=valid",
+    ]
     chosen = example.arguments(["--loss", "triplet", *settings]).losses["triplet"]
     assert chosen == {
         "margin": 0.3,

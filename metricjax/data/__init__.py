@@ -1,5 +1,7 @@
 """Face photographs as arrays: the ORL set, Labeled Faces in the Wild, and any folder of people."""
 
+from metricjax.data.augmentation import augmented as augmented
+from metricjax.data.augmentation import scaled as scaled
 from metricjax.extras import extra
 
 with extra("faces"):

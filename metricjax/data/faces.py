@@ -51,7 +51,9 @@ def orl(size: tuple[int, int] = (112, 92), data_dir: str | None = None) -> Faces
     records.sort(key=lambda r: (r["label"], r["photograph"]))
     images = [_fitted(Image.fromarray(r["image"][..., 0]), size, "L") for r in records]
     labels = np.array([r["label"] for r in records], np.int32)
-    return Faces(np.stack(images), labels, builder.info.features["label"].names, [str(r["photograph"]) for r in records])
+    return Faces(
+        np.stack(images), labels, builder.info.features["label"].names, [str(r["photograph"]) for r in records]
+    )
 
 
 def lfw(size: tuple[int, int], data_dir: str | None = None) -> Faces:
@@ -96,7 +98,9 @@ def folder(path: str | pathlib.Path, size: tuple[int, int], at_least: int = 2) -
         raise NotADirectoryError(f"{path} is not a folder; wanted one with a sub-folder of images for each person")
     files = sorted(f for f in path.glob("*/*") if f.suffix.lower() in SUFFIXES)
     if not files:
-        raise ValueError(f"{path} holds no images: wanted a sub-folder for each person, with files {', '.join(SUFFIXES)}")
+        raise ValueError(
+            f"{path} holds no images: wanted a sub-folder for each person, with files {', '.join(SUFFIXES)}"
+        )
     images, kept = [], []
     for file in tqdm(files, f"reading {path.name}", unit=" images"):
         try:
@@ -111,7 +115,9 @@ def folder(path: str | pathlib.Path, size: tuple[int, int], at_least: int = 2) -
         images = [np.broadcast_to(image, (*image.shape[:2], 3)) for image in images]
     faces = _numbered(images, [file.parent.name for file in kept], [file.stem for file in kept], at_least)
     if len(faces.people) < 2:
-        raise ValueError(f"{path} holds {len(faces.people)} people with {at_least} readable images or more; wanted at least 2")
+        raise ValueError(
+            f"{path} holds {len(faces.people)} people with {at_least} readable images or more; wanted at least 2"
+        )
     return faces
 
 

@@ -16,8 +16,20 @@ class Pairs(NamedTuple):
 
     def of_folds(self, folds: list[int]) -> "Pairs":
         """The pairs of some folds only."""
-        keep = np.flatnonzero(np.isin(self.fold, folds))
-        return Pairs([self.first[i] for i in keep], [self.second[i] for i in keep], self.same[keep], self.fold[keep])
+        return self._at(np.flatnonzero(np.isin(self.fold, folds)))
+
+    def similarities(self, embeddings: np.ndarray, files: list[str]) -> tuple["Pairs", np.ndarray]:
+        """The pairs whose files are both among `files`, and their cosines; `embeddings[i]` belongs to `files[i]`."""
+        place = {file: i for i, file in enumerate(files)}
+        there = [i for i, ends in enumerate(zip(self.first, self.second, strict=True)) if set(ends) <= place.keys()]
+        kept = self._at(np.array(there, int))
+        unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+        first, second = (unit[[place[file] for file in side]] for side in (kept.first, kept.second))
+        return kept, np.sum(first * second, axis=1)
+
+    def _at(self, index: np.ndarray) -> "Pairs":
+        first, second = ([side[i] for i in index] for side in (self.first, self.second))
+        return Pairs(first, second, self.same[index], self.fold[index])
 
     def people(self) -> set[str]:
         """Names of everyone in these pairs."""
@@ -34,9 +46,13 @@ def read_pairs(path: str | pathlib.Path) -> Pairs:
     try:
         folds, size = (int(number) for number in lines[0])
     except (ValueError, IndexError):
-        raise ValueError(f"{path}: the first line is not the number of folds and of pairs, as in LFW's pairs.txt") from None
+        raise ValueError(
+            f"{path}: the first line is not the number of folds and of pairs, as in LFW's pairs.txt"
+        ) from None
     if len(lines) != 1 + 2 * folds * size:
-        raise ValueError(f"{path}: {folds} folds of 2 × {size} pairs need {2 * folds * size} lines, found {len(lines) - 1}")
+        raise ValueError(
+            f"{path}: {folds} folds of 2 × {size} pairs need {2 * folds * size} lines, found {len(lines) - 1}"
+        )
     first, second = [], []
     for number, line in enumerate(lines[1:]):
         wanted = 3 if number // size % 2 == 0 else 4

@@ -86,7 +86,9 @@ def cosface(
     0.8834
     """
     hyper = (scale, margin)
-    return over_prototypes(_cosface_logits, embeddings, labels, prototypes, *hyper, similarity=similarities.cosine, **options)
+    return over_prototypes(
+        _cosface_logits, embeddings, labels, prototypes, *hyper, similarity=similarities.cosine, **options
+    )
 
 
 def _arcface_logits(scores, target, is_target, scale, margin):
@@ -116,7 +118,9 @@ def arcface(
     0.3477
     """
     hyper = (scale, margin)
-    return over_prototypes(_arcface_logits, embeddings, labels, prototypes, *hyper, similarity=similarities.cosine, **options)
+    return over_prototypes(
+        _arcface_logits, embeddings, labels, prototypes, *hyper, similarity=similarities.cosine, **options
+    )
 
 
 def _circle_logits(scores, target, is_target, scale, margin):
@@ -148,4 +152,6 @@ def circle_class(
     0.6326
     """
     hyper = (scale, margin)
-    return over_prototypes(_circle_logits, embeddings, labels, prototypes, *hyper, similarity=similarities.cosine, **options)
+    return over_prototypes(
+        _circle_logits, embeddings, labels, prototypes, *hyper, similarity=similarities.cosine, **options
+    )

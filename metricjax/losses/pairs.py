@@ -9,7 +9,6 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax import distances
 from metricjax.anchors import AnchorOptions, Mean, over_anchors
-from metricjax.numerics import logsumexp
 
 
 def hinge_mean(terms: Float[Array, "n m"], where: Bool[Array, "n m"], average: str) -> Mean:

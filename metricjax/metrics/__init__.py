@@ -1,5 +1,6 @@
 """Exact evaluation of embeddings and of scores."""
 
+from metricjax.metrics.health import health as health
 from metricjax.metrics.retrieval import retrieval as retrieval
 from metricjax.metrics.verification import PairScores as PairScores
 from metricjax.metrics.verification import Roc as Roc

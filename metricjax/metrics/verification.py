@@ -57,7 +57,9 @@ class Roc(NamedTuple):
     def tar_at_far(self, far: float) -> float:
         """The largest true accept rate among thresholds whose false accept rate is at most `far`."""
         if not 1 / self.impostors <= far <= 1:
-            raise ValueError(f"far is {far}; {self.impostors} impostor pairs can tell rates from {1 / self.impostors:.3g}")
+            raise ValueError(
+                f"far is {far}; {self.impostors} impostor pairs can tell rates from {1 / self.impostors:.3g}"
+            )
         return float(np.max(self.tar[self.far <= far]))
 
 
@@ -123,9 +125,9 @@ def k_fold_accuracy(scores: ArrayLike, same: ArrayLike, folds: int | ArrayLike =
     """
     scores, same = _checked(scores, same)
     if np.ndim(folds) == 0:
-        count = int(folds)
+        count = int(np.asarray(folds))
         if count < 2 or len(scores) % count:
-            raise ValueError(f"folds is {folds}; wanted at least 2 folds of equal size of {len(scores)} pairs")
+            raise ValueError(f"folds is {folds!r}; wanted at least 2 folds of equal size of {len(scores)} pairs")
         folds = np.repeat(np.arange(count), len(scores) // count)
     folds = np.asarray(folds)
     if folds.shape != scores.shape or len(np.unique(folds)) < 2:

@@ -1,0 +1,61 @@
+"""Losses and their hyper-parameters as the command line names them: `--loss cosface+supcon --set margin=0.3`."""
+
+import inspect
+from functools import partial
+
+import jax
+
+import metricjax as mj
+
+# What suits a few dozen people; the papers' defaults are for millions of images.
+SMALL = {
+    "cosface": {"scale": 16.0, "margin": 0.2},
+    "arcface": {"scale": 16.0, "margin": 0.2},
+    "circle_class": {"scale": 32.0, "margin": 0.25},
+    "normalized_softmax": {"temperature": 0.1},
+    "circle": {"scale": 32.0, "margin": 0.25},
+}
+
+
+def chosen_losses(names: str, settings: list[str]) -> dict:
+    """{name: hyper-parameters} of the losses to add up."""
+    known = sorted(name for name, f in vars(mj.losses).items() if inspect.isfunction(f) and name != "update_centers")
+    losses: dict[str, dict] = {name: {} for name in names.split("+")}
+    for name in losses:
+        if name not in known:
+            raise ValueError(f"--loss {name} is unknown; wanted one of {', '.join(known)}")
+        losses[name] = dict(SMALL.get(name, {}))
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        takers = [name for name in losses if key in inspect.signature(getattr(mj.losses, name)).parameters]
+        takes = {name: sorted(set(inspect.signature(getattr(mj.losses, name)).parameters)) for name in losses}
+        if not takers or key in ("embeddings", "labels", "prototypes", "centers", "options"):
+            raise ValueError(f"--set {setting}: no hyper-parameter {key!r}; the losses take {takes}")
+        for name in takers:
+            losses[name][key] = value_of(text)
+    return losses
+
+
+def value_of(text: str):
+    """A number, None, True or False; a distance, similarity or triplet miner by its name; else the text itself."""
+    for module in (mj.distances, mj.similarities, mj.mining):
+        if text in vars(module):
+            return getattr(module, text)
+    try:
+        return {"None": None, "True": True, "False": False}[text] if text in ("None", "True", "False") else float(text)
+    except ValueError:
+        return text
+
+
+def total_loss(losses, embeddings, labels, prototypes, centers):
+    """The sum of the losses; center loss counts with its paper's weight."""
+    total = 0.0
+    for name, hyper in losses.items():
+        loss = partial(getattr(mj.losses, name), embeddings, labels, **hyper)
+        if name == "center":
+            total += 0.003 * loss(centers=jax.lax.stop_gradient(centers))
+        elif "prototypes" in inspect.signature(loss.func).parameters:
+            total += loss(prototypes=prototypes)
+        else:
+            total += loss()
+    return total

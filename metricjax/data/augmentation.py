@@ -1,0 +1,65 @@
+"""What is done to face images on the device before an encoder sees them."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, Num
+
+
+def scaled(images: Num[Array, "n h w c"], size: tuple[int, int]) -> Float[Array, "n h2 w2 c"]:
+    """Cropped around the centre to the shape of `size`, resized, and each image brought to mean 0 and variance 1."""
+    n, height, width, channels = images.shape
+    kept = min(height, round(width * size[0] / size[1])), min(width, round(height * size[1] / size[0]))
+    top, left = (height - kept[0]) // 2, (width - kept[1]) // 2
+    images = images[:, top : top + kept[0], left : left + kept[1]].astype(jnp.float32)
+    images = jax.image.resize(images, (n, *size, channels), "cubic")
+    return jax.nn.standardize(images, axis=(1, 2, 3), epsilon=1.0)
+
+
+def augmented(
+    key: Key[Array, ""],
+    images: Float[Array, "n h w c"],
+    *,
+    turn: float = 0.2,
+    zoom: float = 0.15,
+    shift: float = 0.1,
+    light: float = 0.2,
+    hide: float = 0.5,
+    mirror: bool = False,
+) -> Float[Array, "n h w c"]:
+    """Each image turned, zoomed, shifted and perhaps mirrored, its brightness changed and a rectangle set to 0.
+
+    Every amount is drawn evenly up to its limit, for each image anew.
+
+    Args:
+      key: random key.
+      images: standardised images.
+      turn: radians, either way.
+      zoom: logarithm of the scale, either way.
+      shift: share of height and of width, either way.
+      light: change of contrast (factor 1 ± light) and of brightness (± light).
+      hide: height and width of the rectangle, as shares of the image's.
+      mirror: whether every other image, at random, is mirrored.
+    """
+    n, height, width, _ = images.shape
+    keys = jax.random.split(key, 6)
+    uniform = lambda key, limit, shape=(n,): jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+    y, x = jnp.meshgrid(jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij")
+
+    def moved(image, angle, log_scale, offset, mirrored):
+        sin, cos = jnp.sin(angle) * jnp.exp(log_scale), jnp.cos(angle) * jnp.exp(log_scale)
+        u = jnp.where(mirrored, -x, x)
+        rows = cos * y + sin * u + (height - 1) / 2 + offset[0] * height
+        columns = cos * u - sin * y + (width - 1) / 2 + offset[1] * width
+        take = lambda plane: jax.scipy.ndimage.map_coordinates(plane, [rows, columns], order=1, mode="nearest")
+        return jax.vmap(take, in_axes=-1, out_axes=-1)(image)
+
+    mirrored = jax.random.bernoulli(keys[0], 0.5, (n,)) & mirror
+    images = jax.vmap(moved)(
+        images, uniform(keys[1], turn), uniform(keys[2], zoom), uniform(keys[3], shift, (n, 2)), mirrored
+    )
+    contrast, brightness = uniform(keys[4], light, (2, n, 1, 1, 1))
+    images = images * (1 + contrast) + brightness
+    middle = jax.random.uniform(keys[5], (n, 2, 1, 1, 1)) * jnp.array([height, width]).reshape(2, 1, 1, 1)
+    rows, columns = jnp.arange(height)[None, :, None, None], jnp.arange(width)[None, None, :, None]
+    hidden = jnp.abs(rows - middle[:, 0]) < hide * height / 2
+    return jnp.where(hidden & (jnp.abs(columns - middle[:, 1]) < hide * width / 2), 0, images)

@@ -1,0 +1,39 @@
+"""The README keeps its word: its code runs, its table lists every loss with its defaults."""
+
+import inspect
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import metricjax as mj
+from tests.cases import NOT_LOSSES
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+CODE = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+@pytest.mark.parametrize("index", range(len(CODE)))
+def test_code_runs(index):
+    names = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(CODE[index], names)
+        if "step" in names:
+            assert np.isfinite(names["value"])
+        else:
+            z, y = jax.random.normal(jax.random.key(0), (12, 4)), jnp.arange(12) // 3
+            np.testing.assert_allclose(names["mean_hinge"](z, y, block_size=5), names["mean_hinge"](z, y), rtol=1e-5)
+
+
+def test_table_lists_every_loss_with_its_defaults():
+    rows = re.findall(r"^\| `(\w+)`(.*?)\|(.*)\|$", README, re.M)
+    public = {name for name, f in vars(mj.losses).items() if inspect.isfunction(f)}
+    assert {name for name, _, _ in rows} == public - NOT_LOSSES
+    for name, _, defaults in rows:
+        f = mj.losses.update_centers if name == "center" else getattr(mj.losses, name)
+        for parameter, text in re.findall(r"`(\w+)=([\w.]+)`", defaults):
+            expected = inspect.signature(f).parameters[parameter].default
+            assert eval(text, vars(mj)) == expected, (name, parameter)
