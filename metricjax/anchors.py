@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ class Side(NamedTuple):
 class Problem(NamedTuple):
     """The functions of one loss: hashable, so that they can be static arguments."""
 
-    rows: Callable[..., Mean | tuple[Mean, ...]]
+    rows: Callable[..., Any]  # the row function, or the terms of selected triplets
     score: Pairwise
     is_similarity: bool
     same: Callable[[Array, Array], Array] | None
@@ -106,22 +106,12 @@ def over_anchors(
     *hyper: Any,
     similarity: Callable[[Array, Array], Array] | None = None,
     distance: Callable[[Array, Array], Array] | None = None,
-    where: Bool[Array, " n"] | None = None,
-    weights: Float[Array, " n"] | None = None,
-    references: Float[Array, "m d"] | None = None,
-    reference_labels: Shaped[Array, "m ..."] | None = None,
-    reference_where: Bool[Array, " m"] | None = None,
-    same: Callable[[Array, Array], Array] | None = None,
-    miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None,
-    reduction: Callable[[Mean], Array] = quotient,
-    block_size: int | Literal["auto"] | None = "auto",
-    axis_name: str | None = None,
+    **options: Unpack[AnchorOptions],
 ) -> Float[Array, ""]:
-    """The loss of `rows` over a batch, with all of `AnchorOptions`. Give one of `similarity` and `distance`."""
-    problem = Problem(rows, *_score(similarity, distance), same, miner)
-    batch = _Batch(embeddings, labels, where, weights, references, reference_labels, reference_where)
-    check_batch(**batch._asdict(), same=same, block_size=block_size)
-    return _over_anchors(problem, reduction, block_size, axis_name, batch, static_or_traced(hyper, embeddings))
+    """The loss of `rows` over a batch. Give one of `similarity` and `distance`; options: `AnchorOptions`."""
+    batch, how = _sorted_out(embeddings, labels, options)
+    problem = Problem(rows, *_score(similarity, distance), how.same, how.miner)
+    return _over_anchors(problem, how, batch, static_or_traced(hyper, embeddings))
 
 
 def over_triplets(
@@ -131,59 +121,58 @@ def over_triplets(
     labels: Shaped[Array, "n ..."],
     *hyper: Any,
     distance: Callable[[Array, Array], Array],
-    where: Bool[Array, " n"] | None = None,
-    weights: Float[Array, " n"] | None = None,
-    references: Float[Array, "m d"] | None = None,
-    reference_labels: Shaped[Array, "m ..."] | None = None,
-    reference_where: Bool[Array, " m"] | None = None,
-    same: Callable[[Array, Array], Array] | None = None,
-    miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None,
-    reduction: Callable[[Mean], Array] = quotient,
-    block_size: int | Literal["auto"] | None = "auto",
-    axis_name: str | None = None,
+    **options: Unpack[AnchorOptions],
 ) -> Float[Array, ""]:
     """The loss `terms(d_ap [n, t], d_an [n, t], valid [n, t], *hyper) -> Mean` of [n] arrays over selected triplets.
 
     Selection runs in panels without a gradient. Only the chosen pairs are then gathered and differentiated, so the
-    backward pass has no matrix product. `select` should choose few triplets for each anchor.
+    backward pass has no matrix product. `select` should choose few triplets for each anchor. Options: `AnchorOptions`.
     """
-    problem = Problem(_no_rows, *_score(None, distance), same, miner)
-    batch = _Batch(embeddings, labels, where, weights, references, reference_labels, reference_where)
-    check_batch(**batch._asdict(), same=same, block_size=block_size)
-    hyper = static_or_traced(hyper, embeddings)
-    return _over_triplets(problem, terms, select, reduction, block_size, axis_name, batch, hyper)
+    batch, how = _sorted_out(embeddings, labels, options)
+    problem = Problem(terms, *_score(None, distance), how.same, how.miner)
+    return _over_triplets(problem, select, how, batch, static_or_traced(hyper, embeddings))
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """The arrays of one call, as they came."""
 
     embeddings: Array
     labels: Array
-    where: Array | None
-    weights: Array | None
-    references: Array | None
-    reference_labels: Array | None
-    reference_where: Array | None
+    where: Array | None = None
+    weights: Array | None = None
+    references: Array | None = None
+    reference_labels: Array | None = None
+    reference_where: Array | None = None
 
 
-@jax.jit(static_argnums=(0, 1, 2, 3), inline=True)
-def _over_anchors(problem, reduction, block_size, axis_name, batch, hyper):
-    x, columns, row, column, weights = _sides(problem.score, batch, axis_name)
+class Settings(NamedTuple):
+    """The options of one call that are not arrays."""
+
+    same: Callable[[Array, Array], Array] | None = None
+    miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None
+    reduction: Callable[[Mean], Array] = quotient
+    block_size: int | str | None = "auto"
+    axis_name: str | None = None
+
+
+@jax.jit(static_argnums=(0, 1), inline=True)
+def _over_anchors(problem, how, batch, hyper):
+    x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
     x, columns, weights, hyper = _varying((x, columns, weights, hyper))
-    size = _panel_height(block_size, len(x), len(columns))
+    size = _panel_height(how.block_size, len(x), len(columns))
     if size is None:
         means = _means(problem, x, columns, hyper, row, column)
-    elif reduction is quotient and _is_single(problem, x, columns, hyper, row, column):
+    elif how.reduction is quotient and _is_single(problem, x, columns, hyper, row, column):
         means = _summed_panels(problem, size, x, columns, hyper, weights, row, column)
         weights = None
     else:
         means = _panels(problem, size, x, columns, hyper, row, column)
-    return reduced(means, weights, reduction, axis_name)
+    return reduced(means, weights, how.reduction, how.axis_name)
 
 
-@jax.jit(static_argnums=(0, 1, 2, 3, 4, 5), inline=True)
-def _over_triplets(problem, terms, select, reduction, block_size, axis_name, batch, hyper):
-    x, columns, row, column, weights = _sides(problem.score, batch, axis_name)
+@jax.jit(static_argnums=(0, 1, 2), inline=True)
+def _over_triplets(problem, select, how, batch, hyper):
+    x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
 
     def selected(_, block):
         x, row = block
@@ -191,15 +180,29 @@ def _over_triplets(problem, terms, select, reduction, block_size, axis_name, bat
         chosen = select(scores, positives, negatives)
         return (), jax.tree.map(lambda a: a.reshape(len(x), -1), (chosen.positive, chosen.negative, chosen.valid))
 
-    size = _panel_height(block_size, len(x), len(columns))
+    size = _panel_height(how.block_size, len(x), len(columns))
     block = (lax.stop_gradient(x), row)
     positive, negative, valid = (selected((), block) if size is None else _sweep(selected, (), size, block))[1]
     pair = jax.vmap(lambda a, b: problem.score.compare(a[None], b)[0])
-    mean = terms(pair(x, columns[positive]), pair(x, columns[negative]), valid, *unwrapped(hyper))
-    return reduced((_counted(mean, x),), weights, reduction, axis_name)
+    mean = problem.rows(pair(x, columns[positive]), pair(x, columns[negative]), valid, *unwrapped(hyper))
+    return reduced((_counted(mean, x),), weights, how.reduction, how.axis_name)
 
 
 # --- from the caller's arrays to rows and columns -------------------------------------------------------------------
+
+
+def _sorted_out(embeddings: Array, labels: Array, options: AnchorOptions) -> tuple[Batch, Settings]:
+    """Options split into arrays and settings, once they fit together."""
+    arrays = {name: options[name] for name in Batch._fields if name in options}  # type: ignore[literal-required]
+    rest = {name: value for name, value in options.items() if name not in arrays}
+    unknown = sorted(rest.keys() - set(Settings._fields))
+    if unknown:
+        raise TypeError(
+            f"unknown options {unknown}; besides its own, a loss takes {sorted(AnchorOptions.__annotations__)}"
+        )
+    batch, how = Batch(embeddings, labels, **arrays), Settings(**rest)  # type: ignore[arg-type]
+    check_batch(**batch._asdict(), same=how.same, block_size=how.block_size)
+    return batch, how
 
 
 def _score(similarity, distance) -> tuple[Pairwise, bool]:
@@ -224,25 +227,31 @@ def unwrapped(hyper: tuple) -> tuple:
     return tuple(h.value if isinstance(h, Static) else h for h in hyper)
 
 
-def _sides(score: Pairwise, batch: _Batch, axis_name: str | None):
+def _sides(score: Pairwise, batch: Batch, axis_name: str | None):
     """Rows, columns, what is known of each, and the anchors' weights; columns come from every device of the axis."""
     n = len(batch.embeddings)
     ids = jnp.arange(n, dtype=jnp.int32)
     if axis_name is not None:
         ids = ids + lax.axis_index(axis_name).astype(jnp.int32) * n
-    x = score.embed(widen(batch.embeddings))
-    row = Side(batch.labels, jnp.ones(n, bool) if batch.where is None else batch.where, ids)
+    exists = jnp.ones(n, bool) if batch.where is None else batch.where
+    x = score.embed(existing(widen(batch.embeddings), batch.where))
+    row = Side(batch.labels, exists, ids)
     weights = jnp.ones(n, x.dtype) if batch.weights is None else batch.weights.astype(x.dtype)
     if batch.references is None:
         columns, column = x, row
     else:
         m = len(batch.references)
         exists = jnp.ones(m, bool) if batch.reference_where is None else batch.reference_where
-        columns = score.embed(batch.references.astype(x.dtype))
+        columns = score.embed(existing(batch.references.astype(x.dtype), batch.reference_where))
         column = Side(jnp.asarray(batch.reference_labels), exists, jnp.full(m, -1, jnp.int32))
     if axis_name is not None:
         columns, column = jax.tree.map(lambda a: lax.all_gather(a, axis_name, tiled=True), (columns, column))
     return x, columns, row, column, weights
+
+
+def existing(x: Float[Array, "n d"], where: Bool[Array, " n"] | None) -> Float[Array, "n d"]:
+    """Rows that do not exist become 0: whatever stood there, NaN included, reaches neither value nor gradient."""
+    return x if where is None else jnp.where(where[:, None], x, 0)
 
 
 def _varying(tree: Any) -> Any:
@@ -289,10 +298,6 @@ def _means(problem: Problem, x, columns, hyper, row: Side, column: Side) -> tupl
 
 def _counted(mean: Mean, x: Array) -> Mean:
     return Mean(mean.total, lax.stop_gradient(mean.count).astype(x.dtype))
-
-
-def _no_rows(*_):
-    raise AssertionError("over_triplets selects; it has no row function")
 
 
 def _is_single(problem: Problem, *arguments) -> bool:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from metricjax.anchors import Mean, quotient, reduced, static_or_traced, unwrapped
+from metricjax.anchors import Mean, existing, quotient, reduced, static_or_traced, unwrapped
 from metricjax.checks import check_labels, check_per_row, check_rows
 from metricjax.numerics import logsumexp, widen
 from metricjax.pairwise import Pairwise
@@ -73,7 +73,7 @@ def targets(labels: Int[Array, " n"], classes: int, where: Bool[Array, " n"] | N
 @jax.jit(static_argnums=(0, 1, 2), inline=True)
 def _over_prototypes(logits, similarity, reduction, arrays, hyper):
     embeddings, labels, prototypes, where, weights = arrays
-    x = widen(embeddings)
+    x = existing(widen(embeddings), where)
     scores = similarity.compare(similarity.embed(x), similarity.embed(prototypes.astype(x.dtype)))
     index, exists = targets(labels, len(prototypes), where)
     is_target = jnp.arange(len(prototypes), dtype=jnp.int32)[None] == index[:, None]

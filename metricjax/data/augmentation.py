@@ -20,13 +20,13 @@ def augmented(
     images: Float[Array, "n h w c"],
     *,
     turn: float = 0.2,
-    zoom: float = 0.15,
+    zoom: float = 0.25,
     shift: float = 0.1,
-    light: float = 0.2,
+    light: float = 0.4,
     hide: float = 0.5,
     mirror: bool = False,
 ) -> Float[Array, "n h w c"]:
-    """Each image turned, zoomed, shifted and perhaps mirrored, its brightness changed and a rectangle set to 0.
+    """Each image turned, zoomed, shifted and perhaps mirrored, its light changed and a rectangle set to 0.
 
     Every amount is drawn evenly up to its limit, for each image anew.
 
@@ -36,7 +36,7 @@ def augmented(
       turn: radians, either way.
       zoom: logarithm of the scale, either way.
       shift: share of height and of width, either way.
-      light: change of contrast (factor 1 ± light) and of brightness (± light).
+      light: change of contrast (factor 1 ± light), of brightness (± light), and of light from one side to the other.
       hide: height and width of the rectangle, as shares of the image's.
       mirror: whether every other image, at random, is mirrored.
     """
@@ -57,8 +57,9 @@ def augmented(
     images = jax.vmap(moved)(
         images, uniform(keys[1], turn), uniform(keys[2], zoom), uniform(keys[3], shift, (n, 2)), mirrored
     )
-    contrast, brightness = uniform(keys[4], light, (2, n, 1, 1, 1))
-    images = images * (1 + contrast) + brightness
+    contrast, brightness, down, across = uniform(keys[4], light, (4, n, 1, 1, 1))
+    slope = down * (y / height)[..., None] + across * (x / width)[..., None]
+    images = images * (1 + contrast) + brightness + 2 * slope
     middle = jax.random.uniform(keys[5], (n, 2, 1, 1, 1)) * jnp.array([height, width]).reshape(2, 1, 1, 1)
     rows, columns = jnp.arange(height)[None, :, None, None], jnp.arange(width)[None, None, :, None]
     hidden = jnp.abs(rows - middle[:, 0]) < hide * height / 2

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from metricjax.anchors import Mean, quotient, reduced
+from metricjax.anchors import Mean, existing, quotient, reduced
 from metricjax.numerics import widen
 from metricjax.prototypes import PrototypeOptions, check_class_batch, targets
 
@@ -37,7 +37,7 @@ def center(
 
 @jax.jit(static_argnums=0, inline=True)
 def _center(reduction, embeddings, labels, centers, where, weights):
-    x = widen(embeddings)
+    x = existing(widen(embeddings), where)
     index, exists = targets(labels, len(centers), where)
     squares = jnp.sum(jnp.square(x - centers[index].astype(x.dtype)), axis=-1)
     mean = Mean(jnp.where(exists, squares / 2, 0), exists.astype(x.dtype))
@@ -64,7 +64,7 @@ def update_centers(
     [[1.0], [0.0]]
     """
     check_class_batch(embeddings, labels, centers, where, None, name="centers")
-    c, x = widen(centers), widen(embeddings)
+    c, x = widen(centers), existing(widen(embeddings), where)
     index, exists = targets(labels, len(centers), where)
     counted = exists.astype(c.dtype)
     count = jnp.zeros(len(c), c.dtype).at[index].add(counted)
