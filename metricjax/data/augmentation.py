@@ -20,9 +20,9 @@ def augmented(
     images: Float[Array, "n h w c"],
     *,
     turn: float = 0.2,
-    zoom: float = 0.25,
+    zoom: float = 0.15,
     shift: float = 0.1,
-    light: float = 0.4,
+    light: float = 0.2,
     hide: float = 0.5,
     mirror: bool = False,
 ) -> Float[Array, "n h w c"]:
@@ -36,7 +36,7 @@ def augmented(
       turn: radians, either way.
       zoom: logarithm of the scale, either way.
       shift: share of height and of width, either way.
-      light: change of contrast (factor 1 ± light), of brightness (± light), and of light from one side to the other.
+      light: change of contrast (factor 1 ± light) and of brightness (± light).
       hide: height and width of the rectangle, as shares of the image's.
       mirror: whether every other image, at random, is mirrored.
     """
@@ -57,9 +57,8 @@ def augmented(
     images = jax.vmap(moved)(
         images, uniform(keys[1], turn), uniform(keys[2], zoom), uniform(keys[3], shift, (n, 2)), mirrored
     )
-    contrast, brightness, down, across = uniform(keys[4], light, (4, n, 1, 1, 1))
-    slope = down * (y / height)[..., None] + across * (x / width)[..., None]
-    images = images * (1 + contrast) + brightness + 2 * slope
+    contrast, brightness = uniform(keys[4], light, (2, n, 1, 1, 1))
+    images = images * (1 + contrast) + brightness
     middle = jax.random.uniform(keys[5], (n, 2, 1, 1, 1)) * jnp.array([height, width]).reshape(2, 1, 1, 1)
     rows, columns = jnp.arange(height)[None, :, None, None], jnp.arange(width)[None, None, :, None]
     hidden = jnp.abs(rows - middle[:, 0]) < hide * height / 2

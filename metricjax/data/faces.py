@@ -1,11 +1,14 @@
 """Sets of face photographs, read whole into memory at one size."""
 
 import collections
+import contextlib
+import io
 import pathlib
 import socket
 import urllib.parse
 import urllib.request
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -43,8 +46,7 @@ class Faces(NamedTuple):
 
 def orl(size: tuple[int, int] = (112, 92), data_dir: str | None = None) -> Faces:
     """The ORL "Database of Faces": 40 people (s1 to s40), 10 photographs each, in order. No download is needed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the packages that read records, about themselves
+    with _silenced():
         builder = OrlFaces(data_dir=data_dir, file_format="array_record")
         builder.download_and_prepare()
         records = list(builder.as_data_source(split="train"))
@@ -54,6 +56,18 @@ def orl(size: tuple[int, int] = (112, 92), data_dir: str | None = None) -> Faces
     return Faces(
         np.stack(images), labels, builder.info.features["label"].names, [str(r["photograph"]) for r in records]
     )
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Without what TFDS and the packages it reads with say of themselves while they prepare a second's work."""
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def lfw(size: tuple[int, int], data_dir: str | None = None) -> Faces:
