@@ -5,7 +5,7 @@ Everything computes in at least float32: bfloat16 and float16 are widened, float
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 def computing_dtype(dtype: jnp.dtype) -> jnp.dtype:
@@ -58,3 +58,10 @@ def first_index(mask: Bool[Array, "... m"]) -> Array:
     m = mask.shape[-1]
     index = jnp.min(jnp.where(mask, jnp.arange(m, dtype=jnp.int32), m), axis=-1, initial=m)
     return jnp.where(index < m, index, 0)
+
+
+def ordered_integers(x: Float[Array, "..."]) -> Int[Array, "..."]:
+    """Integers in the same order as the floats, which are not NaN: a CPU sorts them several times faster."""
+    kind = {32: jnp.int32, 64: jnp.int64}[jnp.finfo(x.dtype).bits]
+    bits = lax.bitcast_convert_type(x + 0, kind)  # −0 becomes 0
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(kind).max, bits)

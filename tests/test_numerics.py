@@ -57,3 +57,10 @@ def test_sphere_project_keeps_the_dtype(dtype):
     y = mj.sphere.project(x)
     assert y.dtype == dtype
     np.testing.assert_allclose(np.asarray(y, np.float32), [[0.6, 0.8], [0, 0]], rtol=4e-3)
+
+
+def test_ordered_integers():
+    x = jnp.array([-jnp.inf, -2.5, -1e-30, -0.0, 0.0, 1e-30, 1.0, 3e38, jnp.inf])
+    order = np.asarray(numerics.ordered_integers(x))
+    assert order[3] == order[4]
+    assert (np.diff(np.delete(order, 3)) > 0).all()

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Shaped
 from metricjax import distances, mining
 from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
 from metricjax.losses.pairs import hinge_mean
+from metricjax.numerics import ordered_integers
 
 
 def triplet(
@@ -70,22 +71,52 @@ def _selected_rows(distances, positives, negatives, select, margin, average) -> 
 
 
 def _all_rows(distances, positives, negatives, margin, average) -> Mean:
-    """Every triplet of a row at the cost of two sorts.
+    """Every triplet of a row, without listing them.
 
     With thresholds t_p = d_p + margin the sum Σ_p Σ_n [t_p − d_n]₊ is Σ_p w_p t_p − Σ_n c_n d_n, where w_p counts the
     negatives nearer than t_p and c_n the thresholds farther than d_n. The counts are piecewise constant, so the
     gradient of this linear form, with the counts held fixed, is the gradient of the sum.
     """
-    thresholds = distances + margin
-    fixed, limits = lax.stop_gradient((distances, thresholds))
-    near = jax.vmap(jnp.searchsorted)(jnp.sort(jnp.where(negatives, fixed, jnp.inf)), limits)
-    ordered = jnp.sort(jnp.where(positives, limits, -jnp.inf))
-    beyond = ordered.shape[1] - jax.vmap(lambda a, v: jnp.searchsorted(a, v, side="right"))(ordered, fixed)
-    near, beyond = jnp.where(positives, near, 0), jnp.where(negatives, beyond, 0)
-    weight = lambda count: count.astype(distances.dtype)
-    total = jnp.sum(weight(near) * thresholds - weight(beyond) * distances, axis=-1)
+    fixed, limits = lax.stop_gradient((distances, distances + margin))
+    few = jnp.max(jnp.sum(positives, axis=-1, dtype=jnp.int32)) <= _FEW
+    weights, active = lax.cond(few, _weights_by_comparing, _weights_by_sorting, fixed, limits, positives, negatives)
+    total = jnp.sum(weights * distances, axis=-1) + margin * active
     pairs = jnp.sum(positives, axis=-1) * jnp.sum(negatives, axis=-1)
-    return Mean(total, jnp.sum(near, axis=-1) if average == "active" else pairs)
+    return Mean(total, active if average == "active" else pairs)
+
+
+_FEW = 32  # positives of a row, up to which comparing with each in turn beats sorting
+
+
+def _weights_by_comparing(d, limits, positives, negatives):
+    """w on positives and −c on negatives [r, m], and Σ w [r]: one pass over the row for each of its positives."""
+    column = jnp.arange(d.shape[1], dtype=jnp.int32)[None]
+
+    def add(carry):
+        last, weights, active = carry
+        at = jnp.min(jnp.where(positives & (column > last[:, None]), column, column.size), axis=-1)
+        limit = jnp.take_along_axis(limits, jnp.minimum(at, column.size - 1)[:, None], axis=1)
+        hit = (negatives & (d < limit) & (at[:, None] < column.size)).astype(d.dtype)
+        near = jnp.sum(hit, axis=-1)
+        return at, weights + jnp.where(column == at[:, None], near[:, None], -hit), active + near
+
+    zeros = jnp.zeros_like(d[:, 0]) + 0 * d[:, 0]  # varies over a mesh axis as the distances do
+    start = (zeros.astype(jnp.int32) - 1, jnp.zeros_like(d) + zeros[:, None], zeros)
+    _, weights, active = lax.while_loop(lambda carry: jnp.any(carry[0] < column.size), add, start)
+    return weights, active
+
+
+def _weights_by_sorting(d, limits, positives, negatives):
+    """The same for many positives: ranks by bisection in the sorted distances and the sorted thresholds."""
+    dtype, d, limits = d.dtype, ordered_integers(d), ordered_integers(limits)
+    bounds = jnp.iinfo(d.dtype)
+    nearer = jax.vmap(jnp.searchsorted)(jnp.sort(jnp.where(negatives, d, bounds.max)), limits)
+    not_beyond = jax.vmap(lambda a, v: jnp.searchsorted(a, v, side="right"))(
+        jnp.sort(jnp.where(positives, limits, bounds.min)), d
+    )
+    near = jnp.where(positives, nearer, 0).astype(dtype)
+    weights = near - jnp.where(negatives, d.shape[1] - not_beyond, 0).astype(dtype)
+    return weights, jnp.sum(near, axis=-1)
 
 
 def _all_soft_rows(distances, positives, negatives, margin, average) -> Mean:
