@@ -82,11 +82,15 @@ class Side(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """The functions of one loss: hashable, so that they can be static arguments."""
+    """The functions of one loss: hashable, so that they can be static arguments.
+
+    by_pair: each total is a sum of terms that depend on one score each, in the same way for all anchors.
+    """
 
     rows: Callable[..., Any]  # the row function, or the terms of selected triplets
     score: Pairwise
     is_similarity: bool
+    by_pair: bool
     same: Callable[[Array, Array], Array] | None
     miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None
 
@@ -106,11 +110,16 @@ def over_anchors(
     *hyper: Any,
     similarity: Callable[[Array, Array], Array] | None = None,
     distance: Callable[[Array, Array], Array] | None = None,
+    by_pair: bool = False,
     **options: Unpack[AnchorOptions],
 ) -> Float[Array, ""]:
-    """The loss of `rows` over a batch. Give one of `similarity` and `distance`; options: `AnchorOptions`."""
+    """The loss of `rows` over a batch. Give one of `similarity` and `distance`; options: `AnchorOptions`.
+
+    `by_pair` promises that each total is a sum of terms that depend on one score each, in the same way for all anchors:
+    then panels need one matrix product less.
+    """
     batch, how = _sorted_out(embeddings, labels, options)
-    problem = Problem(rows, *_score(similarity, distance), how.same, how.miner)
+    problem = Problem(rows, *_score(similarity, distance), by_pair, how.same, how.miner)
     return _over_anchors(problem, how, batch, static_or_traced(hyper, embeddings))
 
 
@@ -129,7 +138,7 @@ def over_triplets(
     backward pass has no matrix product. `select` should choose few triplets for each anchor. Options: `AnchorOptions`.
     """
     batch, how = _sorted_out(embeddings, labels, options)
-    problem = Problem(terms, *_score(None, distance), how.same, how.miner)
+    problem = Problem(terms, *_score(None, distance), False, how.same, how.miner)
     return _over_triplets(problem, select, how, batch, static_or_traced(hyper, embeddings))
 
 
@@ -162,6 +171,9 @@ def _over_anchors(problem, how, batch, hyper):
     size = _panel_height(how.block_size, len(x), len(columns))
     if size is None:
         means = _means(problem, x, columns, hyper, row, column)
+    elif _is_symmetric(problem, how, batch):
+        # A pair counts once from each end, and both ends get the same gradient: that of the rows, twice.
+        means = _panels(problem, size, _doubled_gradient(x), lax.stop_gradient(columns), hyper, row, column)
     elif how.reduction is quotient and _is_single(problem, x, columns, hyper, row, column):
         means = _summed_panels(problem, size, x, columns, hyper, weights, row, column)
         weights = None
@@ -298,6 +310,20 @@ def _means(problem: Problem, x, columns, hyper, row: Side, column: Side) -> tupl
 
 def _counted(mean: Mean, x: Array) -> Mean:
     return Mean(mean.total, lax.stop_gradient(mean.count).astype(x.dtype))
+
+
+def _is_symmetric(problem: Problem, how: Settings, batch: Batch) -> bool:
+    """Whether score, terms, masks and cotangents of (i, j) are those of (j, i)."""
+    plain = how.same is None and how.miner is None and how.reduction is quotient
+    return problem.by_pair and problem.score.symmetric and plain and batch.references is None and batch.weights is None
+
+
+@jax.custom_vjp
+def _doubled_gradient(x):
+    return x
+
+
+_doubled_gradient.defvjp(lambda x: (x, None), lambda _, g: (2 * g,))
 
 
 def _is_single(problem: Problem, *arguments) -> bool:

@@ -96,7 +96,7 @@ def _decentre(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     return x - jnp.mean(x, axis=-1, keepdims=True)
 
 
-@pairwise(embed=_decentre)
+@pairwise(embed=_decentre, symmetric=False)
 def snr(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Signal-to-noise ratio distance var(x − y) / var(x), variances over the features; 0 where var(x) = 0.
 

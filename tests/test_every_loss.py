@@ -239,7 +239,7 @@ def test_small_temperatures_neither_saturate_nor_lose_the_gradient(name):
     case = {**PAIRS, **CLASSES}[name]
     rest = [z[1:]] if name in CLASSES else []
     value, gradient = value_and_grad(case, z, y, *rest, temperature=1e-3)
-    assert value > 500
+    assert value > 200
     assert np.abs(gradient).max() > 100
     close(value, case.expected(z, y, *rest, temperature=1e-3), rtol=1e-4)
 
@@ -270,10 +270,9 @@ def test_jit_equals_eager(case):
     chex.assert_trees_all_close(jax.jit(lambda *a: case(*a))(*arguments), case(*arguments), rtol=1e-6)
 
 
-@every
-def test_vmap_over_a_hyper_parameter_equals_a_loop(case):
-    if not case.varied:
-        pytest.skip("has no hyper-parameter")
+@pytest.mark.parametrize("name", [name for name, case in {**PAIRS, **CLASSES}.items() if case.varied])
+def test_vmap_over_a_hyper_parameter_equals_a_loop(name):
+    case = {**PAIRS, **CLASSES}[name]
     arguments = inputs(case, 11)
     values = jnp.array(case.values)
     for options in ({}, {"block_size": 4}) if case in PAIRS.values() else ({},):

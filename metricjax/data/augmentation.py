@@ -1,11 +1,13 @@
 """What is done to face images on the device before an encoder sees them."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
 
-def scaled(images: Num[Array, "n h w c"], size: tuple[int, int]) -> Float[Array, "n h2 w2 c"]:
+def scaled(images: Num[Array, "n h w c"], size: Sequence[int]) -> Float[Array, "n h2 w2 c"]:
     """Cropped around the centre to the shape of `size`, resized, and each image brought to mean 0 and variance 1."""
     n, height, width, channels = images.shape
     kept = min(height, round(width * size[0] / size[1])), min(width, round(height * size[1] / size[0]))

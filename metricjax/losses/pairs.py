@@ -51,4 +51,4 @@ def contrastive(
     0.0
     """
     hyper = (margin, positive_margin, squared, average)
-    return over_anchors(_contrastive_rows, embeddings, labels, *hyper, distance=distance, **options)
+    return over_anchors(_contrastive_rows, embeddings, labels, *hyper, distance=distance, by_pair=True, **options)
