@@ -10,31 +10,36 @@ evaluation, devices, reduction. Row functions are module-level, so that the jit 
 arguments: numbers and arrays are traced (and have gradients), anything else (strings, functions, None) is static.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax.checks import check_batch
 from metricjax.mining import Triplets
 from metricjax.numerics import computing_dtype, widen
 from metricjax.pairwise import Pairwise, as_pairwise
+from metricjax.panels import Mean as Mean
+from metricjax.panels import (
+    Problem,
+    Side,
+    Static,
+    counted,
+    doubled_gradient,
+    means_of,
+    panels,
+    scores_and_masks,
+    summed_panels,
+    sweep,
+    unwrapped,
+    varying,
+)
 
 _DENSE = 2**20  # scores in the whole matrix up to which "auto" stays dense
 _PANEL = 2**20  # scores in one panel above that
-
-
-class Mean(NamedTuple):
-    """A quotient in the making. Means add over blocks and devices; divide once, at the end."""
-
-    total: Float[Array, "..."]
-    count: Shaped[Array, "..."]  # type: ignore[assignment]  # hides tuple.count
 
 
 def quotient(mean: Mean) -> Float[Array, ""]:
@@ -71,36 +76,6 @@ class AnchorOptions(TypedDict, total=False):
     reduction: Callable[[Mean], Array]
     block_size: int | Literal["auto"] | None
     axis_name: str | None
-
-
-class Side(NamedTuple):
-    """What is known of each row (or column) besides its embedding. Columns with a row's id are the row itself."""
-
-    labels: Shaped[Array, "n ..."]
-    where: Bool[Array, " n"]
-    ids: Int[Array, " n"]
-
-
-class Problem(NamedTuple):
-    """The functions of one loss: hashable, so that they can be static arguments.
-
-    by_pair: each total is a sum of terms that depend on one score each, in the same way for all anchors.
-    """
-
-    rows: Callable[..., Any]  # the row function, or the terms of selected triplets
-    score: Pairwise
-    is_similarity: bool
-    by_pair: bool
-    same: Callable[[Array, Array], Array] | None
-    miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Static:
-    """A hyper-parameter that is not an array: part of the tree's structure instead of a leaf."""
-
-    value: Any
 
 
 def over_anchors(
@@ -167,18 +142,18 @@ class Settings(NamedTuple):
 @jax.jit(static_argnums=(0, 1), inline=True)
 def _over_anchors(problem, how, batch, hyper):
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
-    x, columns, weights, hyper = _varying((x, columns, weights, hyper))
+    x, columns, weights, hyper = varying((x, columns, weights, hyper))
     size = _panel_height(how.block_size, len(x), len(columns))
     if size is None:
-        means = _means(problem, x, columns, hyper, row, column)
+        means = means_of(problem, x, columns, hyper, row, column)
     elif _is_symmetric(problem, how, batch):
         # A pair counts once from each end, and both ends get the same gradient: that of the rows, twice.
-        means = _panels(problem, size, _doubled_gradient(x), lax.stop_gradient(columns), hyper, row, column)
+        means = panels(problem, size, doubled_gradient(x), lax.stop_gradient(columns), hyper, row, column)
     elif how.reduction is quotient and _is_single(problem, x, columns, hyper, row, column):
-        means = _summed_panels(problem, size, x, columns, hyper, weights, row, column)
+        means = summed_panels(problem, size, x, columns, hyper, weights, row, column)
         weights = None
     else:
-        means = _panels(problem, size, x, columns, hyper, row, column)
+        means = panels(problem, size, x, columns, hyper, row, column)
     return reduced(means, weights, how.reduction, how.axis_name)
 
 
@@ -188,16 +163,16 @@ def _over_triplets(problem, select, how, batch, hyper):
 
     def selected(_, block):
         x, row = block
-        scores, positives, negatives = _scores(problem, x, lax.stop_gradient(columns), row, column)
+        scores, positives, negatives = scores_and_masks(problem, x, lax.stop_gradient(columns), row, column)
         chosen = select(scores, positives, negatives)
         return (), jax.tree.map(lambda a: a.reshape(len(x), -1), (chosen.positive, chosen.negative, chosen.valid))
 
     size = _panel_height(how.block_size, len(x), len(columns))
     block = (lax.stop_gradient(x), row)
-    positive, negative, valid = (selected((), block) if size is None else _sweep(selected, (), size, block))[1]
+    positive, negative, valid = (selected((), block) if size is None else sweep(selected, (), size, block))[1]
     pair = jax.vmap(lambda a, b: problem.score.compare(a[None], b)[0])
     mean = problem.rows(pair(x, columns[positive]), pair(x, columns[negative]), valid, *unwrapped(hyper))
-    return reduced((_counted(mean, x),), weights, how.reduction, how.axis_name)
+    return reduced((counted(mean, x),), weights, how.reduction, how.axis_name)
 
 
 # --- from the caller's arrays to rows and columns -------------------------------------------------------------------
@@ -235,10 +210,6 @@ def static_or_traced(values: tuple, embeddings: Array) -> tuple:
     return tuple(Static(v) if is_static(v) else jnp.asarray(v, dtype=dtype) for v in values)
 
 
-def unwrapped(hyper: tuple) -> tuple:
-    return tuple(h.value if isinstance(h, Static) else h for h in hyper)
-
-
 def _sides(score: Pairwise, batch: Batch, axis_name: str | None):
     """Rows, columns, what is known of each, and the anchors' weights; columns come from every device of the axis."""
     n = len(batch.embeddings)
@@ -266,17 +237,6 @@ def existing(x: Float[Array, "n d"], where: Bool[Array, " n"] | None) -> Float[A
     return x if where is None else jnp.where(where[:, None], x, 0)
 
 
-def _varying(tree: Any) -> Any:
-    """Inside `shard_map`: every float array varies over each mesh axis that any of them varies over.
-
-    A custom derivative rule cannot sum a gradient over devices for an argument that does not vary; with the change
-    made here, outside the rule, ordinary differentiation does. Elsewhere this adds zero.
-    """
-    leaves = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating)]
-    zero = sum((jnp.where(jnp.any(jnp.isnan(a.ravel()[:1])), 0, 0) for a in leaves), start=jnp.int32(0))
-    return jax.tree.map(lambda a: a + zero.astype(a.dtype), tree)
-
-
 def _panel_height(block_size: int | str | None, n: int, m: int) -> int | None:
     """Anchors per panel, None for the dense form."""
     if isinstance(block_size, int):
@@ -286,48 +246,14 @@ def _panel_height(block_size: int | str | None, n: int, m: int) -> int | None:
     return max(8, min(512, _PANEL // m // 8 * 8))
 
 
-# --- one panel of rows ----------------------------------------------------------------------------------------------
-
-
-def _scores(problem: Problem, x, columns, row: Side, column: Side):
-    """Scores of some rows against all columns, and the masks of their positives and negatives."""
-    scores = problem.score.compare(x, columns)
-    same = problem.same or (lambda a, b: jnp.all(a == b))
-    match = jax.vmap(lambda a: jax.vmap(lambda b: same(a, b))(column.labels))(row.labels)
-    other = row.where[:, None] & column.where[None] & (row.ids[:, None] != column.ids[None])
-    positives, negatives = match & other, ~match & other
-    if problem.miner is not None:
-        distances = lax.stop_gradient(1 - scores if problem.is_similarity else scores)
-        positives, negatives = problem.miner(distances, positives, negatives)
-    return scores, positives, negatives
-
-
-def _means(problem: Problem, x, columns, hyper, row: Side, column: Side) -> tuple[Mean, ...]:
-    """The Means of some anchors: [r] arrays."""
-    means = problem.rows(*_scores(problem, x, columns, row, column), *unwrapped(hyper))
-    return tuple(_counted(mean, x) for mean in ((means,) if isinstance(means, Mean) else means))
-
-
-def _counted(mean: Mean, x: Array) -> Mean:
-    return Mean(mean.total, lax.stop_gradient(mean.count).astype(x.dtype))
-
-
 def _is_symmetric(problem: Problem, how: Settings, batch: Batch) -> bool:
     """Whether score, terms, masks and cotangents of (i, j) are those of (j, i)."""
     plain = how.same is None and how.miner is None and how.reduction is quotient
     return problem.by_pair and problem.score.symmetric and plain and batch.references is None and batch.weights is None
 
 
-@jax.custom_vjp
-def _doubled_gradient(x):
-    return x
-
-
-_doubled_gradient.defvjp(lambda x: (x, None), lambda _, g: (2 * g,))
-
-
 def _is_single(problem: Problem, *arguments) -> bool:
-    return len(jax.eval_shape(lambda *a: _means(problem, *a), *arguments)) == 1
+    return len(jax.eval_shape(lambda *a: means_of(problem, *a), *arguments)) == 1
 
 
 def reduced(means: tuple[Mean, ...], weights, reduction, axis_name=None):
@@ -348,81 +274,3 @@ def _placed(a: Float[Array, " n"], axis_name: str) -> Float[Array, " all"]:
     size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
     whole = jnp.zeros((size, len(a)), a.dtype)
     return jnp.where(jnp.arange(size)[:, None] == index, a[None], whole).ravel()
-
-
-# --- panel after panel ----------------------------------------------------------------------------------------------
-
-
-def _sweep(step: Callable, carry: Any, size: int, arrays: Any) -> tuple[Any, Any]:
-    """Scan `step(carry, block)` over blocks of rows; padded rows do not exist (`where` is False)."""
-    n = len(jax.tree.leaves(arrays)[0])
-    count = math.ceil(n / size)
-
-    def blocks(a):
-        padded = jnp.pad(a, [(0, count * size - n)] + [(0, 0)] * (a.ndim - 1))
-        return padded.reshape(count, size, *a.shape[1:])
-
-    carry, out = lax.scan(step, carry, jax.tree.map(blocks, arrays))
-    return carry, jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:])[:n], out)
-
-
-def _zeros_like(tree: Any) -> Any:
-    zeros = jax.tree.map(jnp.zeros_like, tree)
-    return _varying((zeros, tree))[0]
-
-
-def _panel_gradient(problem, columns, hyper, column):
-    """A scan step: the Means of a block of rows, and the gradient of Σ cotangent · total while it is in cache."""
-
-    def step(sums, block):
-        x, cotangents, row = block
-        totals = lambda *a: (lambda means: ([m.total for m in means], means))(_means(problem, *a, row, column))
-        _, pull, means = jax.vjp(totals, x, columns, hyper, has_aux=True)
-        dx, *rest = pull(list(cotangents))
-        return jax.tree.map(jnp.add, sums, tuple(rest)), (dx, means)
-
-    return step
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _panels(problem, size, x, columns, hyper, row, column):
-    """The Means of all anchors. The backward rule computes each panel again, so that nothing of size n·m is kept."""
-    step = lambda _, block: ((), _means(problem, block[0], columns, hyper, block[1], column))
-    return _sweep(step, (), size, (x, row))[1]
-
-
-def _panels_forward(problem, size, x, columns, hyper, row, column):
-    return _panels(problem, size, x, columns, hyper, row, column), (x, columns, hyper, row, column)
-
-
-def _panels_backward(problem, size, saved, cotangents):
-    x, columns, hyper, row, column = saved
-    step = _panel_gradient(problem, columns, hyper, column)
-    sums, (dx, _) = _sweep(step, _zeros_like((columns, hyper)), size, (x, [c.total for c in cotangents], row))
-    return dx, *sums, None, None
-
-
-_panels.defvjp(_panels_forward, _panels_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _summed_panels(problem, size, x, columns, hyper, weights, row, column):
-    """The weighted sum of the one Mean: its gradient is taken in the forward rule, in the same pass as the loss."""
-    (mean,) = _panels(problem, size, x, columns, hyper, row, column)
-    return (Mean(jnp.sum(mean.total * weights), jnp.sum(mean.count * weights)),)
-
-
-def _summed_panels_forward(problem, size, x, columns, hyper, weights, row, column):
-    step = _panel_gradient(problem, columns, hyper, column)
-    sums, (dx, (mean,)) = _sweep(step, _zeros_like((columns, hyper)), size, (x, [weights], row))
-    value = (Mean(jnp.sum(mean.total * weights), jnp.sum(mean.count * weights)),)
-    return value, ((dx, *sums), mean)
-
-
-def _summed_panels_backward(problem, size, saved, cotangent):
-    gradients, mean = saved
-    (total, count) = cotangent[0]
-    return *jax.tree.map(lambda g: g * total, gradients), mean.total * total + mean.count * count, None, None
-
-
-_summed_panels.defvjp(_summed_panels_forward, _summed_panels_backward)
