@@ -185,10 +185,12 @@ def restored(args, trainer: Trainer, manager: ocp.CheckpointManager) -> tuple[in
 
 def identity(args, trainer: Trainer) -> dict:
     """What a checkpoint must agree on with the run that goes on from it."""
-    named = {name: {k: str(v) for k, v in hyper.items()} for name, hyper in args.losses.items()}
+    word = lambda value: getattr(value, "__name__", str(value))
+    named = {name: {k: word(v) for k, v in hyper.items()} for name, hyper in args.losses.items()}
     people = len(trainer.state["centers"])
     keys = ("embedding_size", "image_size", "dataset", "steps", "seed", "learning_rate")
-    return {"people": people, "losses": named, "batch": list(trainer.batch)} | {key: getattr(args, key) for key in keys}
+    made = {"people": people, "losses": named, "batch": list(trainer.batch)} | {key: getattr(args, key) for key in keys}
+    return json.loads(json.dumps(made))  # as it comes back from a checkpoint
 
 
 def train(args, trainer: Trainer) -> dict:

@@ -46,6 +46,15 @@ def test_masked_logsumexp(debug_nans):
     np.testing.assert_allclose(pull(jnp.ones(3))[0], [[p, 1 - p, 0], [1, 0, 0], [0, 0, 0]], rtol=1e-4, atol=1e-7)
 
 
+def test_softplus(debug_nans):
+    x = jnp.array([-jnp.inf, -1e4, -20.0, 0.0, 20.0, 1e4])
+    value, pull = jax.vjp(numerics.softplus, x)
+    with np.errstate(over="ignore"):
+        expected = np.logaddexp(0, np.asarray(x, np.float64))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(pull(jnp.ones(6))[0], np.exp(np.asarray(x, np.float64) - expected), rtol=1e-5)
+
+
 def test_first_index():
     mask = jnp.array([[False, True, True], [False, False, False]])
     np.testing.assert_array_equal(numerics.first_index(mask), [1, 0])

@@ -210,6 +210,15 @@ def test_a_checkpoint_of_another_encoder_is_refused(example, people, tmp_path, c
     assert "holds no checkpoint" in refused(example, capsys, "--dataset", people, "--out", tmp_path / "new", "--resume")
 
 
+def test_a_run_with_the_default_options_is_itself_again(example, people):
+    """What a checkpoint is compared with survives being written as JSON."""
+    chosen = ["--loss", "triplet", "--set", "triplets=semi_hard", "--set", "distance=geodesic"]
+    args = example.arguments(["--dataset", str(people), "--steps", "1", *chosen])
+    made = example.identity(args, example.Trainer(args, example.load(args)[0]))
+    assert json.loads(json.dumps(made)) == made
+    assert made["losses"] == {"triplet": {"triplets": "semi_hard", "distance": "geodesic"}}
+
+
 def test_hyper_parameters_from_the_command_line(example):
     settings = [
         "--set",

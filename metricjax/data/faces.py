@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import io
+import logging
 import pathlib
 import socket
 import urllib.parse
@@ -67,7 +68,11 @@ def _silenced() -> Iterator[None]:
         contextlib.redirect_stderr(io.StringIO()),
     ):
         warnings.simplefilter("ignore")
-        yield
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def lfw(size: tuple[int, int], data_dir: str | None = None) -> Faces:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Unpack
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
@@ -11,13 +10,13 @@ from jaxtyping import Array, Float, Shaped
 
 from metricjax import similarities
 from metricjax.anchors import AnchorOptions, Mean, over_anchors
-from metricjax.numerics import logsumexp
+from metricjax.numerics import logsumexp, softplus
 
 
 def _nt_xent_rows(scores, positives, negatives, temperature):
     logits = scores / temperature
     rest = logsumexp(logits, negatives)[:, None]
-    terms = jnp.where(positives, jax.nn.softplus(rest - logits), 0)
+    terms = jnp.where(positives, softplus(rest - logits), 0)
     return Mean(jnp.sum(terms, axis=-1), jnp.sum(positives, axis=-1))
 
 
@@ -77,8 +76,8 @@ def supcon(
 
 
 def _multi_similarity_rows(scores, positives, negatives, alpha, beta, base):
-    pull = jax.nn.softplus(logsumexp(-alpha * (scores - base), positives)) / alpha
-    push = jax.nn.softplus(logsumexp(beta * (scores - base), negatives)) / beta
+    pull = softplus(logsumexp(-alpha * (scores - base), positives)) / alpha
+    push = softplus(logsumexp(beta * (scores - base), negatives)) / beta
     return Mean(pull + push, jnp.any(positives | negatives, axis=-1))
 
 
@@ -110,7 +109,7 @@ def _circle_rows(scores, positives, negatives, margin, scale):
     fixed = lax.stop_gradient(scores)
     pull = -scale * jnp.maximum(1 + margin - fixed, 0) * (scores - (1 - margin))
     push = scale * jnp.maximum(fixed + margin, 0) * (scores - margin)
-    terms = jax.nn.softplus(logsumexp(pull, positives) + logsumexp(push, negatives))
+    terms = softplus(logsumexp(pull, positives) + logsumexp(push, negatives))
     return Mean(terms, jnp.any(positives, axis=-1) & jnp.any(negatives, axis=-1))
 
 

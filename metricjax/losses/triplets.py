@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Shaped
 from metricjax import distances, mining
 from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
 from metricjax.losses.pairs import hinge_mean
-from metricjax.numerics import ordered_integers
+from metricjax.numerics import ordered_integers, softplus
 
 
 def triplet(
@@ -58,7 +58,7 @@ def _selects_many(select: Callable[[Array, Array, Array], mining.Triplets], m: i
 
 def _terms(d_ap, d_an, valid, margin, average) -> Mean:
     if margin is None:
-        return hinge_mean(jax.nn.softplus(d_ap - d_an), valid, "valid")
+        return hinge_mean(softplus(d_ap - d_an), valid, "valid")
     return hinge_mean(jnp.maximum(d_ap - d_an + margin, 0), valid, average)
 
 
@@ -125,7 +125,7 @@ def _all_soft_rows(distances, positives, negatives, margin, average) -> Mean:
     @jax.checkpoint
     def add(total, column):
         d_p, positive = column
-        terms = jnp.where(negatives, jax.nn.softplus(d_p[:, None] - distances), 0)
+        terms = jnp.where(negatives, softplus(d_p[:, None] - distances), 0)
         return total + jnp.where(positive, jnp.sum(terms, axis=-1), 0), None
 
     zero = 0 * jnp.sum(jnp.where(positives, distances, 0), axis=-1)  # varies over a mesh axis as the distances do
