@@ -10,6 +10,7 @@ evaluation, devices, reduction. Row functions are module-level, so that the jit 
 arguments: numbers and arrays are traced (and have gradients), anything else (strings, functions, None) is static.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
@@ -27,14 +28,12 @@ from metricjax.panels import (
     Problem,
     Side,
     Static,
-    counted,
+    chosen_triplets,
     doubled_gradient,
     means_of,
     panels,
-    scores_and_masks,
     summed_panels,
-    sweep,
-    unwrapped,
+    summed_triplets,
     varying,
 )
 
@@ -105,16 +104,19 @@ def over_triplets(
     labels: Shaped[Array, "n ..."],
     *hyper: Any,
     distance: Callable[[Array, Array], Array],
+    for_each_positive: Callable[[Array, Array, Array], Triplets] | None = None,
     **options: Unpack[AnchorOptions],
 ) -> Float[Array, ""]:
     """The loss `terms(d_ap [n, t], d_an [n, t], valid [n, t], *hyper) -> Mean` of [n] arrays over selected triplets.
 
-    Selection runs in panels without a gradient. Only the chosen pairs are then gathered and differentiated, so the
-    backward pass has no matrix product. `select` should choose few triplets for each anchor. Options: `AnchorOptions`.
+    In panels, selection runs without a gradient; only the chosen pairs are then gathered and differentiated, so that
+    no matrix product but that of the distances is needed. `for_each_positive` selects the same as `select`, from rows
+    with one positive each: it is run once for every positive. Options: `AnchorOptions`.
     """
     batch, how = _sorted_out(embeddings, labels, options)
     problem = Problem(terms, *_score(None, distance), False, how.same, how.miner)
-    return _over_triplets(problem, select, how, batch, static_or_traced(hyper, embeddings))
+    hyper = static_or_traced(hyper, embeddings)
+    return _over_triplets(problem, select, for_each_positive, how, batch, hyper)
 
 
 class Batch(NamedTuple):
@@ -144,35 +146,46 @@ def _over_anchors(problem, how, batch, hyper):
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     size = _panel_height(how.block_size, len(x), len(columns))
+    rows = None if batch.references is None and how.axis_name is None else x  # None: the columns
     if size is None:
         means = means_of(problem, x, columns, hyper, row, column)
     elif _is_symmetric(problem, how, batch):
         # A pair counts once from each end, and both ends get the same gradient: that of the rows, twice.
         means = panels(problem, size, doubled_gradient(x), lax.stop_gradient(columns), hyper, row, column)
     elif how.reduction is quotient and _is_single(problem, x, columns, hyper, row, column):
-        means = summed_panels(problem, size, x, columns, hyper, weights, row, column)
+        means = summed_panels(problem, size, rows, columns, hyper, weights, row, column)
         weights = None
     else:
-        means = panels(problem, size, x, columns, hyper, row, column)
+        means = panels(problem, size, rows, columns, hyper, row, column)
     return reduced(means, weights, how.reduction, how.axis_name)
 
 
-@jax.jit(static_argnums=(0, 1, 2), inline=True)
-def _over_triplets(problem, select, how, batch, hyper):
+@jax.jit(static_argnums=(0, 1, 2, 3), inline=True)
+def _over_triplets(problem, select, for_each_positive, how, batch, hyper):
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
-
-    def selected(_, block):
-        x, row = block
-        scores, positives, negatives = scores_and_masks(problem, x, lax.stop_gradient(columns), row, column)
-        chosen = select(scores, positives, negatives)
-        return (), jax.tree.map(lambda a: a.reshape(len(x), -1), (chosen.positive, chosen.negative, chosen.valid))
-
     size = _panel_height(how.block_size, len(x), len(columns))
-    block = (lax.stop_gradient(x), row)
-    positive, negative, valid = (selected((), block) if size is None else sweep(selected, (), size, block))[1]
-    pair = jax.vmap(lambda a, b: problem.score.compare(a[None], b)[0])
-    mean = problem.rows(pair(x, columns[positive]), pair(x, columns[negative]), valid, *unwrapped(hyper))
-    return reduced((counted(mean, x),), weights, how.reduction, how.axis_name)
+    gathers = for_each_positive is not None or not _selects_many(select)
+    if size is None or how.reduction is not quotient or not gathers:
+        hyper = (Static(select), Static(problem.rows), *hyper)
+        return _over_anchors(problem._replace(rows=_picked_rows), how, batch, hyper)
+    x, columns, weights, hyper = varying((x, columns, weights, hyper))
+    rows = None if batch.references is None and how.axis_name is None else x
+    each = for_each_positive is not None
+    mean = summed_triplets(problem, for_each_positive or select, each, size, rows, columns, hyper, weights, row, column)
+    return reduced(mean, None, how.reduction, how.axis_name)
+
+
+def _picked_rows(scores, positives, negatives, select, terms, *hyper) -> Mean:
+    """Selected triplets as a row function: their distances are picked out of the scores."""
+    positive, negative, valid = chosen_triplets(select, lax.stop_gradient(scores), positives, negatives)
+    picked = lambda index: jnp.take_along_axis(scores, index, axis=1)
+    return terms(picked(positive), picked(negative), valid, *hyper)
+
+
+def _selects_many(select: Callable[[Array, Array, Array], Triplets], m: int = 64) -> bool:
+    """Whether each row selects as many triplets as it has columns: then picking beats gathering embeddings."""
+    scores, mask = jax.ShapeDtypeStruct((1, m), jnp.float32), jax.ShapeDtypeStruct((1, m), jnp.bool_)
+    return math.prod(jax.eval_shape(select, scores, mask, mask).valid.shape) >= m
 
 
 # --- from the caller's arrays to rows and columns -------------------------------------------------------------------

@@ -75,6 +75,20 @@ def semi_hard(distances: Float[Array, "n m"], positives: Bool[Array, "n m"], neg
     return Triplets(anchor, index, negative, positives & jnp.any(negatives, axis=-1, keepdims=True))
 
 
+def semi_hard_of_one(
+    distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]
+) -> Triplets:
+    """What `semi_hard` selects for anchors with one positive each: n triplets."""
+    positive = first_index(positives)
+    limit = jnp.take_along_axis(distances, positive[:, None], axis=1)
+    farther = negatives & (distances > limit)
+    some = jnp.any(farther, axis=-1)
+    # The closest of those farther than the positive or the farthest of all: in both cases the least of something.
+    keys = jnp.where(some[:, None], distances, -distances)
+    negative = _closest(keys, jnp.where(some[:, None], farther, negatives))
+    return _one_each(positive, negative, positives, negatives)
+
+
 def all_triplets(
     distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]
 ) -> Triplets:

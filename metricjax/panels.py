@@ -120,28 +120,40 @@ def sweep(step: Callable, carry: Any, size: int, arrays: Any) -> tuple[Any, Any]
     return carry, jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:])[:n], out)
 
 
-def _zeros_like(tree: Any) -> Any:
-    zeros = jax.tree.map(jnp.zeros_like, tree)
-    return varying((zeros, tree))[0]
+def _gradient_sweep(problem, size, x, columns, hyper, cotangents, row, column):
+    """The Means of all anchors and the gradient of Σ cotangent · total, taken while each panel is in cache.
 
-
-def _panel_gradient(problem, columns, hyper, column):
-    """A scan step: the Means of a block of rows, and the gradient of Σ cotangent · total while it is in cache."""
+    `x` is None where the rows are the columns: their gradient is then added to that of the columns.
+    """
 
     def step(sums, block):
         x, cotangents, row = block
+        own = x is None
+        x = columns[row.ids] if own else x
         totals = lambda *a: (lambda means: ([m.total for m in means], means))(means_of(problem, *a, row, column))
         _, pull, means = jax.vjp(totals, x, columns, hyper, has_aux=True)
         dx, *rest = pull(list(cotangents))
-        return jax.tree.map(jnp.add, sums, tuple(rest)), (dx, means)
+        columns_sum, hyper_sum = jax.tree.map(jnp.add, sums, tuple(rest))
+        if own:
+            columns_sum, dx = columns_sum.at[row.ids].add(dx), None
+        return (columns_sum, hyper_sum), (dx, means)
 
-    return step
+    zeros = jax.tree.map(jnp.zeros_like, (columns, hyper))
+    sums, (dx, means) = sweep(step, varying((zeros, columns))[0], size, (x, cotangents, row))
+    return (dx, *sums), means
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def panels(problem, size, x, columns, hyper, row, column):
-    """The Means of all anchors. The backward rule computes each panel again, so that nothing of size n·m is kept."""
-    step = lambda _, block: ((), means_of(problem, block[0], columns, hyper, block[1], column))
+    """The Means of all anchors. The backward rule computes each panel again, so that nothing of size n·m is kept.
+
+    `x` is None where the rows are the columns.
+    """
+
+    def step(_, block):
+        x, row = block
+        return (), means_of(problem, columns[row.ids] if x is None else x, columns, hyper, row, column)
+
     return sweep(step, (), size, (x, row))[1]
 
 
@@ -151,9 +163,9 @@ def _panels_forward(problem, size, x, columns, hyper, row, column):
 
 def _panels_backward(problem, size, saved, cotangents):
     x, columns, hyper, row, column = saved
-    step = _panel_gradient(problem, columns, hyper, column)
-    sums, (dx, _) = sweep(step, _zeros_like((columns, hyper)), size, (x, [c.total for c in cotangents], row))
-    return dx, *sums, None, None
+    totals = [mean.total for mean in cotangents]
+    gradients, _ = _gradient_sweep(problem, size, x, columns, hyper, totals, row, column)
+    return *gradients, None, None
 
 
 panels.defvjp(_panels_forward, _panels_backward)
@@ -167,10 +179,8 @@ def summed_panels(problem, size, x, columns, hyper, weights, row, column):
 
 
 def _summed_panels_forward(problem, size, x, columns, hyper, weights, row, column):
-    step = _panel_gradient(problem, columns, hyper, column)
-    sums, (dx, (mean,)) = sweep(step, _zeros_like((columns, hyper)), size, (x, [weights], row))
-    value = (Mean(jnp.sum(mean.total * weights), jnp.sum(mean.count * weights)),)
-    return value, ((dx, *sums), mean)
+    gradients, (mean,) = _gradient_sweep(problem, size, x, columns, hyper, [weights], row, column)
+    return (Mean(jnp.sum(mean.total * weights), jnp.sum(mean.count * weights)),), (gradients, mean)
 
 
 def _summed_panels_backward(problem, size, saved, cotangent):
@@ -180,3 +190,72 @@ def _summed_panels_backward(problem, size, saved, cotangent):
 
 
 summed_panels.defvjp(_summed_panels_forward, _summed_panels_backward)
+
+
+# --- selected triplets ----------------------------------------------------------------------------------------------
+
+
+def _terms(problem, x, ends, hyper, valid) -> Mean:
+    pair = jax.vmap(lambda a, b: problem.score.compare(a[None], b)[0])
+    return counted(problem.rows(pair(x, ends[0]), pair(x, ends[1]), valid, *unwrapped(hyper)), x)
+
+
+def chosen_triplets(select: Callable, scores, positives, negatives):
+    """Columns of the positive and the negative, and validity, each [r, t]."""
+    chosen = select(scores, positives, negatives)
+    return jax.tree.map(lambda a: a.reshape(len(scores), -1), (chosen.positive, chosen.negative, chosen.valid))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def summed_triplets(problem, select, each, size, x, columns, hyper, weights, row, column):
+    """The weighted sum of the Mean of selected triplets; neither pass has a matrix product but that of the scores.
+
+    With `each`, `select` runs once for every positive, which is then the only one. `x` is None where the rows are the
+    columns.
+    """
+    return _summed_triplets_forward(problem, select, each, size, x, columns, hyper, weights, row, column)[0]
+
+
+def _summed_triplets_forward(problem, select, each, size, x, columns, hyper, weights, row, column):
+    def step(sums, block):
+        x, weights, row = block
+        own = x is None
+        x = columns[row.ids] if own else x
+        scores, positives, negatives = scores_and_masks(problem, x, columns, row, column)
+
+        def add(positives, sums, dx, mean):
+            positive, negative, valid = chosen_triplets(select, scores, positives, negatives)
+
+            def total(*inexact):
+                found = _terms(problem, *inexact, valid)
+                return found.total, found
+
+            ends = columns[positive], columns[negative]
+            _, pull, found = jax.vjp(total, x, ends, hyper, has_aux=True)
+            more, (to_positive, to_negative), dhyper = pull(weights)
+            columns_sum = sums[0].at[positive].add(to_positive).at[negative].add(to_negative)
+            return (columns_sum, jax.tree.map(jnp.add, sums[1], dhyper)), dx + more, jax.tree.map(jnp.add, mean, found)
+
+        nothing = Mean(jnp.zeros_like(weights), jnp.zeros_like(weights))
+        carry = varying((sums, jnp.zeros_like(x), nothing, weights, columns))[:3]
+        if each:
+            index = jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
+            following = lambda at: jnp.min(jnp.where(positives & (index > at[:, None]), index, index.size), axis=-1)
+            take = lambda c: (following(c[0]), *add(index == c[0][:, None], *c[1:]))
+            start = (following(jnp.full(len(x), -1, jnp.int32)), *carry)
+            _, sums, dx, mean = lax.while_loop(lambda c: jnp.any(c[0] < index.size), take, start)
+        else:
+            sums, dx, mean = add(positives, *carry)
+        return ((sums[0].at[row.ids].add(dx), sums[1]), (None, mean)) if own else (sums, (dx, mean))
+
+    zeros = jax.tree.map(jnp.zeros_like, (columns, hyper))
+    sums, (dx, mean) = sweep(step, varying((zeros, columns))[0], size, (x, weights, row))
+    value = (Mean(jnp.sum(mean.total * weights), jnp.sum(mean.count * weights)),)
+    return value, ((dx, *sums), mean)
+
+
+def _summed_triplets_backward(problem, select, each, size, saved, cotangent):
+    return _summed_panels_backward(problem, size, saved, cotangent)
+
+
+summed_triplets.defvjp(_summed_triplets_forward, _summed_triplets_backward)

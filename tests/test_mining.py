@@ -37,6 +37,16 @@ def test_selects_what_the_oracle_selects(name, ties, rng):
     assert chosen(jax.jit(select)(jnp.asarray(d), p, n)) == expected
 
 
+@pytest.mark.parametrize("ties", [False, True])
+def test_semi_hard_of_one_is_semi_hard_for_one_positive(ties, rng):
+    d = rng.integers(0, 4, (50, 9)) if ties else rng.random((50, 9))
+    d = jnp.asarray(d, jnp.float32)
+    positives = jnp.asarray(np.arange(9) == rng.integers(0, 4, 50)[:, None])
+    negatives = ~positives & jnp.asarray(rng.random((50, 9)) < 0.7) & (np.arange(50)[:, None] > 3)
+    arguments = (d, positives, negatives)
+    assert chosen(mj.mining.semi_hard_of_one(*arguments)) == chosen(mj.mining.semi_hard(*arguments))
+
+
 @pytest.mark.parametrize("name", SELECTORS)
 def test_indices_stay_in_range_when_nothing_is_there(name):
     empty = jnp.zeros((3, 4), bool)
@@ -48,10 +58,11 @@ def test_indices_stay_in_range_when_nothing_is_there(name):
 
 def test_batch_hard_makes_no_matrix_product_in_the_backward_pass():
     """Beyond the one that mines, only gathers: the dot products of the chosen pairs are linear in n."""
-    n, d = 256, 32
+    n, d, r = 256, 32, 64
     z, y = jnp.ones((n, d)), jnp.arange(n) // 4
-    text = jax.jit(jax.grad(lambda z: mj.losses.triplet(z, y))).lower(z).as_text()
-    square = [line for line in text.splitlines() if "dot_general" in line and f"-> tensor<{n}x{n}xf32>" in line]
-    wide = [line for line in text.splitlines() if "dot_general" in line and f"tensor<{n}x{n}xf32>, tensor" in line]
-    assert len(square) == 1
-    assert not wide
+    for triplets in (mj.mining.batch_hard, mj.mining.semi_hard, mj.mining.easy_positive_hard_negative):
+        loss = lambda z, triplets=triplets: mj.losses.triplet(z, y, triplets=triplets, block_size=r)
+        text = jax.jit(jax.grad(loss)).lower(z).as_text()
+        products = [line for line in text.splitlines() if "dot_general" in line and f"{r}x{n}xf32>" in line]
+        assert len(products) == 1
+        assert f"-> tensor<{r}x{n}xf32>" in products[0]

@@ -1,6 +1,5 @@
 """Losses that compare the distance to a positive with the distance to a negative."""
 
-import math
 from collections.abc import Callable
 from typing import Literal, Unpack
 
@@ -45,29 +44,16 @@ def triplet(
     if triplets is mining.all_triplets:
         rows = _all_rows if margin is not None else _all_soft_rows
         return over_anchors(rows, embeddings, labels, *hyper, distance=distance, **options)
-    if _selects_many(triplets):
-        return over_anchors(_selected_rows, embeddings, labels, triplets, *hyper, distance=distance, **options)
-    return over_triplets(_terms, triplets, embeddings, labels, *hyper, distance=distance, **options)
-
-
-def _selects_many(select: Callable[[Array, Array, Array], mining.Triplets], m: int = 64) -> bool:
-    """Whether each row selects as many triplets as it has columns: then picking beats gathering their embeddings."""
-    scores, mask = jax.ShapeDtypeStruct((1, m), jnp.float32), jax.ShapeDtypeStruct((1, m), jnp.bool_)
-    return math.prod(jax.eval_shape(select, scores, mask, mask).valid.shape) >= m
+    each = mining.semi_hard_of_one if triplets is mining.semi_hard else None
+    return over_triplets(
+        _terms, triplets, embeddings, labels, *hyper, distance=distance, for_each_positive=each, **options
+    )
 
 
 def _terms(d_ap, d_an, valid, margin, average) -> Mean:
     if margin is None:
         return hinge_mean(softplus(d_ap - d_an), valid, "valid")
     return hinge_mean(jnp.maximum(d_ap - d_an + margin, 0), valid, average)
-
-
-def _selected_rows(distances, positives, negatives, select, margin, average) -> Mean:
-    """Triplets picked out of a panel of distances: for a selection with as many triplets in a row as columns."""
-    chosen = select(lax.stop_gradient(distances), positives, negatives)
-    picked = lambda index: jnp.take_along_axis(distances, index.reshape(len(index), -1), axis=1)
-    valid = chosen.valid.reshape(len(distances), -1)
-    return _terms(picked(chosen.positive), picked(chosen.negative), valid, margin, average)
 
 
 def _all_rows(distances, positives, negatives, margin, average) -> Mean:
