@@ -93,16 +93,18 @@ def _weights_by_comparing(d, limits, positives, negatives):
 
 
 def _weights_by_sorting(d, limits, positives, negatives):
-    """The same for many positives: ranks by bisection in the sorted distances and the sorted thresholds."""
-    dtype, d, limits = d.dtype, ordered_integers(d), ordered_integers(limits)
-    bounds = jnp.iinfo(d.dtype)
-    nearer = jax.vmap(jnp.searchsorted)(jnp.sort(jnp.where(negatives, d, bounds.max)), limits)
-    not_beyond = jax.vmap(lambda a, v: jnp.searchsorted(a, v, side="right"))(
-        jnp.sort(jnp.where(positives, limits, bounds.min)), d
-    )
-    near = jnp.where(positives, nearer, 0).astype(dtype)
-    weights = near - jnp.where(negatives, d.shape[1] - not_beyond, 0).astype(dtype)
-    return weights, jnp.sum(near, axis=-1)
+    """The same for many positives: ranks by bisection in a row's sorted distances and its sorted thresholds."""
+
+    def row(arguments):
+        d, limits, positives, negatives = arguments
+        key, limit = ordered_integers(d), ordered_integers(limits)
+        bounds = jnp.iinfo(key.dtype)
+        nearer = jnp.searchsorted(jnp.sort(jnp.where(negatives, key, bounds.max)), limit)
+        reached = jnp.searchsorted(jnp.sort(jnp.where(positives, limit, bounds.min)), key, side="right")
+        near = jnp.where(positives, nearer, 0).astype(d.dtype)
+        return near - jnp.where(negatives, d.size - reached, 0).astype(d.dtype), jnp.sum(near)
+
+    return lax.map(row, (d, limits, positives, negatives), batch_size=8)
 
 
 def _all_soft_rows(distances, positives, negatives, margin, average) -> Mean:
