@@ -83,12 +83,8 @@ def load(args) -> tuple[mj.data.Faces, mj.data.Faces, mj.data.Pairs | None]:
         tested = np.array([name in pairs.people() for name in faces.people])
         several = np.bincount(faces.labels) > 1
         return faces.of_people(~tested & several), faces.of_people(tested), pairs
-    if args.dataset == "orl":
-        faces = mj.data.orl(PHOTOGRAPH)
-    elif args.dataset == "lfw":
-        faces = mj.data.lfw(PHOTOGRAPH)
-    else:
-        faces = mj.data.folder(args.dataset, PHOTOGRAPH)
+    read = {"orl": mj.data.orl, "lfw": mj.data.lfw}.get(args.dataset, partial(mj.data.folder, args.dataset))
+    faces = read(PHOTOGRAPH)
     trained = np.arange(len(faces.people)) < len(faces.people) // 2
     if trained.sum() < 2:
         raise ValueError(f"--dataset {args.dataset} has {len(faces.people)} people; wanted 2 to train on, 2 to test on")

@@ -1,5 +1,7 @@
 """The anchor driver: what every-loss tests cannot see through one loss."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,20 +58,21 @@ def test_auto_switches_to_panels_by_shape_alone():
 
 
 @pytest.mark.parametrize("axis", ["Auto", "Explicit"])
-@pytest.mark.parametrize("name", ["supcon", "contrastive", "triplet"])
+@pytest.mark.parametrize("name", ["supcon", "contrastive", "triplet", "semi-hard"])
 @pytest.mark.parametrize("size", [None, 3])
 def test_eight_devices_equal_one(axis, name, size):
     z, y = batch(32)
     w = jnp.arange(32) < 21  # some devices hold nothing that exists
     weights = jnp.linspace(0.5, 2, 32)
-    loss = getattr(mj.losses, name)
+    loss = {"semi-hard": partial(mj.losses.triplet, triplets=mj.mining.semi_hard)}.get(name) or getattr(mj.losses, name)
     square = lambda mean: jnp.sum(jnp.square(mean.total)) / 7
     mesh = jax.make_mesh((8,), ("data",), axis_types=(getattr(jax.sharding.AxisType, axis),))
     split = jax.sharding.PartitionSpec("data")
     put = lambda a: jax.device_put(a, jax.NamedSharding(mesh, split))
-    for options in ({}, {"reduction": square}):
-        one = jax.value_and_grad(lambda z, o=options: loss(z, y, where=w, weights=weights, **o))(z)
-        local = lambda z, y, w, v, o=options: loss(z, y, where=w, weights=v, axis_name="data", block_size=size, **o)
+    for weighted, options in ((True, {}), (False, {}), (True, {"reduction": square})):
+        how = lambda v, o=options, weighted=weighted: {"weights": v if weighted else None, **o}
+        one = jax.value_and_grad(lambda z, how=how: loss(z, y, where=w, **how(weights)))(z)
+        local = lambda z, y, w, v, how=how: loss(z, y, where=w, axis_name="data", block_size=size, **how(v))
         arguments = [put(a) for a in (z, y, w, weights)]
         spread = jax.shard_map(local, mesh=mesh, in_specs=(split,) * 4, out_specs=jax.sharding.PartitionSpec())
         outside = jax.jit(jax.value_and_grad(spread))(*arguments)
