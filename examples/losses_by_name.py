@@ -25,11 +25,12 @@ def chosen_losses(names: str, settings: list[str]) -> dict:
         if name not in known:
             raise ValueError(f"--loss {name} is unknown; wanted one of {', '.join(known)}")
         losses[name] = dict(SMALL.get(name, {}))
+    arrays = {"embeddings", "labels", "prototypes", "centers", "options"}
+    takes = {name: sorted(inspect.signature(getattr(mj.losses, name)).parameters.keys() - arrays) for name in losses}
     for setting in settings:
         key, _, text = setting.partition("=")
-        takers = [name for name in losses if key in inspect.signature(getattr(mj.losses, name)).parameters]
-        takes = {name: sorted(set(inspect.signature(getattr(mj.losses, name)).parameters)) for name in losses}
-        if not takers or key in ("embeddings", "labels", "prototypes", "centers", "options"):
+        takers = [name for name in losses if key in takes[name]]
+        if not takers:
             raise ValueError(f"--set {setting}: no hyper-parameter {key!r}; the losses take {takes}")
         for name in takers:
             losses[name][key] = value_of(text)
@@ -38,11 +39,14 @@ def chosen_losses(names: str, settings: list[str]) -> dict:
 
 def value_of(text: str):
     """A number, None, True or False; a distance, similarity or triplet miner by its name; else the text itself."""
+    words = {"None": None, "True": True, "False": False}
+    if text in words:
+        return words[text]
     for module in (mj.distances, mj.similarities, mj.mining):
         if text in vars(module):
             return getattr(module, text)
     try:
-        return {"None": None, "True": True, "False": False}[text] if text in ("None", "True", "False") else float(text)
+        return float(text)
     except ValueError:
         return text
 

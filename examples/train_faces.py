@@ -171,8 +171,8 @@ def restored(args, trainer: Trainer, manager: ocp.CheckpointManager) -> tuple[in
         raise ValueError(f"--resume: {args.out} holds no checkpoint")
     saved = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
     for name, value in identity(args, trainer).items():
-        if saved["identity"].get(name) != value:
-            made = saved["identity"].get(name)
+        made = saved["identity"].get(name)
+        if made != value:
             raise ValueError(f"--resume: the checkpoint was made with {name} {made}, not {value}")
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, trainer.state)
     trainer.state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]

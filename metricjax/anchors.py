@@ -145,8 +145,7 @@ class Settings(NamedTuple):
 def _over_anchors(problem, how, batch, hyper):
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
-    size = _panel_height(how.block_size, len(x), len(columns))
-    rows = None if batch.references is None and how.axis_name is None else x  # None: the columns
+    size, rows = _panel_height(batch, how), None if _rows_are_columns(batch, how) else x
     if size is None:
         means = means_of(problem, x, columns, hyper, row, column)
     elif _is_symmetric(problem, how, batch):
@@ -162,14 +161,14 @@ def _over_anchors(problem, how, batch, hyper):
 
 @jax.jit(static_argnums=(0, 1, 2, 3), inline=True)
 def _over_triplets(problem, select, for_each_positive, how, batch, hyper):
-    x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
-    size = _panel_height(how.block_size, len(x), len(columns))
+    size = _panel_height(batch, how)
     gathers = for_each_positive is not None or not _selects_many(select)
     if size is None or how.reduction is not quotient or not gathers:
         hyper = (Static(select), Static(problem.rows), *hyper)
         return _over_anchors(problem._replace(rows=_picked_rows), how, batch, hyper)
+    x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
-    rows = None if batch.references is None and how.axis_name is None else x
+    rows = None if _rows_are_columns(batch, how) else x
     each = for_each_positive is not None
     mean = summed_triplets(problem, for_each_positive or select, each, size, rows, columns, hyper, weights, row, column)
     return reduced(mean, None, how.reduction, how.axis_name)
@@ -250,13 +249,21 @@ def existing(x: Float[Array, "n d"], where: Bool[Array, " n"] | None) -> Float[A
     return x if where is None else jnp.where(where[:, None], x, 0)
 
 
-def _panel_height(block_size: int | str | None, n: int, m: int) -> int | None:
+def _panel_height(batch: Batch, how: Settings) -> int | None:
     """Anchors per panel, None for the dense form."""
-    if isinstance(block_size, int):
-        return min(block_size, n)
-    if block_size is None or n * m <= _DENSE:
+    n, m = len(batch.embeddings), len(batch.embeddings if batch.references is None else batch.references)
+    if how.axis_name is not None:
+        m *= lax.axis_size(how.axis_name)
+    if isinstance(how.block_size, int):
+        return min(how.block_size, n)
+    if how.block_size is None or n * m <= _DENSE:
         return None
     return max(8, min(512, _PANEL // m // 8 * 8))
+
+
+def _rows_are_columns(batch: Batch, how: Settings) -> bool:
+    """Then panels take their rows out of the columns, and need no array of rows besides."""
+    return batch.references is None and how.axis_name is None
 
 
 def _is_symmetric(problem: Problem, how: Settings, batch: Batch) -> bool:

@@ -120,27 +120,39 @@ def sweep(step: Callable, carry: Any, size: int, arrays: Any) -> tuple[Any, Any]
     return carry, jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:])[:n], out)
 
 
-def _gradient_sweep(problem, size, x, columns, hyper, cotangents, row, column):
-    """The Means of all anchors and the gradient of Σ cotangent · total, taken while each panel is in cache.
+def _gradient_sweep(panel, size, x, columns, hyper, cotangents, row):
+    """The Means of all anchors and the gradients of `x`, `columns` and `hyper`, taken while each panel is in cache.
 
-    `x` is None where the rows are the columns: their gradient is then added to that of the columns.
+    `panel(sums, x, cotangents, row) -> (sums, dx, means)` adds to the sums the gradients of columns and
+    hyper-parameters. `x` is None where the rows are the columns: their gradient is then added to that of the columns.
     """
 
     def step(sums, block):
         x, cotangents, row = block
-        own = x is None
-        x = columns[row.ids] if own else x
-        totals = lambda *a: (lambda means: ([m.total for m in means], means))(means_of(problem, *a, row, column))
-        _, pull, means = jax.vjp(totals, x, columns, hyper, has_aux=True)
-        dx, *rest = pull(list(cotangents))
-        columns_sum, hyper_sum = jax.tree.map(jnp.add, sums, tuple(rest))
-        if own:
-            columns_sum, dx = columns_sum.at[row.ids].add(dx), None
-        return (columns_sum, hyper_sum), (dx, means)
+        sums, dx, means = panel(sums, _rows(x, columns, row), cotangents, row)
+        if x is None:
+            sums, dx = (sums[0].at[row.ids].add(dx), sums[1]), None
+        return sums, (dx, means)
 
     zeros = jax.tree.map(jnp.zeros_like, (columns, hyper))
     sums, (dx, means) = sweep(step, varying((zeros, columns))[0], size, (x, cotangents, row))
     return (dx, *sums), means
+
+
+def _rows(x, columns, row: Side):
+    return columns[row.ids] if x is None else x
+
+
+def _gradient_of_panel(problem, columns, hyper, column):
+    """A panel of `_gradient_sweep` that differentiates the row function."""
+
+    def panel(sums, x, cotangents, row):
+        totals = lambda *a: (lambda means: ([m.total for m in means], means))(means_of(problem, *a, row, column))
+        _, pull, means = jax.vjp(totals, x, columns, hyper, has_aux=True)
+        dx, *rest = pull(cotangents)
+        return jax.tree.map(jnp.add, sums, tuple(rest)), dx, means
+
+    return panel
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -152,7 +164,7 @@ def panels(problem, size, x, columns, hyper, row, column):
 
     def step(_, block):
         x, row = block
-        return (), means_of(problem, columns[row.ids] if x is None else x, columns, hyper, row, column)
+        return (), means_of(problem, _rows(x, columns, row), columns, hyper, row, column)
 
     return sweep(step, (), size, (x, row))[1]
 
@@ -164,7 +176,8 @@ def _panels_forward(problem, size, x, columns, hyper, row, column):
 def _panels_backward(problem, size, saved, cotangents):
     x, columns, hyper, row, column = saved
     totals = [mean.total for mean in cotangents]
-    gradients, _ = _gradient_sweep(problem, size, x, columns, hyper, totals, row, column)
+    panel = _gradient_of_panel(problem, columns, hyper, column)
+    gradients, _ = _gradient_sweep(panel, size, x, columns, hyper, totals, row)
     return *gradients, None, None
 
 
@@ -175,12 +188,17 @@ panels.defvjp(_panels_forward, _panels_backward)
 def summed_panels(problem, size, x, columns, hyper, weights, row, column):
     """The weighted sum of the one Mean: its gradient is taken in the forward rule, in the same pass as the loss."""
     (mean,) = panels(problem, size, x, columns, hyper, row, column)
-    return (Mean(jnp.sum(mean.total * weights), jnp.sum(mean.count * weights)),)
+    return _weighted_sum(mean, weights)
 
 
 def _summed_panels_forward(problem, size, x, columns, hyper, weights, row, column):
-    gradients, (mean,) = _gradient_sweep(problem, size, x, columns, hyper, [weights], row, column)
-    return (Mean(jnp.sum(mean.total * weights), jnp.sum(mean.count * weights)),), (gradients, mean)
+    panel = _gradient_of_panel(problem, columns, hyper, column)
+    gradients, (mean,) = _gradient_sweep(panel, size, x, columns, hyper, [weights], row)
+    return _weighted_sum(mean, weights), (gradients, mean)
+
+
+def _weighted_sum(mean: Mean, weights: Float[Array, " n"]) -> tuple[Mean]:
+    return (Mean(jnp.sum(mean.total * weights), jnp.sum(mean.count * weights)),)
 
 
 def _summed_panels_backward(problem, size, saved, cotangent):
@@ -217,10 +235,7 @@ def summed_triplets(problem, select, each, size, x, columns, hyper, weights, row
 
 
 def _summed_triplets_forward(problem, select, each, size, x, columns, hyper, weights, row, column):
-    def step(sums, block):
-        x, weights, row = block
-        own = x is None
-        x = columns[row.ids] if own else x
+    def panel(sums, x, weights, row):
         scores, positives, negatives = scores_and_masks(problem, x, columns, row, column)
 
         def add(positives, sums, dx, mean):
@@ -238,20 +253,18 @@ def _summed_triplets_forward(problem, select, each, size, x, columns, hyper, wei
 
         nothing = Mean(jnp.zeros_like(weights), jnp.zeros_like(weights))
         carry = varying((sums, jnp.zeros_like(x), nothing, weights, columns))[:3]
-        if each:
+        if not each:
+            sums, dx, mean = add(positives, *carry)
+        else:
             index = jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
             following = lambda at: jnp.min(jnp.where(positives & (index > at[:, None]), index, index.size), axis=-1)
             take = lambda c: (following(c[0]), *add(index == c[0][:, None], *c[1:]))
             start = (following(jnp.full(len(x), -1, jnp.int32)), *carry)
             _, sums, dx, mean = lax.while_loop(lambda c: jnp.any(c[0] < index.size), take, start)
-        else:
-            sums, dx, mean = add(positives, *carry)
-        return ((sums[0].at[row.ids].add(dx), sums[1]), (None, mean)) if own else (sums, (dx, mean))
+        return sums, dx, mean
 
-    zeros = jax.tree.map(jnp.zeros_like, (columns, hyper))
-    sums, (dx, mean) = sweep(step, varying((zeros, columns))[0], size, (x, weights, row))
-    value = (Mean(jnp.sum(mean.total * weights), jnp.sum(mean.count * weights)),)
-    return value, ((dx, *sums), mean)
+    gradients, mean = _gradient_sweep(panel, size, x, columns, hyper, weights, row)
+    return _weighted_sum(mean, weights), (gradients, mean)
 
 
 def _summed_triplets_backward(problem, select, each, size, saved, cotangent):

@@ -123,6 +123,11 @@ PAIRS_WRONG = {
     "block_size": (lambda: mj.losses.supcon(Z, Y, block_size=0), ValueError, "block_size is 0"),
     "block_size word": (lambda: mj.losses.supcon(Z, Y, block_size="big"), ValueError, "block_size is 'big'"),
     "average": (lambda: mj.losses.triplet(Z, Y, average="mean"), ValueError, "average is 'mean'"),
+    "average of all triplets": (
+        lambda: mj.losses.triplet(Z, Y, average="mean", triplets=mj.mining.all_triplets),
+        ValueError,
+        "average is 'mean'",
+    ),
     "distance": (lambda: mj.losses.triplet(Z, Y, distance="chord"), TypeError, "distance is 'chord'"),
     "unknown hyper-parameter": (lambda: mj.losses.supcon(Z, Y, temprature=1.0), TypeError, "temprature"),
     "two scores": (

@@ -11,10 +11,15 @@ from metricjax import distances
 from metricjax.anchors import AnchorOptions, Mean, over_anchors
 
 
-def hinge_mean(terms: Float[Array, "n m"], where: Bool[Array, "n m"], average: str) -> Mean:
-    """Each row's sum of the marked non-negative terms, and how many count: the non-zero ones or all marked ones."""
+def check_average(average: str) -> None:
+    """`average` is one of the two words."""
     if average not in ("active", "valid"):
         raise ValueError(f"average is {average!r}; wanted 'active' (over non-zero terms) or 'valid' (over all terms)")
+
+
+def hinge_mean(terms: Float[Array, "n m"], where: Bool[Array, "n m"], average: str) -> Mean:
+    """Each row's sum of the marked non-negative terms, and how many count: the non-zero ones or all marked ones."""
+    check_average(average)
     counted = where & (terms > 0) if average == "active" else where
     return Mean(jnp.sum(jnp.where(where, terms, 0), axis=-1), jnp.sum(counted, axis=-1))
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Shaped
 
 from metricjax import distances, mining
 from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
-from metricjax.losses.pairs import hinge_mean
+from metricjax.losses.pairs import check_average, hinge_mean
 from metricjax.numerics import ordered_integers, softplus
 
 
@@ -40,6 +40,7 @@ def triplet(
     >>> float(triplet(z, jnp.array([0, 0, 1])))
     0.2
     """
+    check_average(average)
     hyper: tuple = (margin, average)
     if triplets is mining.all_triplets:
         rows = _all_rows if margin is not None else _all_soft_rows

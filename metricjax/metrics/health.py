@@ -20,18 +20,15 @@ def health(embeddings: Float[Array, "n d"], labels: Int[Array, " n"]) -> dict[st
     """
     d = distances.chord(embeddings, embeddings)
     same = labels[:, None] == labels[None]
-    positives = same & ~jnp.eye(len(labels), dtype=bool)
+    positives, negatives = same & ~jnp.eye(len(labels), dtype=bool), ~same
     mean = lambda where: jnp.sum(jnp.where(where, d, 0)) / jnp.maximum(jnp.sum(where, dtype=d.dtype), 1)
-
-    def triplets(average):
-        options = {"triplets": mining.all_triplets, "reduction": _count}
-        return losses.triplet(embeddings, labels, average=average, **options)
-
+    active = losses.triplet(embeddings, labels, triplets=mining.all_triplets, reduction=_count)
+    number = lambda mask: jnp.sum(mask, axis=1, dtype=d.dtype)
     unit = distances.chord.embed(embeddings)
     return {
-        "active triplets": triplets("active") / jnp.maximum(triplets("valid"), 1),
+        "active triplets": active / jnp.maximum(jnp.sum(number(positives) * number(negatives)), 1),
         "distance/positive": mean(positives),
-        "distance/negative": mean(~same),
+        "distance/negative": mean(negatives),
         "spread": jnp.sqrt(jnp.sum(jnp.var(unit, axis=0))),
     }
 
