@@ -12,6 +12,7 @@ arguments: numbers and arrays are traced (and have gradients), anything else (st
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import jax
@@ -26,7 +27,6 @@ from metricjax.pairwise import Pairwise, as_pairwise
 from metricjax.panels import Mean as Mean
 from metricjax.panels import (
     Problem,
-    Side,
     Static,
     chosen_triplets,
     doubled_gradient,
@@ -36,6 +36,7 @@ from metricjax.panels import (
     summed_triplets,
     varying,
 )
+from metricjax.sides import Side, in_order_of_class, with_lists_if_short
 
 _DENSE = 2**20  # scores in the whole matrix up to which "auto" stays dense
 _PANEL = 2**20  # scores in one panel above that
@@ -84,16 +85,21 @@ def over_anchors(
     *hyper: Any,
     similarity: Callable[[Array, Array], Array] | None = None,
     distance: Callable[[Array, Array], Array] | None = None,
+    apart: bool = False,
     by_pair: bool = False,
     **options: Unpack[AnchorOptions],
 ) -> Float[Array, ""]:
     """The loss of `rows` over a batch. Give one of `similarity` and `distance`; options: `AnchorOptions`.
 
+    With `apart` the row function is `rows(positive_scores, positives, negative_scores, negatives, *hyper)`: scores
+    [r, p] and mask of the positives, in any order, and of the negatives. Where no class is large the positives come
+    as a short list, and what is computed for them costs next to nothing.
+
     `by_pair` promises that each total is a sum of terms that depend on one score each, in the same way for all anchors:
     then panels need one matrix product less.
     """
     batch, how = _sorted_out(embeddings, labels, options)
-    problem = Problem(rows, *_score(similarity, distance), by_pair, how.same, how.miner)
+    problem = Problem(rows, *_score(similarity, distance), by_pair, apart, how.same, how.miner)
     return _over_anchors(problem, how, batch, static_or_traced(hyper, embeddings))
 
 
@@ -104,19 +110,20 @@ def over_triplets(
     labels: Shaped[Array, "n ..."],
     *hyper: Any,
     distance: Callable[[Array, Array], Array],
-    for_each_positive: Callable[[Array, Array, Array], Triplets] | None = None,
+    negative_of: Callable[[Array, Array, Array], Array] | None = None,
     **options: Unpack[AnchorOptions],
 ) -> Float[Array, ""]:
     """The loss `terms(d_ap [n, t], d_an [n, t], valid [n, t], *hyper) -> Mean` of [n] arrays over selected triplets.
 
     In panels, selection runs without a gradient; only the chosen pairs are then gathered and differentiated, so that
-    no matrix product but that of the distances is needed. `for_each_positive` selects the same as `select`, from rows
-    with one positive each: it is run once for every positive. Options: `AnchorOptions`.
+    no matrix product but that of the distances is needed. A selection of one negative for every positive is better run
+    for one positive after the other: `negative_of(d_ap [r, 1], distances [r, m], negatives [r, m]) -> column [r]`.
+    Options: `AnchorOptions`.
     """
     batch, how = _sorted_out(embeddings, labels, options)
-    problem = Problem(terms, *_score(None, distance), False, how.same, how.miner)
+    problem = Problem(terms, *_score(None, distance), False, False, how.same, how.miner)
     hyper = static_or_traced(hyper, embeddings)
-    return _over_triplets(problem, select, for_each_positive, how, batch, hyper)
+    return _over_triplets(problem, select, negative_of, how, batch, hyper)
 
 
 class Batch(NamedTuple):
@@ -146,8 +153,10 @@ def _over_anchors(problem, how, batch, hyper):
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     size, rows = _panel_height(batch, how), None if _rows_are_columns(batch, how) else x
+    if problem.apart and problem.same is None:
+        row, column = in_order_of_class(row, column)
     if size is None:
-        means = means_of(problem, x, columns, hyper, row, column)
+        means = with_lists_if_short(partial(means_of, problem, x, columns, hyper), row, column)
     elif _is_symmetric(problem, how, batch):
         # A pair counts once from each end, and both ends get the same gradient: that of the rows, twice.
         means = panels(problem, size, doubled_gradient(x), lax.stop_gradient(columns), hyper, row, column)
@@ -160,17 +169,18 @@ def _over_anchors(problem, how, batch, hyper):
 
 
 @jax.jit(static_argnums=(0, 1, 2, 3), inline=True)
-def _over_triplets(problem, select, for_each_positive, how, batch, hyper):
+def _over_triplets(problem, select, negative_of, how, batch, hyper):
     size = _panel_height(batch, how)
-    gathers = for_each_positive is not None or not _selects_many(select)
+    gathers = negative_of is not None or not _selects_many(select)
     if size is None or how.reduction is not quotient or not gathers:
         hyper = (Static(select), Static(problem.rows), *hyper)
         return _over_anchors(problem._replace(rows=_picked_rows), how, batch, hyper)
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     rows = None if _rows_are_columns(batch, how) else x
-    each = for_each_positive is not None
-    mean = summed_triplets(problem, for_each_positive or select, each, size, rows, columns, hyper, weights, row, column)
+    if negative_of is not None and problem.same is None:
+        row, column = in_order_of_class(row, column)
+    mean = summed_triplets(problem, select, negative_of, size, rows, columns, hyper, weights, row, column)
     return reduced(mean, None, how.reduction, how.axis_name)
 
 

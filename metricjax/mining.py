@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from metricjax.numerics import first_index
+from metricjax.numerics import first_largest
 
 
 class Triplets(NamedTuple):
@@ -24,16 +24,19 @@ class Triplets(NamedTuple):
 
 
 def _farthest(distances: Float[Array, "n m"], where: Bool[Array, "n m"]) -> Int[Array, " n"]:
-    top = jnp.max(distances, axis=-1, keepdims=True, where=where, initial=-jnp.inf)
-    return first_index(where & (distances == top))
+    return first_largest(jnp.where(where, distances, -jnp.inf))
 
 
 def _closest(distances: Float[Array, "n m"], where: Bool[Array, "n m"]) -> Int[Array, " n"]:
     return _farthest(-distances, where)
 
 
+def _marked(where: Bool[Array, "n m"], index: Int[Array, " n"]) -> Bool[Array, " n"]:
+    return jnp.take_along_axis(where, index[:, None], axis=1)[:, 0]
+
+
 def _one_each(positive: Int[Array, " n"], negative: Int[Array, " n"], positives, negatives) -> Triplets:
-    valid = jnp.any(positives, axis=-1) & jnp.any(negatives, axis=-1)
+    valid = _marked(positives, positive) & _marked(negatives, negative)
     return Triplets(jnp.arange(positive.size, dtype=jnp.int32), positive, negative, valid)
 
 
@@ -75,18 +78,15 @@ def semi_hard(distances: Float[Array, "n m"], positives: Bool[Array, "n m"], neg
     return Triplets(anchor, index, negative, positives & jnp.any(negatives, axis=-1, keepdims=True))
 
 
-def semi_hard_of_one(
-    distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]
-) -> Triplets:
-    """What `semi_hard` selects for anchors with one positive each: n triplets."""
-    positive = first_index(positives)
-    limit = jnp.take_along_axis(distances, positive[:, None], axis=1)
+def semi_hard_negative(
+    limit: Float[Array, "n 1"], distances: Float[Array, "n m"], negatives: Bool[Array, "n m"]
+) -> Int[Array, " n"]:
+    """The negative that `semi_hard` selects for one positive of each anchor, `limit` away."""
     farther = negatives & (distances > limit)
-    some = jnp.any(farther, axis=-1)
-    # The closest of those farther than the positive or the farthest of all: in both cases the least of something.
-    keys = jnp.where(some[:, None], distances, -distances)
-    negative = _closest(keys, jnp.where(some[:, None], farther, negatives))
-    return _one_each(positive, negative, positives, negatives)
+    closest = _closest(distances, farther)
+    some = _marked(farther, closest)
+    fall_back = lambda: jnp.where(some, closest, _farthest(distances, negatives))
+    return jax.lax.cond(jnp.all(some), lambda: closest, fall_back)
 
 
 def all_triplets(

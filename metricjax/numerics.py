@@ -63,11 +63,20 @@ def logsumexp(x: Float[Array, "n m"], where: Bool[Array, "n m"]) -> Float[Array,
     return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + top, -jnp.inf)
 
 
-def first_index(mask: Bool[Array, "... m"]) -> Array:
-    """Index of the first True on the last axis, 0 if there is none (argmax is far slower on a CPU)."""
-    m = mask.shape[-1]
-    index = jnp.min(jnp.where(mask, jnp.arange(m, dtype=jnp.int32), m), axis=-1, initial=m)
-    return jnp.where(index < m, index, 0)
+_GROUP = 64
+
+
+def first_largest(x: Float[Array, "n m"]) -> Int[Array, " n"]:
+    """Index of the first largest entry of each row, none of which is NaN.
+
+    One pass finds the largest of each group, and only one group is searched: on a CPU, argmax takes many times longer.
+    """
+    n, m = x.shape
+    groups = jnp.pad(x, [(0, 0), (0, -m % _GROUP)], constant_values=-jnp.inf).reshape(n, -1, _GROUP)
+    tops = jnp.max(groups, axis=-1)
+    group = jnp.argmax(tops, axis=-1).astype(jnp.int32)
+    inside = jnp.take_along_axis(groups, group[:, None, None], axis=1)[:, 0]
+    return group * _GROUP + jnp.argmax(inside, axis=-1).astype(jnp.int32)
 
 
 def ordered_integers(x: Float[Array, "..."]) -> Int[Array, "..."]:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from metricjax.pairwise import Pairwise
+from metricjax.sides import LIST, Side, listed_positives, one_by_one, with_lists_if_short
 
 
 class Mean(NamedTuple):
@@ -25,24 +26,18 @@ class Mean(NamedTuple):
     count: Shaped[Array, "..."]  # type: ignore[assignment]  # hides tuple.count
 
 
-class Side(NamedTuple):
-    """What is known of each row (or column) besides its embedding. Columns with a row's id are the row itself."""
-
-    labels: Shaped[Array, "n ..."]
-    where: Bool[Array, " n"]
-    ids: Int[Array, " n"]
-
-
 class Problem(NamedTuple):
     """The functions of one loss: hashable, so that they can be static arguments.
 
     by_pair: each total is a sum of terms that depend on one score each, in the same way for all anchors.
+    apart: the row function gets positives and negatives as two arrays of scores, each with its mask.
     """
 
     rows: Callable[..., Any]  # the row function, or the terms of selected triplets
     score: Pairwise
     is_similarity: bool
     by_pair: bool
+    apart: bool
     same: Callable[[Array, Array], Array] | None
     miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None
 
@@ -67,8 +62,9 @@ def scores_and_masks(problem: Problem, x, columns, row: Side, column: Side):
     scores = problem.score.compare(x, columns)
     same = problem.same or (lambda a, b: jnp.all(a == b))
     match = jax.vmap(lambda a: jax.vmap(lambda b: same(a, b))(column.labels))(row.labels)
-    other = row.where[:, None] & column.where[None] & (row.ids[:, None] != column.ids[None])
-    positives, negatives = match & other, ~match & other
+    exist = row.where[:, None] & column.where[None]
+    other = exist & (row.ids[:, None] != column.ids[None])
+    positives, negatives = match & other, ~match & (exist if problem.same is None else other)
     if problem.miner is not None:
         distances = lax.stop_gradient(1 - scores if problem.is_similarity else scores)
         positives, negatives = problem.miner(distances, positives, negatives)
@@ -77,7 +73,16 @@ def scores_and_masks(problem: Problem, x, columns, row: Side, column: Side):
 
 def means_of(problem: Problem, x, columns, hyper, row: Side, column: Side) -> tuple[Mean, ...]:
     """The Means of some anchors: [r] arrays."""
-    means = problem.rows(*scores_and_masks(problem, x, columns, row, column), *unwrapped(hyper))
+    scores, positives, negatives = scores_and_masks(problem, x, columns, row, column)
+    if not problem.apart:
+        means = problem.rows(scores, positives, negatives, *unwrapped(hyper))
+    elif row.span is None:
+        means = problem.rows(scores, positives, scores, negatives, *unwrapped(hyper))
+    else:
+        index, listed = listed_positives(row, column, jnp.arange(LIST, dtype=jnp.int32))
+        if problem.miner is not None:
+            listed &= jnp.take_along_axis(positives, index, axis=1)
+        means = problem.rows(jnp.take_along_axis(scores, index, axis=1), listed, scores, negatives, *unwrapped(hyper))
     return tuple(counted(mean, x) for mean in ((means,) if isinstance(means, Mean) else means))
 
 
@@ -143,16 +148,19 @@ def _rows(x, columns, row: Side):
     return columns[row.ids] if x is None else x
 
 
-def _gradient_of_panel(problem, columns, hyper, column):
-    """A panel of `_gradient_sweep` that differentiates the row function."""
+def _gradients_of_rows(problem, size, x, columns, hyper, cotangents, row, column):
+    """`_gradient_sweep` that differentiates the row function."""
 
-    def panel(sums, x, cotangents, row):
-        totals = lambda *a: (lambda means: ([m.total for m in means], means))(means_of(problem, *a, row, column))
-        _, pull, means = jax.vjp(totals, x, columns, hyper, has_aux=True)
-        dx, *rest = pull(cotangents)
-        return jax.tree.map(jnp.add, sums, tuple(rest)), dx, means
+    def all_panels(row, column):
+        def panel(sums, x, cotangents, row):
+            totals = lambda *a: (lambda means: ([m.total for m in means], means))(means_of(problem, *a, row, column))
+            _, pull, means = jax.vjp(totals, x, columns, hyper, has_aux=True)
+            dx, *rest = pull(cotangents)
+            return jax.tree.map(jnp.add, sums, tuple(rest)), dx, means
 
-    return panel
+        return _gradient_sweep(panel, size, x, columns, hyper, cotangents, row)
+
+    return with_lists_if_short(all_panels, row, column)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -162,11 +170,14 @@ def panels(problem, size, x, columns, hyper, row, column):
     `x` is None where the rows are the columns.
     """
 
-    def step(_, block):
-        x, row = block
-        return (), means_of(problem, _rows(x, columns, row), columns, hyper, row, column)
+    def all_panels(row, column):
+        def step(_, block):
+            x, row = block
+            return (), means_of(problem, _rows(x, columns, row), columns, hyper, row, column)
 
-    return sweep(step, (), size, (x, row))[1]
+        return sweep(step, (), size, (x, row))[1]
+
+    return with_lists_if_short(all_panels, row, column)
 
 
 def _panels_forward(problem, size, x, columns, hyper, row, column):
@@ -176,8 +187,7 @@ def _panels_forward(problem, size, x, columns, hyper, row, column):
 def _panels_backward(problem, size, saved, cotangents):
     x, columns, hyper, row, column = saved
     totals = [mean.total for mean in cotangents]
-    panel = _gradient_of_panel(problem, columns, hyper, column)
-    gradients, _ = _gradient_sweep(panel, size, x, columns, hyper, totals, row)
+    gradients, _ = _gradients_of_rows(problem, size, x, columns, hyper, totals, row, column)
     return *gradients, None, None
 
 
@@ -192,8 +202,7 @@ def summed_panels(problem, size, x, columns, hyper, weights, row, column):
 
 
 def _summed_panels_forward(problem, size, x, columns, hyper, weights, row, column):
-    panel = _gradient_of_panel(problem, columns, hyper, column)
-    gradients, (mean,) = _gradient_sweep(panel, size, x, columns, hyper, [weights], row)
+    gradients, (mean,) = _gradients_of_rows(problem, size, x, columns, hyper, [weights], row, column)
     return _weighted_sum(mean, weights), (gradients, mean)
 
 
@@ -225,22 +234,20 @@ def chosen_triplets(select: Callable, scores, positives, negatives):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def summed_triplets(problem, select, each, size, x, columns, hyper, weights, row, column):
+def summed_triplets(problem, select, negative_of, size, x, columns, hyper, weights, row, column):
     """The weighted sum of the Mean of selected triplets; neither pass has a matrix product but that of the scores.
 
-    With `each`, `select` runs once for every positive, which is then the only one. `x` is None where the rows are the
-    columns.
+    Instead of `select`, `negative_of` chooses for one positive of each row after the other. `x` is None where the rows
+    are the columns.
     """
-    return _summed_triplets_forward(problem, select, each, size, x, columns, hyper, weights, row, column)[0]
+    return _summed_triplets_forward(problem, select, negative_of, size, x, columns, hyper, weights, row, column)[0]
 
 
-def _summed_triplets_forward(problem, select, each, size, x, columns, hyper, weights, row, column):
+def _summed_triplets_forward(problem, select, negative_of, size, x, columns, hyper, weights, row, column):
     def panel(sums, x, weights, row):
         scores, positives, negatives = scores_and_masks(problem, x, columns, row, column)
 
-        def add(positives, sums, dx, mean):
-            positive, negative, valid = chosen_triplets(select, scores, positives, negatives)
-
+        def add(sums, dx, mean, positive, negative, valid):
             def total(*inexact):
                 found = _terms(problem, *inexact, valid)
                 return found.total, found
@@ -252,22 +259,26 @@ def _summed_triplets_forward(problem, select, each, size, x, columns, hyper, wei
             return (columns_sum, jax.tree.map(jnp.add, sums[1], dhyper)), dx + more, jax.tree.map(jnp.add, mean, found)
 
         nothing = Mean(jnp.zeros_like(weights), jnp.zeros_like(weights))
-        carry = varying((sums, jnp.zeros_like(x), nothing, weights, columns))[:3]
-        if not each:
-            sums, dx, mean = add(positives, *carry)
-        else:
-            index = jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
-            following = lambda at: jnp.min(jnp.where(positives & (index > at[:, None]), index, index.size), axis=-1)
-            take = lambda c: (following(c[0]), *add(index == c[0][:, None], *c[1:]))
-            start = (following(jnp.full(len(x), -1, jnp.int32)), *carry)
-            _, sums, dx, mean = lax.while_loop(lambda c: jnp.any(c[0] < index.size), take, start)
-        return sums, dx, mean
+        before = jnp.full((len(x), 1), -1, jnp.int32)
+        before, *found = varying((before, sums, jnp.zeros_like(x), nothing, weights, columns))[:4]
+        if negative_of is None:
+            return add(*found, *chosen_triplets(select, scores, positives, negatives))
+        count, following = one_by_one(positives, row, column)
+
+        def take(p, carry):
+            last, *found = carry
+            positive = following(p, last)
+            negative = negative_of(jnp.take_along_axis(scores, positive, axis=1), scores, negatives)[:, None]
+            valid = jnp.take_along_axis(positives, positive, axis=1) & jnp.take_along_axis(negatives, negative, axis=1)
+            return positive, *add(*found, positive, negative, valid & (positive > last))
+
+        return lax.fori_loop(0, count, take, (before, *found))[1:]
 
     gradients, mean = _gradient_sweep(panel, size, x, columns, hyper, weights, row)
     return _weighted_sum(mean, weights), (gradients, mean)
 
 
-def _summed_triplets_backward(problem, select, each, size, saved, cotangent):
+def _summed_triplets_backward(problem, select, negative_of, size, saved, cotangent):
     return _summed_panels_backward(problem, size, saved, cotangent)
 
 

@@ -38,13 +38,17 @@ def test_selects_what_the_oracle_selects(name, ties, rng):
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_semi_hard_of_one_is_semi_hard_for_one_positive(ties, rng):
+def test_semi_hard_negative_is_that_of_semi_hard(ties, rng):
     d = rng.integers(0, 4, (50, 9)) if ties else rng.random((50, 9))
     d = jnp.asarray(d, jnp.float32)
-    positives = jnp.asarray(np.arange(9) == rng.integers(0, 4, 50)[:, None])
+    positive = rng.integers(0, 4, 50)
+    positives = jnp.asarray(np.arange(9) == positive[:, None])
     negatives = ~positives & jnp.asarray(rng.random((50, 9)) < 0.7) & (np.arange(50)[:, None] > 3)
-    arguments = (d, positives, negatives)
-    assert chosen(mj.mining.semi_hard_of_one(*arguments)) == chosen(mj.mining.semi_hard(*arguments))
+    limit = jnp.take_along_axis(d, jnp.asarray(positive)[:, None], axis=1)
+    negative = mj.mining.semi_hard_negative(limit, d, negatives)
+    some = np.any(negatives, axis=1)
+    together = {(i, int(positive[i]), int(negative[i])) for i in range(50) if some[i]}
+    assert together == chosen(mj.mining.semi_hard(d, positives, negatives))
 
 
 @pytest.mark.parametrize("name", SELECTORS)

@@ -55,9 +55,13 @@ def test_softplus(debug_nans):
     np.testing.assert_allclose(pull(jnp.ones(6))[0], np.exp(np.asarray(x, np.float64) - expected), rtol=1e-5)
 
 
-def test_first_index():
-    mask = jnp.array([[False, True, True], [False, False, False]])
-    np.testing.assert_array_equal(numerics.first_index(mask), [1, 0])
+def test_first_largest():
+    rng = np.random.default_rng(0)
+    for m in (1, 63, 64, 200):
+        x = rng.integers(-9, 3, (50, m)).astype(np.float32)  # most rows have several largest entries
+        x[:3] = -np.inf
+        x[3:6, -1] = np.inf
+        np.testing.assert_array_equal(numerics.first_largest(jnp.asarray(x)), np.argmax(x, axis=1))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

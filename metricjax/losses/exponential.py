@@ -13,10 +13,9 @@ from metricjax.anchors import AnchorOptions, Mean, over_anchors
 from metricjax.numerics import logsumexp, softplus
 
 
-def _nt_xent_rows(scores, positives, negatives, temperature):
-    logits = scores / temperature
-    rest = logsumexp(logits, negatives)[:, None]
-    terms = jnp.where(positives, softplus(rest - logits), 0)
+def _nt_xent_rows(positive_scores, positives, negative_scores, negatives, temperature):
+    rest = logsumexp(negative_scores / temperature, negatives)[:, None]
+    terms = jnp.where(positives, softplus(rest - positive_scores / temperature), 0)
     return Mean(jnp.sum(terms, axis=-1), jnp.sum(positives, axis=-1))
 
 
@@ -40,16 +39,17 @@ def nt_xent(
     >>> float(nt_xent(z, jnp.array([0, 0, 1]), temperature=1.0))  # log(1 + 1/e)
     0.3133
     """
-    return over_anchors(_nt_xent_rows, embeddings, labels, temperature, similarity=similarity, **options)
+    return over_anchors(_nt_xent_rows, embeddings, labels, temperature, similarity=similarity, apart=True, **options)
 
 
-def _supcon_rows(scores, positives, negatives, temperature):
-    logits = scores / temperature
+def _supcon_rows(positive_scores, positives, negative_scores, negatives, temperature):
+    logits = positive_scores / temperature
     count = jnp.sum(positives, axis=-1)
     some = count > 0
-    everything = jnp.where(some, logsumexp(logits, positives | negatives), 0)
+    own = jnp.where(some, logsumexp(logits, positives), 0)
+    everything = own + softplus(logsumexp(negative_scores / temperature, negatives) - own)
     mean_positive = jnp.sum(jnp.where(positives, logits, 0), axis=-1) / jnp.maximum(count, 1).astype(logits.dtype)
-    return Mean(everything - mean_positive, some)
+    return Mean(jnp.where(some, everything - mean_positive, 0), some)
 
 
 def supcon(
@@ -72,13 +72,13 @@ def supcon(
     >>> float(supcon(z, jnp.array([0, 0, 1]), temperature=1.0))  # log(1 + 1/e)
     0.3133
     """
-    return over_anchors(_supcon_rows, embeddings, labels, temperature, similarity=similarity, **options)
+    return over_anchors(_supcon_rows, embeddings, labels, temperature, similarity=similarity, apart=True, **options)
 
 
-def _multi_similarity_rows(scores, positives, negatives, alpha, beta, base):
-    pull = softplus(logsumexp(-alpha * (scores - base), positives)) / alpha
-    push = softplus(logsumexp(beta * (scores - base), negatives)) / beta
-    return Mean(pull + push, jnp.any(positives | negatives, axis=-1))
+def _multi_similarity_rows(positive_scores, positives, negative_scores, negatives, alpha, beta, base):
+    pull = softplus(logsumexp(-alpha * (positive_scores - base), positives)) / alpha
+    push = softplus(logsumexp(beta * (negative_scores - base), negatives)) / beta
+    return Mean(pull + push, jnp.any(positives, axis=-1) | jnp.any(negatives, axis=-1))
 
 
 def multi_similarity(
@@ -102,13 +102,16 @@ def multi_similarity(
     >>> float(multi_similarity(z, jnp.array([0, 0])))  # log(1 + e) / 2
     0.6566
     """
-    return over_anchors(_multi_similarity_rows, embeddings, labels, alpha, beta, base, similarity=similarity, **options)
+    return over_anchors(
+        _multi_similarity_rows, embeddings, labels, alpha, beta, base, similarity=similarity, apart=True, **options
+    )
 
 
-def _circle_rows(scores, positives, negatives, margin, scale):
-    fixed = lax.stop_gradient(scores)
-    pull = -scale * jnp.maximum(1 + margin - fixed, 0) * (scores - (1 - margin))
-    push = scale * jnp.maximum(fixed + margin, 0) * (scores - margin)
+def _circle_rows(positive_scores, positives, negative_scores, negatives, margin, scale):
+    pull_weights = jnp.maximum(1 + margin - lax.stop_gradient(positive_scores), 0)
+    push_weights = jnp.maximum(lax.stop_gradient(negative_scores) + margin, 0)
+    pull = -scale * pull_weights * (positive_scores - (1 - margin))
+    push = scale * push_weights * (negative_scores - margin)
     terms = softplus(logsumexp(pull, positives) + logsumexp(push, negatives))
     return Mean(terms, jnp.any(positives, axis=-1) & jnp.any(negatives, axis=-1))
 
@@ -134,4 +137,4 @@ def circle(
     >>> float(circle(z, jnp.array([0, 0, 1]), scale=1.0))  # log(1 + e^{-0.16 - 0.16})
     0.5459
     """
-    return over_anchors(_circle_rows, embeddings, labels, margin, scale, similarity=similarity, **options)
+    return over_anchors(_circle_rows, embeddings, labels, margin, scale, similarity=similarity, apart=True, **options)

@@ -24,9 +24,9 @@ def hinge_mean(terms: Float[Array, "n m"], where: Bool[Array, "n m"], average: s
     return Mean(jnp.sum(jnp.where(where, terms, 0), axis=-1), jnp.sum(counted, axis=-1))
 
 
-def _contrastive_rows(distances, positives, negatives, margin, positive_margin, squared, average):
-    far = jnp.maximum(distances - positive_margin, 0)
-    near = jnp.maximum(margin - distances, 0)
+def _contrastive_rows(d_positive, positives, d_negative, negatives, margin, positive_margin, squared, average):
+    far = jnp.maximum(d_positive - positive_margin, 0)
+    near = jnp.maximum(margin - d_negative, 0)
     if squared:
         far, near = jnp.square(far) / 2, jnp.square(near) / 2
     return hinge_mean(far, positives, average), hinge_mean(near, negatives, average)
@@ -56,4 +56,6 @@ def contrastive(
     0.0
     """
     hyper = (margin, positive_margin, squared, average)
-    return over_anchors(_contrastive_rows, embeddings, labels, *hyper, distance=distance, by_pair=True, **options)
+    return over_anchors(
+        _contrastive_rows, embeddings, labels, *hyper, distance=distance, apart=True, by_pair=True, **options
+    )

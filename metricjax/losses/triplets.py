@@ -13,6 +13,7 @@ from metricjax import distances, mining
 from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
 from metricjax.losses.pairs import check_average, hinge_mean
 from metricjax.numerics import ordered_integers, softplus
+from metricjax.panels import LIST, varying
 
 
 def triplet(
@@ -44,10 +45,10 @@ def triplet(
     hyper: tuple = (margin, average)
     if triplets is mining.all_triplets:
         rows = _all_rows if margin is not None else _all_soft_rows
-        return over_anchors(rows, embeddings, labels, *hyper, distance=distance, **options)
-    each = mining.semi_hard_of_one if triplets is mining.semi_hard else None
+        return over_anchors(rows, embeddings, labels, *hyper, distance=distance, apart=True, **options)
+    negative_of = mining.semi_hard_negative if triplets is mining.semi_hard else None
     return over_triplets(
-        _terms, triplets, embeddings, labels, *hyper, distance=distance, for_each_positive=each, **options
+        _terms, triplets, embeddings, labels, *hyper, distance=distance, negative_of=negative_of, **options
     )
 
 
@@ -57,66 +58,75 @@ def _terms(d_ap, d_an, valid, margin, average) -> Mean:
     return hinge_mean(jnp.maximum(d_ap - d_an + margin, 0), valid, average)
 
 
-def _all_rows(distances, positives, negatives, margin, average) -> Mean:
+def _all_rows(d_positive, positives, d_negative, negatives, margin, average) -> Mean:
     """Every triplet of a row, without listing them.
 
-    With thresholds t_p = d_p + margin the sum Σ_p Σ_n [t_p − d_n]₊ is Σ_p w_p t_p − Σ_n c_n d_n, where w_p counts the
-    negatives nearer than t_p and c_n the thresholds farther than d_n. The counts are piecewise constant, so the
-    gradient of this linear form, with the counts held fixed, is the gradient of the sum.
+    With limits t_p = d_p + margin the sum Σ_p Σ_n [t_p − d_n]₊ is Σ_p w_p t_p − Σ_n c_n d_n, where w_p counts the
+    negatives nearer than t_p and c_n the limits farther than d_n. The counts are piecewise constant, so the gradient
+    of this linear form, with the counts held fixed, is the gradient of the sum.
     """
-    fixed, limits = lax.stop_gradient((distances, distances + margin))
-    few = jnp.max(jnp.sum(positives, axis=-1, dtype=jnp.int32)) <= _FEW
-    weights, active = lax.cond(few, _weights_by_comparing, _weights_by_sorting, fixed, limits, positives, negatives)
-    total = jnp.sum(weights * distances, axis=-1) + margin * active
+    fixed, limits = lax.stop_gradient((d_negative, d_positive + margin))
+    count = _by_comparing if limits.shape[1] <= LIST else _by_sorting
+    nearer, reached = count(jnp.where(positives, limits, -jnp.inf), jnp.where(negatives, fixed, jnp.inf))
+    active = jnp.sum(nearer, axis=-1)
+    total = jnp.sum(nearer * d_positive, axis=-1) - jnp.sum(reached * d_negative, axis=-1) + margin * active
     pairs = jnp.sum(positives, axis=-1) * jnp.sum(negatives, axis=-1)
     return Mean(total, active if average == "active" else pairs)
 
 
-_FEW = 32  # positives of a row, up to which comparing with each in turn beats sorting
+# Four limits are counted in one sum over 32 distances: four numbers of 6 bits, as float32 holds whole numbers of 24.
+_CHUNK, _BITS, _TOGETHER = 4, 6, 32
 
 
-def _weights_by_comparing(d, limits, positives, negatives):
-    """w on positives and −c on negatives [r, m], and Σ w [r]: one pass over the row for each of its positives."""
-    column = jnp.arange(d.shape[1], dtype=jnp.int32)[None]
+def _by_comparing(limits, d):
+    """How many distances are nearer than each limit [r, p], and how many limits each distance stays under [r, m]."""
+    p, m = limits.shape[1], d.shape[1]
+    d = jnp.pad(d, [(0, 0), (0, -m % _TOGETHER)], constant_values=jnp.inf)
+    limits = jnp.pad(limits, [(0, 0), (0, -p % _CHUNK)], constant_values=-jnp.inf)
 
-    def add(carry):
-        last, weights, active = carry
-        at = jnp.min(jnp.where(positives & (column > last[:, None]), column, column.size), axis=-1)
-        limit = jnp.take_along_axis(limits, jnp.minimum(at, column.size - 1)[:, None], axis=1)
-        hit = (negatives & (d < limit) & (at[:, None] < column.size)).astype(d.dtype)
-        near = jnp.sum(hit, axis=-1)
-        return at, weights + jnp.where(column == at[:, None], near[:, None], -hit), active + near
+    def add(i, carry):
+        nearer, reached = carry
+        some = lax.dynamic_slice_in_dim(limits, i * _CHUNK, _CHUNK, axis=1)
+        hits = [(d < some[:, k, None]).astype(jnp.int32) for k in range(_CHUNK)]
+        packed = sum(hit << _BITS * k for k, hit in enumerate(hits)).astype(d.dtype)
+        packed = jnp.sum(packed.reshape(len(d), -1, _TOGETHER), axis=-1).astype(jnp.int32)
+        counts = jnp.stack([jnp.sum(packed >> _BITS * k & 2**_BITS - 1, axis=-1) for k in range(_CHUNK)], axis=1)
+        nearer = lax.dynamic_update_slice_in_dim(nearer, counts.astype(d.dtype), i * _CHUNK, axis=1)
+        return nearer, reached + sum(hits).astype(d.dtype)
 
-    zeros = jnp.zeros_like(d[:, 0]) + 0 * d[:, 0]  # varies over a mesh axis as the distances do
-    start = (zeros.astype(jnp.int32) - 1, jnp.zeros_like(d) + zeros[:, None], zeros)
-    _, weights, active = lax.while_loop(lambda carry: jnp.any(carry[0] < column.size), add, start)
-    return weights, active
+    number = jnp.arange(1, limits.shape[1] + 1, dtype=jnp.int32)[None]
+    used = jnp.max(jnp.where(limits > -jnp.inf, number, 0), initial=0)
+    start = varying((jnp.zeros_like(limits), jnp.zeros_like(d), d))[:2]
+    nearer, reached = lax.fori_loop(0, -(-used // _CHUNK), add, start)
+    return nearer[:, :p], reached[:, :m]
 
 
-def _weights_by_sorting(d, limits, positives, negatives):
-    """The same for many positives: ranks by bisection in a row's sorted distances and its sorted thresholds."""
+def _by_sorting(limits, d):
+    """The same for many limits: ranks by bisection in each row's sorted distances and its sorted limits."""
 
     def row(arguments):
-        d, limits, positives, negatives = arguments
-        key, limit = ordered_integers(d), ordered_integers(limits)
-        bounds = jnp.iinfo(key.dtype)
-        nearer = jnp.searchsorted(jnp.sort(jnp.where(negatives, key, bounds.max)), limit)
-        reached = jnp.searchsorted(jnp.sort(jnp.where(positives, limit, bounds.min)), key, side="right")
-        near = jnp.where(positives, nearer, 0).astype(d.dtype)
-        return near - jnp.where(negatives, d.size - reached, 0).astype(d.dtype), jnp.sum(near)
+        limit, key = map(ordered_integers, arguments)
+        nearer = jnp.searchsorted(jnp.sort(key), limit)
+        reached = limit.size - jnp.searchsorted(jnp.sort(limit), key, side="right")
+        return nearer.astype(d.dtype), reached.astype(d.dtype)
 
-    return lax.map(row, (d, limits, positives, negatives), batch_size=8)
+    return lax.map(row, (limits, d), batch_size=8)
 
 
-def _all_soft_rows(distances, positives, negatives, margin, average) -> Mean:
-    """Every triplet of a row with the soft margin, one positive column at a time."""
+def _all_soft_rows(d_positive, positives, d_negative, negatives, margin, average) -> Mean:
+    """Every triplet of a row with the soft margin, one positive of each row at a time."""
+
+    def terms(d_p, positive):
+        terms = jnp.where(negatives, softplus(d_p[:, None] - d_negative), 0)
+        return jnp.where(positive, jnp.sum(terms, axis=-1), 0)
 
     @jax.checkpoint
     def add(total, column):
-        d_p, positive = column
-        terms = jnp.where(negatives, softplus(d_p[:, None] - distances), 0)
-        return total + jnp.where(positive, jnp.sum(terms, axis=-1), 0), None
+        return total + lax.cond(jnp.any(column[1]), terms, lambda d_p, positive: 0 * d_p, *column), None
 
-    zero = 0 * jnp.sum(jnp.where(positives, distances, 0), axis=-1)  # varies over a mesh axis as the distances do
-    total, _ = lax.scan(add, zero, (distances.T, positives.T))
+    # Positives first: the columns after the last of them are passed over.
+    missing, d_positive = lax.sort(((~positives).astype(jnp.int32), d_positive), num_keys=1)
+    columns = (d_positive.T, (missing == 0).T)
+    zero = 0 * jnp.sum(jnp.where(positives, d_positive, 0), axis=-1)  # varies over a mesh axis as the distances do
+    total, _ = lax.scan(add, zero, columns)
     return Mean(total, jnp.sum(positives, axis=-1) * jnp.sum(negatives, axis=-1))

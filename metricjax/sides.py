@@ -1,0 +1,74 @@
+"""What is known of rows and columns besides their embeddings: labels, which exist, which is which, and, from the order
+of the columns by class, lists of each row's positives."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int, Shaped
+
+LIST = 32  # positives of an anchor that are looked at one by one; with more, all columns are
+
+
+class Side(NamedTuple):
+    """What is known of each row (or column) besides its embedding. Columns with a row's id are the row itself.
+
+    span: of rows, where their positives stand among the columns in order of class: first, end, and the row's own place.
+    order: of columns, those in order of class. Without the two, positives are known by their mask only.
+    """
+
+    labels: Shaped[Array, "n ..."]
+    where: Bool[Array, " n"]
+    ids: Int[Array, " n"]
+    span: Int[Array, "n 3"] | None = None
+    order: Int[Array, " n"] | None = None
+
+
+def in_order_of_class(row: Side, column: Side) -> tuple[Side, Side]:
+    """Both sides with what lists of positives need."""
+    if row.labels.ndim > 1:
+        return row, column
+    labels = column.labels.astype(jnp.int32) if column.labels.dtype == bool else column.labels
+    labels = jnp.where(column.where, labels, jnp.iinfo(labels.dtype).max)
+    order = jnp.argsort(labels).astype(jnp.int32)
+    ends = [jnp.searchsorted(labels[order], row.labels.astype(labels.dtype), side=side) for side in ("left", "right")]
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=jnp.int32))
+    own = jnp.where(column.ids[row.ids] == row.ids, place[row.ids], len(order))
+    return row._replace(span=jnp.stack([*ends, own], axis=-1)), column._replace(order=order)
+
+
+def listed_positives(row: Side, column: Side, which: Int[Array, " p"]) -> tuple[Int[Array, "r p"], Bool[Array, "r p"]]:
+    """The columns [r, p] of the first, second, … positive of each row (those of `which`), and whether there is one."""
+    assert row.span is not None and column.order is not None
+    first, end, own = (row.span[:, i, None] for i in range(3))
+    at = first + which[None]
+    at = jnp.where(at >= own, at + 1, at)
+    index = column.order[jnp.minimum(at, len(column.order) - 1)]
+    return index, (at < end) & row.where[:, None] & column.where[index]
+
+
+def with_lists_if_short(f: Callable[[Side, Side], Any], row: Side, column: Side) -> Any:
+    """`f(row, column)`, with lists of positives where each row's fits."""
+    if row.span is None:
+        return f(row, column)
+    sizes = row.span[:, 1] - row.span[:, 0]
+    short = jnp.max(jnp.where(row.where, sizes, 0), initial=0) <= LIST
+    without = lambda row, column: f(row._replace(span=None), column._replace(order=None))
+    return lax.cond(short, f, without, row, column)
+
+
+def one_by_one(
+    positives: Bool[Array, "r m"], row: Side, column: Side
+) -> tuple[Int[Array, ""], Callable[[Array, Array], Array]]:
+    """The greatest number of positives, and a function that gives the p-th positive [r, 1] from p and the last one.
+
+    It goes on to columns that are no positives where there are fewer.
+    """
+    if row.span is not None:
+        first, end, own = row.span.T
+        sizes = jnp.where(row.where, end - first - (own < end).astype(jnp.int32), 0)
+        return jnp.max(sizes), lambda p, last: listed_positives(row, column, p[None])[0]
+    index = jnp.arange(positives.shape[1], dtype=jnp.int32)[None]
+    after = lambda last: jnp.min(jnp.where(positives & (index > last), index, index.size - 1), axis=1, keepdims=True)
+    return jnp.max(jnp.sum(positives, axis=1, dtype=jnp.int32)), lambda p, last: after(last)
