@@ -12,7 +12,21 @@ import jax
 import jax.numpy as jnp
 
 import metricjax as mj
-from benchmarks.timing import fastest, write
+from benchmarks.report import bars, fastest, save, temporaries
+
+
+def own_rows(scores, positives, negatives, margin):
+    """The README's example of a row function."""
+    count = lambda mask: jnp.maximum(jnp.sum(mask, axis=-1), 1)
+    mean = lambda mask: jnp.sum(jnp.where(mask, scores, 0), axis=-1) / count(mask)
+    both = jnp.any(positives, axis=-1) & jnp.any(negatives, axis=-1)
+    terms = jnp.maximum(mean(negatives) - mean(positives) + margin, 0)
+    return mj.Mean(jnp.where(both, terms, 0), both)
+
+
+def own_loss(embeddings, labels, *, margin=0.5, **options):
+    return mj.over_anchors(own_rows, embeddings, labels, margin, similarity=mj.similarities.cosine, **options)
+
 
 LOSSES = {
     "nt_xent": mj.losses.nt_xent,
@@ -23,7 +37,13 @@ LOSSES = {
     "triplet, batch-hard": mj.losses.triplet,
     "triplet, semi-hard": partial(mj.losses.triplet, triplets=mj.mining.semi_hard),
     "triplet, all": partial(mj.losses.triplet, triplets=mj.mining.all_triplets),
+    "triplet, all, soft": partial(mj.losses.triplet, triplets=mj.mining.all_triplets, margin=None),
+    "the README's own": own_loss,
 }
+LINE = (
+    "{shape}  {loss:20} mm3 {mm3_ms:6.1f} ms   blocked {blocked:5.2f}   autodiff {autodiff:5.2f}   "
+    "temporaries {temporaries_MiB:6.1f} MiB"
+)
 
 
 @jax.jit
@@ -32,27 +52,29 @@ def three_products(x):
     return s @ x, x.T @ s
 
 
+def batch(n: int, d: int, per_class: int):
+    """Embeddings that scatter around a point for each class, and their labels."""
+    y = jnp.arange(n) // per_class
+    middle = 2 * jax.random.normal(jax.random.key(1), (n // per_class + 1, d))
+    return middle[y] + jax.random.normal(jax.random.key(0), (n, d)), y
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["4096x128", "4096x512"])
-    parser.add_argument("--losses", nargs="+", default=list(LOSSES))
+    parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES))
     parser.add_argument("--per-class", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     rows = []
     for shape in args.shapes:
-        n, d = map(int, shape.split("x"))
-        y = jnp.arange(n) // args.per_class
-        middle = 2 * jax.random.normal(jax.random.key(1), (n // args.per_class + 1, d))
-        z = middle[y] + jax.random.normal(jax.random.key(0), (n, d))
+        z, y = batch(*map(int, shape.split("x")), args.per_class)
         for name in args.losses:
             rows.append({"shape": shape, "loss": name, **measured(LOSSES[name], z, y, args.rounds)})
-            print(
-                "{shape}  {loss:22} mm3 {mm3_ms:6.1f} ms   blocked {blocked:5.2f}   autodiff {autodiff:5.2f}   "
-                "temporaries {temporaries_MiB:6.1f} MiB".format(**rows[-1]),
-                flush=True,
-            )
-    print(write("losses", rows))
+            print(LINE.format(**rows[-1]), flush=True)
+    drawn = [{**row, "name": f"{row['loss']}, {row['shape']}"} for row in rows]
+    legend = {"blocked": "panels", "autodiff": "dense, differentiated by JAX"}
+    save("losses", rows, bars(drawn, "name", legend, "value and gradient, multiples of three products", log=True))
 
 
 def measured(loss, z, y, rounds: int) -> dict[str, float]:
@@ -61,9 +83,8 @@ def measured(loss, z, y, rounds: int) -> dict[str, float]:
     blocked, dense = gradient("auto"), gradient(None)
     runs = {"mm3": partial(three_products, z), "blocked": partial(blocked, z), "autodiff": partial(dense, z)}
     seconds = fastest(runs, rounds)
-    memory = blocked.lower(z).compile().memory_analysis().temp_size_in_bytes / 2**20
     ratios = {form: seconds[form] / seconds["mm3"] for form in ("blocked", "autodiff")}
-    return {"mm3_ms": 1e3 * seconds["mm3"], **ratios, "temporaries_MiB": memory}
+    return {"mm3_ms": 1e3 * seconds["mm3"], **ratios, "temporaries_MiB": temporaries(blocked, z) / 2**20}
 
 
 if __name__ == "__main__":

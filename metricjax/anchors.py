@@ -29,7 +29,6 @@ from metricjax.panels import (
     Problem,
     Static,
     chosen_triplets,
-    doubled_gradient,
     means_of,
     panels,
     summed_panels,
@@ -48,6 +47,14 @@ def quotient(mean: Mean) -> Float[Array, ""]:
     return total / jnp.where(count > 0, count, 1)
 
 
+def with_count(mean: Mean) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """A reduction: the loss, and Σ count beside it (of a hinge loss, how many terms are active)."""
+    return quotient(mean), jnp.sum(mean.count)
+
+
+_OF_SUMS = (quotient, with_count)  # reductions that need no more than Σ total and Σ count
+
+
 class AnchorOptions(TypedDict, total=False):
     """Options of every pair-based loss.
 
@@ -59,11 +66,13 @@ class AnchorOptions(TypedDict, total=False):
         and trailing shape (multi-hot, hierarchy).
     miner: `(distances, positives, negatives) -> (positives, negatives)`, masks in, masks out, one row at a time,
         without a gradient; for a similarity s it gets 1 − s.
-    reduction: function of the `Mean` of [n] totals and counts; default Σ total / Σ count.
-    block_size: anchors per panel; "auto" (dense while n × m is small), an int, or None (always dense: also forward
-        mode and second order).
-    axis_name: mesh axis inside `jax.shard_map`, over which embeddings, labels, masks, weights and references are
-        split by rows; the value and gradient are those of one device.
+    reduction: function of the `Mean` of [n] totals and counts; default Σ total / Σ count. `mj.with_count` gives the
+        count beside the loss. Any other costs a further matrix product in panels.
+    block_size: anchors per panel; "auto" (dense while n × m is small), an int, or None (always dense: derivatives of
+        any kind. Panels have no forward mode with a reduction of one's own, and reverse mode over reverse mode may
+        need memory of order n × m, or, for semi-hard triplets, be refused; forward over reverse is linear).
+    axis_name: mesh axis (or axes) inside `jax.shard_map`, over which embeddings, labels, masks, weights and references
+        are split by rows; the value and gradient are those of one device. `mj.over_mesh` writes the `shard_map`.
     """
 
     where: Bool[Array, " n"] | None
@@ -75,7 +84,7 @@ class AnchorOptions(TypedDict, total=False):
     miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None
     reduction: Callable[[Mean], Array]
     block_size: int | Literal["auto"] | None
-    axis_name: str | None
+    axis_name: str | tuple[str, ...] | None
 
 
 def over_anchors(
@@ -99,8 +108,15 @@ def over_anchors(
     then panels need one matrix product less.
     """
     batch, how = _sorted_out(embeddings, labels, options)
-    problem = Problem(rows, *_score(similarity, distance), by_pair, apart, how.same, how.miner)
-    return _over_anchors(problem, how, batch, static_or_traced(hyper, embeddings))
+    score, is_similarity = _score(similarity, distance)
+    mirrored = by_pair and _is_symmetric(score, how, batch)
+    problem = Problem(rows, score, is_similarity, apart, mirrored, how.same, how.miner)
+    try:
+        return _over_anchors(problem, how, batch, static_or_traced(hyper, embeddings))
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError("panels have no forward mode with a reduction of one's own; give block_size=None") from error
 
 
 def over_triplets(
@@ -145,7 +161,7 @@ class Settings(NamedTuple):
     miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None
     reduction: Callable[[Mean], Array] = quotient
     block_size: int | str | None = "auto"
-    axis_name: str | None = None
+    axis_name: str | tuple[str, ...] | None = None
 
 
 @jax.jit(static_argnums=(0, 1), inline=True)
@@ -157,22 +173,28 @@ def _over_anchors(problem, how, batch, hyper):
         row, column = in_order_of_class(row, column)
     if size is None:
         means = with_lists_if_short(partial(means_of, problem, x, columns, hyper), row, column)
-    elif _is_symmetric(problem, how, batch):
-        # A pair counts once from each end, and both ends get the same gradient: that of the rows, twice.
-        means = panels(problem, size, doubled_gradient(x), lax.stop_gradient(columns), hyper, row, column)
-    elif how.reduction is quotient and _is_single(problem, x, columns, hyper, row, column):
-        means = summed_panels(problem, size, rows, columns, hyper, weights, row, column)
-        weights = None
-    else:
+        return reduced(means, weights, how.reduction, how.axis_name)
+    if how.reduction not in _OF_SUMS:
         means = panels(problem, size, rows, columns, hyper, row, column)
-    return reduced(means, weights, how.reduction, how.axis_name)
+        return reduced(means, weights, how.reduction, how.axis_name)
+    number = len(jax.eval_shape(lambda *a: means_of(problem, *a), x, columns, hyper, row, column))
+    if number == 1:
+        mean = summed_panels(problem, size, rows, columns, hyper, (weights,), row, column)
+        return reduced((mean,), None, how.reduction, how.axis_name)
+    # Each total is divided by its own count, so that counts have to be known before totals are added.
+    fixed = lax.stop_gradient((rows, columns, hyper))
+    own = [jnp.sum(mean.count * weights) for mean in panels(problem, size, *fixed, row, column)]
+    counts = own if how.axis_name is None else lax.psum(own, how.axis_name)
+    shares = tuple(weights / jnp.where(count > 0, count, 1) for count in counts)
+    total = summed_panels(problem, size, rows, columns, hyper, shares, row, column).total
+    return reduced((Mean(total * sum(counts), sum(own)),), None, how.reduction, how.axis_name)
 
 
 @jax.jit(static_argnums=(0, 1, 2, 3), inline=True)
 def _over_triplets(problem, select, negative_of, how, batch, hyper):
     size = _panel_height(batch, how)
     gathers = negative_of is not None or not _selects_many(select)
-    if size is None or how.reduction is not quotient or not gathers:
+    if size is None or how.reduction not in _OF_SUMS or not gathers:
         hyper = (Static(select), Static(problem.rows), *hyper)
         return _over_anchors(problem._replace(rows=_picked_rows), how, batch, hyper)
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
@@ -181,7 +203,7 @@ def _over_triplets(problem, select, negative_of, how, batch, hyper):
     if negative_of is not None and problem.same is None:
         row, column = in_order_of_class(row, column)
     mean = summed_triplets(problem, select, negative_of, size, rows, columns, hyper, weights, row, column)
-    return reduced(mean, None, how.reduction, how.axis_name)
+    return reduced((mean,), None, how.reduction, how.axis_name)
 
 
 def _picked_rows(scores, positives, negatives, select, terms, *hyper) -> Mean:
@@ -232,26 +254,22 @@ def static_or_traced(values: tuple, embeddings: Array) -> tuple:
     return tuple(Static(v) if is_static(v) else jnp.asarray(v, dtype=dtype) for v in values)
 
 
-def _sides(score: Pairwise, batch: Batch, axis_name: str | None):
+def _sides(score: Pairwise, batch: Batch, axis_name):
     """Rows, columns, what is known of each, and the anchors' weights; columns come from every device of the axis."""
     n = len(batch.embeddings)
-    ids = jnp.arange(n, dtype=jnp.int32)
-    if axis_name is not None:
-        ids = ids + lax.axis_index(axis_name).astype(jnp.int32) * n
-    exists = jnp.ones(n, bool) if batch.where is None else batch.where
+    devices = 1 if axis_name is None else lax.axis_size(axis_name)
+    gathered = lambda a: a if axis_name is None else lax.all_gather(a, axis_name, tiled=True)
+    present = lambda where, n: jnp.ones(n * devices, bool) if where is None else gathered(where)
+    ids = jnp.arange(n * devices, dtype=jnp.int32)
+    own = ids if axis_name is None else lax.dynamic_slice_in_dim(ids, lax.axis_index(axis_name) * n, n)
     x = score.embed(existing(widen(batch.embeddings), batch.where))
-    row = Side(batch.labels, exists, ids)
+    row = Side(batch.labels, jnp.ones(n, bool) if batch.where is None else batch.where, own)
     weights = jnp.ones(n, x.dtype) if batch.weights is None else batch.weights.astype(x.dtype)
     if batch.references is None:
-        columns, column = x, row
-    else:
-        m = len(batch.references)
-        exists = jnp.ones(m, bool) if batch.reference_where is None else batch.reference_where
-        columns = score.embed(existing(batch.references.astype(x.dtype), batch.reference_where))
-        column = Side(jnp.asarray(batch.reference_labels), exists, jnp.full(m, -1, jnp.int32))
-    if axis_name is not None:
-        columns, column = jax.tree.map(lambda a: lax.all_gather(a, axis_name, tiled=True), (columns, column))
-    return x, columns, row, column, weights
+        return x, gathered(x), row, Side(gathered(batch.labels), present(batch.where, n), ids), weights
+    columns = gathered(score.embed(existing(batch.references.astype(x.dtype), batch.reference_where)))
+    labels, where = gathered(jnp.asarray(batch.reference_labels)), present(batch.reference_where, len(batch.references))
+    return x, columns, row, Side(labels, where, jnp.full(len(columns), -1, jnp.int32)), weights
 
 
 def existing(x: Float[Array, "n d"], where: Bool[Array, " n"] | None) -> Float[Array, "n d"]:
@@ -276,14 +294,10 @@ def _rows_are_columns(batch: Batch, how: Settings) -> bool:
     return batch.references is None and how.axis_name is None
 
 
-def _is_symmetric(problem: Problem, how: Settings, batch: Batch) -> bool:
-    """Whether score, terms, masks and cotangents of (i, j) are those of (j, i)."""
-    plain = how.same is None and how.miner is None and how.reduction is quotient
-    return problem.by_pair and problem.score.symmetric and plain and batch.references is None and batch.weights is None
-
-
-def _is_single(problem: Problem, *arguments) -> bool:
-    return len(jax.eval_shape(lambda *a: means_of(problem, *a), *arguments)) == 1
+def _is_symmetric(score: Pairwise, how: Settings, batch: Batch) -> bool:
+    """Whether score, masks and cotangents of (i, j) are those of (j, i)."""
+    plain = how.same is None and how.miner is None and how.reduction in _OF_SUMS
+    return score.symmetric and plain and batch.references is None and batch.weights is None
 
 
 def reduced(means: tuple[Mean, ...], weights, reduction, axis_name=None):
@@ -291,15 +305,15 @@ def reduced(means: tuple[Mean, ...], weights, reduction, axis_name=None):
     if weights is not None:
         means = tuple(Mean(mean.total * weights, mean.count * weights) for mean in means)
     if axis_name is not None:
-        if reduction is quotient:
+        if reduction in _OF_SUMS:
             means = jax.tree.map(jnp.sum, means)
         else:
             means = jax.tree.map(lambda a: _placed(a, axis_name), means)
         means = lax.psum(means, axis_name)
-    return sum(reduction(mean) for mean in means)
+    return jax.tree.map(lambda *parts: sum(parts), *(reduction(mean) for mean in means))
 
 
-def _placed(a: Float[Array, " n"], axis_name: str) -> Float[Array, " all"]:
+def _placed(a: Float[Array, " n"], axis_name) -> Float[Array, " all"]:
     """This device's part of a long array of zeros: the sum over devices is the whole array, the same everywhere."""
     size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
     whole = jnp.zeros((size, len(a)), a.dtype)

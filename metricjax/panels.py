@@ -1,7 +1,8 @@
 """Panels of rows: a loss over a few anchors at a time, and its gradient taken while the panel is still in cache.
 
-Reverse-mode differentiation through a scan would keep every panel. The custom rules here keep none: the gradient is
-taken in the forward rule where its weights are known by then, and otherwise each panel is computed again.
+Reverse-mode differentiation through a scan would keep every panel. The custom rules here keep none. A sum over anchors
+has its gradient taken in the same pass, in the rule of its tangent, which is the gradient times the tangent: so
+both modes of differentiation work. For one Mean of each anchor, the backward pass computes each panel again.
 """
 
 import math
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Shaped
 
 from metricjax.pairwise import Pairwise
@@ -29,15 +31,15 @@ class Mean(NamedTuple):
 class Problem(NamedTuple):
     """The functions of one loss: hashable, so that they can be static arguments.
 
-    by_pair: each total is a sum of terms that depend on one score each, in the same way for all anchors.
     apart: the row function gets positives and negatives as two arrays of scores, each with its mask.
+    mirrored: score, terms and cotangent of the pair (i, j) are those of (j, i).
     """
 
     rows: Callable[..., Any]  # the row function, or the terms of selected triplets
     score: Pairwise
     is_similarity: bool
-    by_pair: bool
     apart: bool
+    mirrored: bool
     same: Callable[[Array, Array], Array] | None
     miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None
 
@@ -101,14 +103,6 @@ def varying(tree: Any) -> Any:
     return jax.tree.map(lambda a: a + zero.astype(a.dtype), tree)
 
 
-@jax.custom_vjp
-def doubled_gradient(x):
-    return x
-
-
-doubled_gradient.defvjp(lambda x: (x, None), lambda _, g: (2 * g,))
-
-
 # --- panel after panel ----------------------------------------------------------------------------------------------
 
 
@@ -154,6 +148,10 @@ def _gradients_of_rows(problem, size, x, columns, hyper, cotangents, row, column
     def all_panels(row, column):
         def panel(sums, x, cotangents, row):
             totals = lambda *a: (lambda means: ([m.total for m in means], means))(means_of(problem, *a, row, column))
+            if problem.mirrored:  # a pair counts once from each end, and both ends get the same gradient
+                _, pull, means = jax.vjp(lambda x, hyper: totals(x, columns, hyper), x, hyper, has_aux=True)
+                dx, dhyper = pull(cotangents)
+                return (sums[0], jax.tree.map(jnp.add, sums[1], dhyper)), 2 * dx, means
             _, pull, means = jax.vjp(totals, x, columns, hyper, has_aux=True)
             dx, *rest = pull(cotangents)
             return jax.tree.map(jnp.add, sums, tuple(rest)), dx, means
@@ -194,29 +192,49 @@ def _panels_backward(problem, size, saved, cotangents):
 panels.defvjp(_panels_forward, _panels_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def summed_panels(problem, size, x, columns, hyper, weights, row, column):
-    """The weighted sum of the one Mean: its gradient is taken in the forward rule, in the same pass as the loss."""
-    (mean,) = panels(problem, size, x, columns, hyper, row, column)
-    return _weighted_sum(mean, weights)
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def summed_panels(problem, size, x, columns, hyper, weights, row, column) -> Mean:
+    """The sum of the Means of all anchors, weighted by one array for each Mean: value and gradient in one pass."""
+    return _weighted_sum(panels(problem, size, x, columns, hyper, row, column), weights)
 
 
-def _summed_panels_forward(problem, size, x, columns, hyper, weights, row, column):
-    gradients, (mean,) = _gradients_of_rows(problem, size, x, columns, hyper, [weights], row, column)
-    return _weighted_sum(mean, weights), (gradients, mean)
+@partial(summed_panels.defjvp, symbolic_zeros=True)
+def _summed_panels_tangent(problem, size, primals, tangents):
+    x, columns, hyper, weights, row, column = primals
+    arguments = (x, columns, hyper, list(weights), row, column)
+    gradients, means = _as_one(partial(_gradients_of_rows, problem, size), *arguments)
+    if problem.mirrored and x is not None:
+        gradients = (gradients[0], None, gradients[2])
+    return _sum_and_tangent(means, weights, gradients, tangents[:4])
 
 
-def _weighted_sum(mean: Mean, weights: Float[Array, " n"]) -> tuple[Mean]:
-    return (Mean(jnp.sum(mean.total * weights), jnp.sum(mean.count * weights)),)
+def _as_one(f: Callable, *arguments):
+    """`f(*arguments)`, taken as a whole by partial evaluation, which else draws what is constant out of the scans."""
+    whole = jax.custom_jvp(f)
+    whole.defjvp(lambda primals, tangents: jax.jvp(f, primals, tangents))
+    return whole(*arguments)
 
 
-def _summed_panels_backward(problem, size, saved, cotangent):
-    gradients, mean = saved
-    (total, count) = cotangent[0]
-    return *jax.tree.map(lambda g: g * total, gradients), mean.total * total + mean.count * count, None, None
+def _weighted_sum(means: tuple[Mean, ...], weights: tuple[Float[Array, " n"], ...]) -> Mean:
+    sums = [jax.tree.map(lambda a, w=w: jnp.sum(a * w), mean) for mean, w in zip(means, weights, strict=True)]
+    return jax.tree.map(lambda *a: sum(a), *sums)
 
 
-summed_panels.defvjp(_summed_panels_forward, _summed_panels_backward)
+def _sum_and_tangent(means: tuple[Mean, ...], weights, gradients, tangents) -> tuple[Mean, Mean]:
+    total, count = _weighted_sum(means, weights)
+    gradients = (*gradients, tuple(mean.total for mean in means))
+    pairs = [
+        p for part in zip(gradients, tangents, strict=True) if part[0] is not None for p in _pairs_of_leaves(*part)
+    ]
+    # Left out where nothing is differentiated: then its gradient is not computed at all.
+    change = sum((jnp.sum(g * t) for g, t in pairs if not isinstance(t, SymbolicZero)), start=jnp.zeros_like(total))
+    counts = [jnp.sum(m.count * t) for m, t in zip(means, tangents[3], strict=True) if not isinstance(t, SymbolicZero)]
+    return Mean(total, count), Mean(change, sum(counts, start=jnp.zeros_like(count)))
+
+
+def _pairs_of_leaves(gradient, tangent):
+    is_zero = lambda t: isinstance(t, SymbolicZero)
+    return zip(jax.tree.leaves(gradient), jax.tree.leaves(tangent, is_leaf=is_zero), strict=True)
 
 
 # --- selected triplets ----------------------------------------------------------------------------------------------
@@ -233,17 +251,26 @@ def chosen_triplets(select: Callable, scores, positives, negatives):
     return jax.tree.map(lambda a: a.reshape(len(scores), -1), (chosen.positive, chosen.negative, chosen.valid))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def summed_triplets(problem, select, negative_of, size, x, columns, hyper, weights, row, column):
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
+def summed_triplets(problem, select, negative_of, size, x, columns, hyper, weights, row, column) -> Mean:
     """The weighted sum of the Mean of selected triplets; neither pass has a matrix product but that of the scores.
 
     Instead of `select`, `negative_of` chooses for one positive of each row after the other. `x` is None where the rows
     are the columns.
     """
-    return _summed_triplets_forward(problem, select, negative_of, size, x, columns, hyper, weights, row, column)[0]
+    mean = _gradients_of_triplets(problem, select, negative_of, size, x, columns, hyper, weights, row, column)[1]
+    return _weighted_sum((mean,), (weights,))
 
 
-def _summed_triplets_forward(problem, select, negative_of, size, x, columns, hyper, weights, row, column):
+@partial(summed_triplets.defjvp, symbolic_zeros=True)
+def _summed_triplets_tangent(problem, select, negative_of, size, primals, tangents):
+    gradients, mean = _as_one(partial(_gradients_of_triplets, problem, select, negative_of, size), *primals)
+    return _sum_and_tangent((mean,), (primals[3],), gradients, (*tangents[:3], (tangents[3],)))
+
+
+def _gradients_of_triplets(problem, select, negative_of, size, x, columns, hyper, weights, row, column):
+    """`_gradient_sweep` that differentiates the chosen triplets."""
+
     def panel(sums, x, weights, row):
         scores, positives, negatives = scores_and_masks(problem, x, columns, row, column)
 
@@ -274,12 +301,4 @@ def _summed_triplets_forward(problem, select, negative_of, size, x, columns, hyp
 
         return lax.fori_loop(0, count, take, (before, *found))[1:]
 
-    gradients, mean = _gradient_sweep(panel, size, x, columns, hyper, weights, row)
-    return _weighted_sum(mean, weights), (gradients, mean)
-
-
-def _summed_triplets_backward(problem, select, negative_of, size, saved, cotangent):
-    return _summed_panels_backward(problem, size, saved, cotangent)
-
-
-summed_triplets.defvjp(_summed_triplets_forward, _summed_triplets_backward)
+    return _gradient_sweep(panel, size, x, columns, hyper, weights, row)

@@ -1,5 +1,6 @@
 """Strict settings for every test: no silent promotion of dtypes or ranks, warnings are errors, eight CPU devices."""
 
+import itertools
 import os
 import tempfile
 
@@ -20,6 +21,17 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", os.path.join(tempfile.gettempdir(), "metricjax-tests-compiled"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+TESTS = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def few_programs():
+    """Each compiled program holds memory maps, of which a process gets 65,530: drop the programs now and then."""
+    yield
+    if next(TESTS) % 100 == 0:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The anchor driver: what every-loss tests cannot see through one loss."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,28 +55,11 @@ def test_auto_switches_to_panels_by_shape_alone():
         assert auto < 32 * 2**20
 
 
-@pytest.mark.parametrize("axis", ["Auto", "Explicit"])
-@pytest.mark.parametrize("name", ["supcon", "contrastive", "triplet", "semi-hard"])
-@pytest.mark.parametrize("size", [None, 3])
-def test_eight_devices_equal_one(axis, name, size):
-    z, y = batch(32)
-    w = jnp.arange(32) < 21  # some devices hold nothing that exists
-    weights = jnp.linspace(0.5, 2, 32)
-    loss = {"semi-hard": partial(mj.losses.triplet, triplets=mj.mining.semi_hard)}.get(name) or getattr(mj.losses, name)
-    square = lambda mean: jnp.sum(jnp.square(mean.total)) / 7
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(getattr(jax.sharding.AxisType, axis),))
-    split = jax.sharding.PartitionSpec("data")
-    put = lambda a: jax.device_put(a, jax.NamedSharding(mesh, split))
-    for weighted, options in ((True, {}), (False, {}), (True, {"reduction": square})):
-        how = lambda v, o=options, weighted=weighted: {"weights": v if weighted else None, **o}
-        one = jax.value_and_grad(lambda z, how=how: loss(z, y, where=w, **how(weights)))(z)
-        local = lambda z, y, w, v, how=how: loss(z, y, where=w, axis_name="data", block_size=size, **how(v))
-        arguments = [put(a) for a in (z, y, w, weights)]
-        spread = jax.shard_map(local, mesh=mesh, in_specs=(split,) * 4, out_specs=jax.sharding.PartitionSpec())
-        outside = jax.jit(jax.value_and_grad(spread))(*arguments)
-        inside = jax.jit(jax.shard_map(jax.grad(local), mesh=mesh, in_specs=(split,) * 4, out_specs=split))(*arguments)
-        for got, wanted in (*zip(outside, one, strict=True), (inside, one[1])):
-            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6 * max(1, np.abs(wanted).max()))
+def test_forward_mode_that_panels_do_not_have():
+    z, y = batch()
+    own = lambda z: mj.losses.supcon(z, y, block_size=4, reduction=lambda mean: jnp.sum(mean.total))
+    with pytest.raises(TypeError, match="give block_size=None"):
+        jax.jvp(own, (z,), (z,))
 
 
 def test_numpy_arguments_work(unchecked):

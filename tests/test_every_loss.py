@@ -88,6 +88,15 @@ def test_miner_equals_the_oracle_on_what_it_keeps(case):
         close(case(z, y, miner=nearest_negatives, block_size=block_size), expected)
 
 
+@pairs
+@pytest.mark.parametrize("block_size", [None, 17])
+def test_classes_too_large_for_lists_of_positives(case, block_size):
+    rng = np.random.default_rng(5)
+    y = jnp.arange(80) % 2
+    z = jnp.asarray(rng.standard_normal((2, D))[y] + rng.standard_normal((80, D)), jnp.float32)
+    close(case(z, y, block_size=block_size), case.expected(z, y), rtol=1e-4)
+
+
 @classes
 def test_class_loss_equals_the_oracle(case):
     z, y, prototypes = batch()
@@ -338,8 +347,34 @@ def test_float64_stays_and_gradients_match_finite_differences(case, x64):
     if case in PAIRS.values():
         blocked = lambda z: case(z, arguments[1], block_size=4, **options)
         close(jax.grad(blocked)(floats[0]), jax.grad(f)(*floats), rtol=1e-9, atol=1e-12)
-        tangent = jax.jvp(lambda z: case(z, arguments[1], block_size=None, **options), floats[:1], floats[:1])[1]
-        close(tangent, np.sum(jax.grad(f)(*floats) * floats[0]), rtol=1e-8, atol=1e-10)
+
+
+@pairs
+def test_forward_mode_and_second_derivatives_in_panels(case, x64):
+    z, y, _ = batch(16, dtype=np.float64)
+    along = jnp.asarray(np.random.default_rng(1).standard_normal(z.shape))
+    f = lambda size: lambda z: case(z, y, block_size=size)
+    tangent = lambda size: jax.jit(lambda z: jax.jvp(f(size), (z,), (along,))[1])(z)
+    close(tangent(None), jnp.sum(jax.grad(f(None))(z) * along), rtol=1e-9, atol=1e-10)
+    close(tangent(4), tangent(None), rtol=1e-9, atol=1e-10)
+    curved = lambda size: jax.jit(lambda z: jax.jvp(jax.grad(f(size)), (z,), (along,))[1])(z)
+    close(curved(4), curved(None), rtol=1e-9, atol=1e-10)
+    if case is not PAIRS["triplet-semi-hard"]:
+        twice = jax.jit(jax.grad(lambda z: jnp.sum(jax.grad(f(4))(z) * along)))
+        close(twice(z), curved(None), rtol=1e-9, atol=1e-10)
+
+
+@pairs
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_the_count_comes_beside_the_loss(case, block_size, unchecked):
+    z, y, _ = batch(17)
+    how = {"block_size": block_size, "weights": jnp.linspace(0.5, 2.0, N)}
+    (value, count), gradient = jax.value_and_grad(lambda z: case(z, y, reduction=mj.with_count, **how), has_aux=True)(z)
+    expected, expected_gradient = jax.value_and_grad(lambda z: case(z, y, **how))(z)
+    close(value, expected)
+    close(gradient, expected_gradient)
+    close(count, case(z, y, reduction=lambda mean: jnp.sum(mean.count), **how))
+    assert count > 0
 
 
 @pytest.mark.parametrize("name", ["circle", "circle_class"])

@@ -1,0 +1,65 @@
+"""What benchmarks have in common: times as ratios, tables, and results saved as JSON and as a plot.
+
+Contestants are run in turn, round after round, in one process, and the fastest run of each counts: absolute times mean
+little on a machine that does other things too.
+"""
+
+import json
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+
+import jax
+from matplotlib.figure import Figure
+
+
+def fastest(contestants: Mapping[str, Callable[[], object]], rounds: int = 7) -> dict[str, float]:
+    """Seconds of the fastest of `rounds` runs of each, interleaved; compilation is left out."""
+    for run in contestants.values():
+        jax.block_until_ready(run())
+    best = dict.fromkeys(contestants, float("inf"))
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            started = time.perf_counter()
+            jax.block_until_ready(run())
+            best[name] = min(best[name], time.perf_counter() - started)
+    return best
+
+
+def temporaries(f: Callable, *arguments) -> int:
+    """Bytes of temporaries of the compiled `f`, which is not run; arguments may be shapes."""
+    return jax.jit(f).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def machine(packages: Sequence[str] = ()) -> dict[str, str | int]:
+    """What the numbers were taken on."""
+    versions = {name: metadata.version(name) for name in ("jax", *packages)}
+    return {**versions, "device": jax.devices()[0].device_kind, "python": platform.python_version()}
+
+
+def bars(rows: list[dict], label: str, values: Mapping[str, str], title: str, log: bool = False) -> Figure:
+    """One group of horizontal bars for each row, one bar in it for each of `values` (key and legend)."""
+    figure = Figure(figsize=(7, 0.6 + 0.22 * len(rows) * (len(values) + 1)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(values)
+    for i, (key, legend) in enumerate(values.items()):
+        places = [place + i * height for place in range(len(rows))]
+        drawn = axes.barh(places, [row.get(key) or 0 for row in rows], height, label=legend)
+        axes.bar_label(drawn, [f"{row[key]:.3g}" if row.get(key) else "" for row in rows], padding=2, fontsize=7)
+    axes.set_yticks([place + 0.4 - height / 2 for place in range(len(rows))], [row[label] for row in rows])
+    axes.invert_yaxis()
+    axes.set(xlabel=title, xscale="log" if log else "linear")
+    axes.margins(x=0.12)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def save(name: str, rows: list[dict], figure: Figure, packages: Sequence[str] = ()) -> None:
+    """Write runs/benchmarks/NAME.json, beside what the rows were taken on, and NAME.png."""
+    path = pathlib.Path("runs/benchmarks") / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps({"machine": machine(packages), "rows": rows}, indent=1))
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    print(f"{path}.json, {path}.png")

@@ -1,0 +1,72 @@
+"""Pair-based losses of batches that lie split over the devices of a mesh."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from metricjax.anchors import Batch
+
+
+def over_mesh(
+    loss: Callable[..., Any], axis_name: str | tuple[str, ...], mesh: Mesh | None = None
+) -> Callable[..., Any]:
+    """The pair-based `loss`, for arrays whose rows are split over the mesh axis (or axes) `axis_name`.
+
+    It takes what `loss` takes, whole arrays, and its value and gradient are those of one device: each device holds the
+    scores of its own rows, against the embeddings of all. The numbers of rows and of references must be multiples of
+    the number of devices: fill up, and mark with `where` what exists. `mesh` defaults to that of `jax.set_mesh`. Use it
+    inside `jax.jit`.
+
+    >>> import jax, jax.numpy as jnp, metricjax as mj
+    >>> mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    >>> supcon = mj.over_mesh(mj.losses.supcon, "data", mesh)
+    >>> z, y = jnp.eye(8), jnp.arange(8) // 2
+    >>> bool(jnp.isclose(jax.jit(supcon)(z, y), mj.losses.supcon(z, y)))
+    True
+    """
+
+    @functools.wraps(loss)
+    def wrapped(embeddings, labels, *hyper, **options):
+        if "axis_name" in options:
+            raise TypeError("axis_name is given to over_mesh already; leave it out of the loss's options")
+        options = {"embeddings": embeddings, "labels": labels, **options}
+        rows = {name: options.pop(name) for name in Batch._fields if options.get(name) is not None}
+        numbered = {str(i): value for i, value in enumerate(hyper)}
+        traced = {name: value for name, value in (numbered | options).items() if isinstance(value, jax.Array)}
+        on = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+        _check(rows, on, axis_name)
+        specs = PartitionSpec(axis_name), PartitionSpec()
+        if _is_explicit(on, axis_name):
+            rows, traced = jax.sharding.reshard((rows, traced), tuple(NamedSharding(on, spec) for spec in specs))
+
+        def local(rows, traced):
+            positional = (numbered | {name: traced[name] for name in numbered if name in traced}).values()
+            named = options | {name: traced[name] for name in options if name in traced}
+            return loss(rows.pop("embeddings"), rows.pop("labels"), *positional, **rows, **named, axis_name=axis_name)
+
+        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(rows, traced)
+
+    return wrapped
+
+
+def _names(axis_name: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+
+
+def _is_explicit(mesh: Mesh | AbstractMesh, axis_name: str | tuple[str, ...]) -> bool:
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return all(types[name] == AxisType.Explicit for name in _names(axis_name))
+
+
+def _check(rows: dict[str, Any], mesh: Mesh | AbstractMesh, axis_name: str | tuple[str, ...]) -> None:
+    for name in _names(axis_name):
+        if name not in mesh.shape:
+            raise ValueError(f"axis_name is {name!r}; the mesh has the axes {list(mesh.shape)}")
+    devices = math.prod(mesh.shape[name] for name in _names(axis_name))
+    for name, array in rows.items():
+        if len(array) % devices:
+            raise ValueError(f"{name} has {len(array)} rows; wanted a multiple of the {devices} devices (see `where`)")
