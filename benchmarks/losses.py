@@ -53,10 +53,10 @@ def three_products(x):
 
 
 def batch(n: int, d: int, per_class: int):
-    """Embeddings that scatter around a point for each class, and their labels."""
+    """Embeddings that scatter widely around a point for each class, and their labels."""
     y = jnp.arange(n) // per_class
-    middle = 2 * jax.random.normal(jax.random.key(1), (n // per_class + 1, d))
-    return middle[y] + jax.random.normal(jax.random.key(0), (n, d)), y
+    middle = jax.random.normal(jax.random.key(1), (n // per_class + 1, d))
+    return middle[y] + 2 * jax.random.normal(jax.random.key(0), (n, d)), y
 
 
 def main():

@@ -79,6 +79,12 @@ def first_largest(x: Float[Array, "n m"]) -> Int[Array, " n"]:
     return group * _GROUP + jnp.argmax(inside, axis=-1).astype(jnp.int32)
 
 
+def next_marked(mask: Bool[Array, "n m"], last: Int[Array, "n 1"]) -> Int[Array, "n 1"]:
+    """The first column after `last` that each row marks, m where there is none."""
+    column = jnp.arange(mask.shape[1], dtype=jnp.int32)[None]
+    return jnp.min(jnp.where(mask & (column > last), column, column.size), axis=1, keepdims=True, initial=column.size)
+
+
 def ordered_integers(x: Float[Array, "..."]) -> Int[Array, "..."]:
     """Integers in the same order as the floats, which are not NaN: a CPU sorts them several times faster."""
     kind = {32: jnp.int32, 64: jnp.int64}[jnp.finfo(x.dtype).bits]

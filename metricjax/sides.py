@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int, Shaped
 
+from metricjax.numerics import next_marked
+
 LIST = 32  # positives of an anchor that are looked at one by one; with more, all columns are
 
 
@@ -69,6 +71,5 @@ def one_by_one(
         first, end, own = row.span.T
         sizes = jnp.where(row.where, end - first - (own < end).astype(jnp.int32), 0)
         return jnp.max(sizes), lambda p, last: listed_positives(row, column, p[None])[0]
-    index = jnp.arange(positives.shape[1], dtype=jnp.int32)[None]
-    after = lambda last: jnp.min(jnp.where(positives & (index > last), index, index.size - 1), axis=1, keepdims=True)
-    return jnp.max(jnp.sum(positives, axis=1, dtype=jnp.int32)), lambda p, last: after(last)
+    after = lambda p, last: jnp.minimum(next_marked(positives, last), positives.shape[1] - 1)
+    return jnp.max(jnp.sum(positives, axis=1, dtype=jnp.int32)), after

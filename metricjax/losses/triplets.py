@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Shaped
 from metricjax import distances, mining
 from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
 from metricjax.losses.pairs import check_average, hinge_mean
-from metricjax.numerics import ordered_integers, softplus
+from metricjax.numerics import next_marked, ordered_integers, softplus
 from metricjax.panels import LIST, varying
 
 
@@ -114,19 +114,41 @@ def _by_sorting(limits, d):
 
 
 def _all_soft_rows(d_positive, positives, d_negative, negatives, margin, average) -> Mean:
-    """Every triplet of a row with the soft margin, one positive of each row at a time."""
-
-    def terms(d_p, positive):
-        terms = jnp.where(negatives, softplus(d_p[:, None] - d_negative), 0)
-        return jnp.where(positive, jnp.sum(terms, axis=-1), 0)
-
-    @jax.checkpoint
-    def add(total, column):
-        return total + lax.cond(jnp.any(column[1]), terms, lambda d_p, positive: 0 * d_p, *column), None
-
-    # Positives first: the columns after the last of them are passed over.
-    missing, d_positive = lax.sort(((~positives).astype(jnp.int32), d_positive), num_keys=1)
-    columns = (d_positive.T, (missing == 0).T)
-    zero = 0 * jnp.sum(jnp.where(positives, d_positive, 0), axis=-1)  # varies over a mesh axis as the distances do
-    total, _ = lax.scan(add, zero, columns)
+    """Every triplet of a row with the soft margin."""
+    total = _soft_sums(d_positive, d_negative, positives, negatives)
     return Mean(total, jnp.sum(positives, axis=-1) * jnp.sum(negatives, axis=-1))
+
+
+@jax.custom_jvp
+def _soft_sums(d_positive, d_negative, positives, negatives):
+    """Σ_p Σ_n softplus(d_p − d_n) of each row [r]."""
+    return _soft_sums_and_weights(d_positive, d_negative, positives, negatives)[0]
+
+
+@_soft_sums.defjvp
+def _(primals, tangents):
+    total, pulls, pushes = _soft_sums_and_weights(*primals)
+    return total, jnp.sum(pulls * tangents[0], axis=-1) - jnp.sum(pushes * tangents[1], axis=-1)
+
+
+def _soft_sums_and_weights(d_positive, d_negative, positives, negatives):
+    """The sums, Σ_n sigmoid(d_p − d_n) [r, p] and Σ_p sigmoid(d_p − d_n) [r, m]: one positive of each row at a time."""
+    p = positives.shape[1]
+    rows = jnp.arange(len(positives), dtype=jnp.int32)[:, None]
+
+    def visit(last, total, pulls, pushes):
+        column = next_marked(positives, last)
+        there, place = column < p, jnp.minimum(column, p - 1)
+        gaps = jnp.take_along_axis(d_positive, place, axis=1) - d_negative
+        where = negatives & there
+        slopes = jnp.where(where, jax.nn.sigmoid(gaps), 0)
+        total += jnp.sum(jnp.where(where, softplus(gaps), 0), axis=-1)
+        pulls = pulls.at[rows, place].add(jnp.sum(slopes, axis=-1, keepdims=True))
+        return column, total, pulls, pushes + slopes
+
+    def add(carry, _):
+        return lax.cond(jnp.any(carry[0] < p), visit, lambda *carry: carry, *carry), None
+
+    zeros = (rows * 0 - 1, jnp.zeros_like(d_negative[:, 0]), jnp.zeros_like(d_positive), jnp.zeros_like(d_negative))
+    (_, total, pulls, pushes), _ = lax.scan(add, varying((*zeros, d_negative))[:4], length=p)
+    return total, pulls, pushes
