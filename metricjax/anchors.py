@@ -37,7 +37,7 @@ from metricjax.panels import (
 )
 from metricjax.sides import Side, in_order_of_class, with_lists_if_short
 
-_DENSE = 2**20  # scores in the whole matrix up to which "auto" stays dense
+_DENSE = 2**16  # scores in the whole matrix up to which "auto" stays dense, which compiles faster
 _PANEL = 2**20  # scores in one panel above that
 
 
@@ -68,9 +68,10 @@ class AnchorOptions(TypedDict, total=False):
         without a gradient; for a similarity s it gets 1 − s.
     reduction: function of the `Mean` of [n] totals and counts; default Σ total / Σ count. `mj.with_count` gives the
         count beside the loss. Any other costs a further matrix product in panels.
-    block_size: anchors per panel; "auto" (dense while n × m is small), an int, or None (always dense: derivatives of
-        any kind. Panels have no forward mode with a reduction of one's own, and reverse mode over reverse mode may
-        need memory of order n × m, or, for semi-hard triplets, be refused; forward over reverse is linear).
+    block_size: anchors per panel; "auto" (dense while n × m is small, by the shapes alone), an int, or None (always
+        dense: derivatives of any kind. Panels have no forward mode with a reduction of one's own, and their reverse
+        mode over reverse mode may need memory of order n × m, or, for semi-hard triplets, be refused; forward over
+        reverse is linear).
     axis_name: mesh axis (or axes) inside `jax.shard_map`, over which embeddings, labels, masks, weights and references
         are split by rows; the value and gradient are those of one device. `mj.over_mesh` writes the `shard_map`.
     """
@@ -286,7 +287,7 @@ def _panel_height(batch: Batch, how: Settings) -> int | None:
         return min(how.block_size, n)
     if how.block_size is None or n * m <= _DENSE:
         return None
-    return max(8, min(512, _PANEL // m // 8 * 8))
+    return min(n, max(8, min(512, _PANEL // m // 8 * 8)))
 
 
 def _rows_are_columns(batch: Batch, how: Settings) -> bool:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int, Shaped
 
 from metricjax.numerics import next_marked
 
-LIST = 32  # positives of an anchor that are looked at one by one; with more, all columns are
+LIST = 64  # positives of an anchor that are looked at one by one; with more, all columns are
 
 
 class Side(NamedTuple):

@@ -10,6 +10,7 @@ import pytest
 from jax.test_util import check_grads
 
 import metricjax as mj
+from metricjax.sides import LIST
 from tests import oracle
 from tests.cases import CLASSES, NOT_LOSSES, PAIRS
 
@@ -92,8 +93,9 @@ def test_miner_equals_the_oracle_on_what_it_keeps(case):
 @pytest.mark.parametrize("block_size", [None, 17])
 def test_classes_too_large_for_lists_of_positives(case, block_size):
     rng = np.random.default_rng(5)
-    y = jnp.arange(80) % 2
-    z = jnp.asarray(rng.standard_normal((2, D))[y] + rng.standard_normal((80, D)), jnp.float32)
+    n = 2 * LIST + 10
+    y = jnp.arange(n) % 2
+    z = jnp.asarray(rng.standard_normal((2, D))[y] + rng.standard_normal((n, D)), jnp.float32)
     close(case(z, y, block_size=block_size), case.expected(z, y), rtol=1e-4)
 
 

@@ -12,14 +12,14 @@ from tests.cases import PAIRS
 def test_all_triplets_with_many_positives(classes, block_size):
     """More positives in a row than are compared in turn: ranks come from sorting, and equal those of brute force."""
     rng = np.random.default_rng(classes)
-    z = jnp.asarray(rng.standard_normal((96, 5)), jnp.float32)
-    y = jnp.arange(96) % classes
+    z = jnp.asarray(rng.standard_normal((160, 5)), jnp.float32)
+    y = jnp.arange(160) % classes
     case = PAIRS["triplet-all"]
 
     def every_triplet(z):
         d = mj.distances.squared_chord(z, z)
         same = y[:, None] == y[None]
-        valid = (same & ~np.eye(96, dtype=bool))[:, :, None] & ~same[:, None, :]
+        valid = (same & ~np.eye(160, dtype=bool))[:, :, None] & ~same[:, None, :]
         terms = jnp.where(valid, jnp.maximum(d[:, :, None] - d[:, None, :] + 0.2, 0), 0)
         return jnp.sum(terms) / jnp.maximum(jnp.sum(terms > 0, dtype=jnp.float32), 1)
 

@@ -13,7 +13,8 @@ from metricjax import distances, mining
 from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
 from metricjax.losses.pairs import check_average, hinge_mean
 from metricjax.numerics import next_marked, ordered_integers, softplus
-from metricjax.panels import LIST, varying
+from metricjax.panels import varying
+from metricjax.sides import LIST
 
 
 def triplet(

@@ -1,0 +1,39 @@
+"""The benchmarks run, on batches too small to tell anything, and leave their table and plot."""
+
+import importlib
+import json
+
+import jax
+import pytest
+
+RUNS = {
+    "losses": ["--shapes", "64x8", "--losses", "supcon", "triplet, all", "the README's own", "--rounds", "1"],
+    "memory": ["--batches", "64", "128"],
+    "scale": ["--batch", "256", "--dimension", "8"],
+    "collectives": ["--batch", "64", "--dimension", "8"],
+    "peers": ["--rounds", "1"],
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_benchmark_runs(name, monkeypatch, tmp_path, capsys):
+    benchmark = importlib.import_module(f"benchmarks.{name}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [name, *RUNS[name]])
+    if name == "peers":
+        monkeypatch.setattr(benchmark, "PEERS", {"optax": benchmark.optax_contestants})
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        benchmark.main()
+    assert name in capsys.readouterr().out
+    saved = json.loads((tmp_path / f"runs/benchmarks/{name}.json").read_text())
+    assert saved["rows"]
+    assert saved["machine"]["jax"]
+    assert (tmp_path / f"runs/benchmarks/{name}.png").stat().st_size > 1000
+    if name == "collectives":
+        supcon = next(row for row in saved["rows"] if row["loss"] == "supcon")
+        assert supcon["reduce-scatter"] == supcon["embeddings"] == 64 * 8 * 4
+        assert supcon["all-gather"] == supcon["embeddings"] + 64 * 4
+    if name == "peers":
+        row = saved["rows"][0]
+        assert row["ours"] == pytest.approx(row["theirs"], rel=1e-5)
+        assert row["gradients_differ"] < 1e-4
