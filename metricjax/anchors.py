@@ -83,7 +83,7 @@ class AnchorOptions(TypedDict, total=False):
     reference_where: Bool[Array, " m"] | None
     same: Callable[[Array, Array], Array] | None
     miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None
-    reduction: Callable[[Mean], Array]
+    reduction: Callable[[Mean], Any]
     block_size: int | Literal["auto"] | None
     axis_name: str | tuple[str, ...] | None
 
@@ -160,7 +160,7 @@ class Settings(NamedTuple):
 
     same: Callable[[Array, Array], Array] | None = None
     miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None
-    reduction: Callable[[Mean], Array] = quotient
+    reduction: Callable[[Mean], Any] = quotient
     block_size: int | str | None = "auto"
     axis_name: str | tuple[str, ...] | None = None
 

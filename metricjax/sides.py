@@ -31,10 +31,11 @@ def in_order_of_class(row: Side, column: Side) -> tuple[Side, Side]:
     """Both sides with what lists of positives need."""
     if row.labels.ndim > 1:
         return row, column
-    labels = column.labels.astype(jnp.int32) if column.labels.dtype == bool else column.labels
-    labels = jnp.where(column.where, labels, jnp.iinfo(labels.dtype).max)
+    common = jnp.promote_types(row.labels.dtype, column.labels.dtype)
+    common = jnp.dtype(jnp.int32) if jnp.issubdtype(common, jnp.bool_) else common
+    labels = jnp.where(column.where, column.labels.astype(common), jnp.iinfo(common).max)
     order = jnp.argsort(labels).astype(jnp.int32)
-    ends = [jnp.searchsorted(labels[order], row.labels.astype(labels.dtype), side=side) for side in ("left", "right")]
+    ends = [jnp.searchsorted(labels[order], row.labels.astype(common), side=side) for side in ("left", "right")]
     place = jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=jnp.int32))
     own = jnp.where(column.ids[row.ids] == row.ids, place[row.ids], len(order))
     return row._replace(span=jnp.stack([*ends, own], axis=-1)), column._replace(order=order)

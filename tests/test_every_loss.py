@@ -265,6 +265,27 @@ def test_gradient_is_finite_where_the_cosine_is_one(name, sign, debug_nans):
         assert_finite((value, gradients))
 
 
+@pairs
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_vmap_over_batches_equals_a_loop(case, block_size):
+    batches = [batch(seed)[:2] for seed in (30, 31, 32)]
+    f = jax.jit(jax.value_and_grad(lambda z, y: case(z, y, block_size=block_size)))
+    mapped = jax.vmap(f)(*(jnp.stack(a) for a in zip(*batches, strict=True)))
+    loop = [f(*each) for each in batches]
+    chex.assert_trees_all_close(mapped, jax.tree.map(lambda *a: jnp.stack(a), *loop), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("own, other", [("int32", "uint8"), ("uint8", "int32"), ("bool", "bool")])
+def test_labels_of_different_integer_types(own, other):
+    """256 is not 0, whichever side has the wider type."""
+    labels = {"int32": [0, 256, 1, 257], "uint8": [0, 1, 1, 0], "bool": [False, True, True, False]}
+    z = jax.random.normal(jax.random.key(0), (8, D))
+    value = lambda a, b: mj.losses.supcon(z[:4], a, references=z[4:], reference_labels=b, block_size=2)
+    with jax.numpy_dtype_promotion("standard"):
+        typed = value(*(jnp.array(labels[kind], kind) for kind in (own, other)))
+    close(typed, value(*(jnp.array(labels[kind], jnp.int32) for kind in (own, other))))
+
+
 def test_labels_are_compared_as_given():
     """Above 2²⁴ neighbouring integers are one float."""
     z = jnp.eye(3)
