@@ -79,6 +79,20 @@ def test_over_mesh_equals_one_device(axis):
         assert_same(mj.over_mesh(mj.losses.nt_xent, "data")(Z, Y), mj.losses.nt_xent(Z, Y))
 
 
+@axes
+@pytest.mark.parametrize("size", [None, 3])
+@pytest.mark.parametrize("name", ["nt_xent", "contrastive", "triplet-semi-hard"])
+def test_hyper_parameters_have_gradients_and_batches_of_values_over_a_mesh(name, size, axis):
+    case = PAIRS[name]
+    mesh = mesh_of(axis)
+    spread = mj.over_mesh(case, "data", mesh)
+    values = jnp.array([0.3, 0.9])
+    over = lambda f, z, y: jax.vmap(jax.grad(lambda v: f(z, y, block_size=size, **{case.varied: v})))(values)
+    expected = over(case, Z, Y)
+    assert np.all(np.abs(expected) > 0)
+    assert_same(jax.jit(lambda z, y: over(spread, z, y))(*put(mesh, Z, Y)), expected)
+
+
 def test_over_mesh_refuses_what_does_not_fit():
     mesh = mesh_of(AxisType.Auto)
     with pytest.raises(ValueError, match="axis_name is 'batch'; the mesh has the axes"):
