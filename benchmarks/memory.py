@@ -16,6 +16,7 @@ from benchmarks.losses import LOSSES
 from benchmarks.report import save, temporaries
 
 D = 128
+OTHERS = ("supcon, dense", "optax.ntxent")
 
 
 def main():
@@ -23,12 +24,12 @@ def main():
     parser.add_argument("--batches", nargs="+", type=int, default=[4096, 16384, 65536])
     args = parser.parse_args()
     forms = {name: lambda z, y, loss=loss: loss(z, y) for name, loss in LOSSES.items()}
-    forms["supcon, dense"] = lambda z, y: LOSSES["supcon"](z, y, block_size=None)
+    forms[OTHERS[0]] = lambda z, y: LOSSES["supcon"](z, y, block_size=None)
     packages = []
     if importlib.util.find_spec("optax"):
         from optax.losses import ntxent
 
-        forms["optax.ntxent"] = ntxent
+        forms[OTHERS[1]] = ntxent
         packages.append("optax")
     rows = []
     print(f"{'MiB of temporaries, d = 128':28}" + "".join(f"{n:>12}" for n in args.batches))
@@ -45,14 +46,17 @@ def measured(form, n: int) -> float:
 
 
 def plot(rows: list[dict]) -> Figure:
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
+    batches = [int(n) for n in rows[0] if n != "loss"]
     for name, *used in (row.values() for row in rows):
-        batches = [int(n) for n in list(rows[0])[1:]]
-        axes.plot(batches, used, "o-", label=name, linewidth=1, markersize=3)
+        axes.plot(batches, used, "s--" if name in OTHERS else "o-", label=name, markersize=3)
     axes.plot(batches, [n * D * 4 / 2**20 for n in batches], "k:", label="the embeddings")
     axes.set(xscale="log", yscale="log", xlabel="batch", ylabel="MiB of temporaries")
-    axes.legend(fontsize=7)
+    axes.set_xticks(batches, [f"{n:,}" for n in batches])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize=7, loc="outside right upper")
     return figure
 
 

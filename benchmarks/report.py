@@ -47,12 +47,13 @@ def bars(rows: list[dict], label: str, values: Mapping[str, str], title: str, lo
     for i, (key, legend) in enumerate(values.items()):
         places = [place + i * height for place in range(len(rows))]
         drawn = axes.barh(places, [row.get(key) or 0 for row in rows], height, label=legend)
-        axes.bar_label(drawn, [f"{row[key]:.3g}" if row.get(key) else "" for row in rows], padding=2, fontsize=7)
+        texts = [f"{row[key]:,.{0 if row[key] >= 100 else 2}f}" if row.get(key) else "" for row in rows]
+        axes.bar_label(drawn, texts, padding=2, fontsize=7)
     axes.set_yticks([place + 0.4 - height / 2 for place in range(len(rows))], [row[label] for row in rows])
     axes.invert_yaxis()
     axes.set(xlabel=title, xscale="log" if log else "linear")
-    axes.margins(x=0.12)
-    axes.legend(fontsize=8)
+    axes.margins(x=0.2, y=0.02)
+    figure.legend(fontsize=8, loc="outside upper right", ncols=len(values))
     return figure
 
 
