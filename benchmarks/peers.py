@@ -64,7 +64,7 @@ def optax_contestants() -> dict[str, tuple[int, Callable, Callable]]:
         f = jax.jit(jax.value_and_grad(partial(ntxent, temperature=0.1)))
         return lambda: f(z, y)
 
-    return {"nt_xent ": (512, mj.losses.nt_xent, prepared)}
+    return {"nt_xent": (512, mj.losses.nt_xent, prepared)}
 
 
 PEERS = {"pytorch-metric-learning": torch_contestants, "optax": optax_contestants}
@@ -77,8 +77,8 @@ def main():
     rows, installed = [], [name for name in PEERS if importlib.util.find_spec(name.replace("-", "_"))]
     for peer in installed:
         for name, (n, ours, theirs) in PEERS[peer]().items():
-            rows.append({"peer": peer, "loss": name.strip(), "batch": n, **compared(n, ours, theirs, args.rounds)})
-            rows[-1]["name"] = f"{name.strip()}, {n}, {peer}"
+            rows.append({"peer": peer, "loss": name, "batch": n, **compared(n, ours, theirs, args.rounds)})
+            rows[-1]["name"] = f"{name}, {n}, {peer}"
             print(
                 "{peer:24} {loss:26} batch {batch:5}   values {ours:.6f} and {theirs:.6f}, gradients differ by "
                 "{gradients_differ:.0e}   ours {ours_ms:7.1f} ms, theirs {theirs_ms:8.1f} ms: {times:5.1f} x".format(

@@ -1,6 +1,8 @@
 """SupCon over a batch that no matrix of pairs would fit for: seconds, and the peak of resident memory.
 
-python -m benchmarks.scale [--batch 65536] [--dimension 128]
+    python -m benchmarks.scale [--batch 65536] [--dimension 128]
+
+Resident memory is that of the whole process, JAX included.
 """
 
 import argparse
@@ -10,8 +12,8 @@ import time
 import jax
 
 import metricjax as mj
-from benchmarks.losses import batch, three_products
-from benchmarks.report import bars, save, temporaries
+from benchmarks.losses import batch
+from benchmarks.report import bars, save
 
 
 def resident() -> float:
@@ -38,7 +40,6 @@ def main():
         "resident_before_MiB": before,
         "temporaries_MiB": step.memory_analysis().temp_size_in_bytes / 2**20,
         "one_matrix_of_pairs_MiB": 4 * args.batch**2 / 2**20,
-        "dense_temporaries_MiB": temporaries(three_products, z) / 2**20,
         "value": float(value),
         "gradient_norm": float(jax.numpy.linalg.norm(gradient)),
     }

@@ -44,9 +44,9 @@ def over_mesh(
             rows, traced = jax.sharding.reshard((rows, traced), tuple(NamedSharding(on, spec) for spec in specs))
 
         def local(rows, traced):
-            positional = (numbered | {name: traced[name] for name in numbered if name in traced}).values()
-            named = options | {name: traced[name] for name in options if name in traced}
-            return loss(rows.pop("embeddings"), rows.pop("labels"), *positional, **rows, **named, axis_name=axis_name)
+            named = {**rows, **numbered, **options, **traced}
+            positional = [named.pop(name) for name in ("embeddings", "labels", *numbered)]
+            return loss(*positional, **named, axis_name=axis_name)
 
         return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(rows, traced)
 
