@@ -4,6 +4,7 @@ of the columns by class, lists of each row's positives."""
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int, Shaped
@@ -74,3 +75,24 @@ def one_by_one(
         return jnp.max(sizes), lambda p, last: listed_positives(row, column, p[None])[0]
     after = lambda p, last: jnp.minimum(next_marked(positives, last), positives.shape[1] - 1)
     return jnp.max(jnp.sum(positives, axis=1, dtype=jnp.int32)), after
+
+
+def summed_over_positives(f: Callable[..., Any], positives: Bool[Array, "r p"], *values: Shaped[Array, "r p"]) -> Any:
+    """Σ_p f(there [r], *value [r]) over the positives of each row, of which row i has one where `there[i]`.
+
+    `f` returns one array [r] or several, and is run for one positive of each row after the other, which are computed
+    again for the gradient: memory is that of one, and slots that no row uses cost nothing.
+    """
+    if positives.shape[1] > LIST:  # whole rows: the positives first
+        order = jnp.argsort(~positives, axis=1)
+        positives, *values = (jnp.take_along_axis(a, order, axis=1) for a in (positives, *values))
+
+    @jax.checkpoint
+    def step(sums, column):
+        add = lambda: jax.tree.map(jnp.add, sums, f(*column))
+        return lax.cond(jnp.any(column[0]), add, lambda: sums), None
+
+    columns = tuple(a.T for a in (positives, *values))
+    like = jax.eval_shape(f, *(a[0] for a in columns))
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    return lax.scan(step, zeros, columns)[0]
