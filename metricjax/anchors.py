@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax.checks import check_batch
@@ -28,7 +29,6 @@ from metricjax.panels import Mean as Mean
 from metricjax.panels import (
     Problem,
     Static,
-    chosen_triplets,
     means_of,
     panels,
     summed_panels,
@@ -52,7 +52,13 @@ def with_count(mean: Mean) -> tuple[Float[Array, ""], Float[Array, ""]]:
     return quotient(mean), jnp.sum(mean.count)
 
 
-_OF_SUMS = (quotient, with_count)  # reductions that need no more than Σ total and Σ count
+_OF_SUMS: set[Callable[[Mean], Any]] = {quotient, with_count}  # reductions that need no more than Σ total and Σ count
+
+
+def of_sums(reduction: Callable[[Mean], Any]) -> Callable[[Mean], Any]:
+    """Declare that a reduction needs no more than Σ total and Σ count over anchors, and let it have those."""
+    _OF_SUMS.add(reduction)
+    return reduction
 
 
 class AnchorOptions(TypedDict, total=False):
@@ -69,9 +75,8 @@ class AnchorOptions(TypedDict, total=False):
     reduction: function of the `Mean` of [n] totals and counts; default Σ total / Σ count. `mj.with_count` gives the
         count beside the loss. Any other costs a further matrix product in panels.
     block_size: anchors per panel; "auto" (dense while n × m is small, by the shapes alone), an int, or None (always
-        dense: derivatives of any kind. Panels have no forward mode with a reduction of one's own, and their reverse
-        mode over reverse mode may need memory of order n × m, or, for semi-hard triplets, be refused; forward over
-        reverse is linear).
+        dense: derivatives of any kind. In panels, reverse mode over reverse mode may need memory of order n × m, or,
+        for semi-hard triplets, be refused; forward over reverse is linear).
     axis_name: mesh axis (or axes) inside `jax.shard_map`, over which embeddings, labels, masks, weights and references
         are split by rows; the value and gradient are those of one device. `mj.over_mesh` writes the `shard_map`.
     """
@@ -96,28 +101,34 @@ def over_anchors(
     similarity: Callable[[Array, Array], Array] | None = None,
     distance: Callable[[Array, Array], Array] | None = None,
     apart: bool = False,
+    reaching: bool = False,
     by_pair: bool = False,
+    given: Callable[[Array, Array], Any] | None = None,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
-    """The loss of `rows` over a batch. Give one of `similarity` and `distance`; options: `AnchorOptions`.
+) -> Any:
+    """The loss of `rows` over a batch, or what else `reduction` makes of its Means.
+
+    Give one of `similarity` and `distance`; options: `AnchorOptions`.
 
     With `apart` the row function is `rows(positive_scores, positives, negative_scores, negatives, *hyper)`: scores
     [r, p] and mask of the positives, in any order, and of the negatives. Where no class is large the positives come
     as a short list, and what is computed for them costs next to nothing.
 
+    With `reaching` it is `rows(scores, positives, negatives, reach, *hyper)`, and `panels.Reach` says where the
+    positives stand and gives the rows of columns: for terms in which a positive meets the anchor's negatives.
+
     `by_pair` promises that each total is a sum of terms that depend on one score each, in the same way for all anchors:
     then panels need one matrix product less.
+
+    `given(row_labels [r, ...], column_labels [m, ...])` is handed to the row function before the hyper-parameters: for
+    what depends on labels in another way than by the masks.
     """
-    batch, how = _sorted_out(embeddings, labels, options)
+    batch, relations, how = _sorted_out(embeddings, labels, options)
     score, is_similarity = _score(similarity, distance)
-    mirrored = by_pair and _is_symmetric(score, how, batch)
-    problem = Problem(rows, score, is_similarity, apart, mirrored, how.same, how.miner)
-    try:
-        return _over_anchors(problem, how, batch, static_or_traced(hyper, embeddings))
-    except TypeError as error:
-        if "forward-mode" not in str(error):
-            raise
-        raise TypeError("panels have no forward mode with a reduction of one's own; give block_size=None") from error
+    kind: Literal["whole", "apart", "reaching"] = "apart" if apart else "reaching" if reaching else "whole"
+    mirrored = by_pair and _is_symmetric(score, relations, how, batch)
+    problem = Problem(rows, score, is_similarity, kind, mirrored, given=as_partial(given), **relations)
+    return _over_anchors(problem, how, batch, static_or_traced(hyper, embeddings))
 
 
 def over_triplets(
@@ -127,20 +138,23 @@ def over_triplets(
     labels: Shaped[Array, "n ..."],
     *hyper: Any,
     distance: Callable[[Array, Array], Array],
+    swap: bool = False,
     negative_of: Callable[[Array, Array, Array], Array] | None = None,
+    given: Callable[[Array, Array], Any] | None = None,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Any:
     """The loss `terms(d_ap [n, t], d_an [n, t], valid [n, t], *hyper) -> Mean` of [n] arrays over selected triplets.
 
     In panels, selection runs without a gradient; only the chosen pairs are then gathered and differentiated, so that
     no matrix product but that of the distances is needed. A selection of one negative for every positive is better run
     for one positive after the other: `negative_of(d_ap [r, 1], distances [r, m], negatives [r, m]) -> column [r]`.
-    Options: `AnchorOptions`.
+    With `swap`, d_an is min(d_an, d_pn). `given` and options as for `over_anchors`.
     """
-    batch, how = _sorted_out(embeddings, labels, options)
-    problem = Problem(terms, *_score(None, distance), False, False, how.same, how.miner)
-    hyper = static_or_traced(hyper, embeddings)
-    return _over_triplets(problem, select, negative_of, how, batch, hyper)
+    batch, relations, how = _sorted_out(embeddings, labels, options)
+    score, is_similarity = _score(None, distance)
+    functions = {"select": as_partial(select), "given": as_partial(given), **relations}
+    problem = Problem(terms, score, is_similarity, "triplets", swap=swap, negative_of=negative_of, **functions)
+    return _over_triplets(problem, how, batch, static_or_traced(hyper, embeddings))
 
 
 class Batch(NamedTuple):
@@ -156,62 +170,52 @@ class Batch(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The options of one call that are not arrays."""
+    """The options of one call that are neither arrays nor relations between labels."""
 
-    same: Callable[[Array, Array], Array] | None = None
-    miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None
     reduction: Callable[[Mean], Any] = quotient
     block_size: int | str | None = "auto"
     axis_name: str | tuple[str, ...] | None = None
 
 
-@jax.jit(static_argnums=(0, 1), inline=True)
+@jax.jit(static_argnums=1, inline=True)
 def _over_anchors(problem, how, batch, hyper):
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     size, rows = _panel_height(batch, how), None if _rows_are_columns(batch, how) else x
-    if problem.apart and problem.same is None:
+    if problem.kind in ("apart", "reaching") and problem.same is None:
         row, column = in_order_of_class(row, column)
     if size is None:
         means = with_lists_if_short(partial(means_of, problem, x, columns, hyper), row, column)
         return reduced(means, weights, how.reduction, how.axis_name)
-    if how.reduction not in _OF_SUMS:
-        means = panels(problem, size, rows, columns, hyper, row, column)
+    kinds = jax.eval_shape(lambda *a: means_of(problem, *a), x, columns, hyper, row, column)
+    if how.reduction not in _OF_SUMS or kinds[0].total.ndim > 1:
+        means = panels(size, problem, rows, columns, hyper, row, column)
         return reduced(means, weights, how.reduction, how.axis_name)
-    number = len(jax.eval_shape(lambda *a: means_of(problem, *a), x, columns, hyper, row, column))
-    if number == 1:
-        mean = summed_panels(problem, size, rows, columns, hyper, (weights,), row, column)
+    if len(kinds) == 1:
+        mean = summed_panels(size, problem, rows, columns, hyper, (weights,), row, column)
         return reduced((mean,), None, how.reduction, how.axis_name)
     # Each total is divided by its own count, so that counts have to be known before totals are added.
     fixed = lax.stop_gradient((rows, columns, hyper))
-    own = [jnp.sum(mean.count * weights) for mean in panels(problem, size, *fixed, row, column)]
+    own = [jnp.sum(mean.count * weights) for mean in panels(size, problem, *fixed, row, column)]
     counts = own if how.axis_name is None else lax.psum(own, how.axis_name)
     shares = tuple(weights / jnp.where(count > 0, count, 1) for count in counts)
-    total = summed_panels(problem, size, rows, columns, hyper, shares, row, column).total
+    total = summed_panels(size, problem, rows, columns, hyper, shares, row, column).total
     return reduced((Mean(total * sum(counts), sum(own)),), None, how.reduction, how.axis_name)
 
 
-@jax.jit(static_argnums=(0, 1, 2, 3), inline=True)
-def _over_triplets(problem, select, negative_of, how, batch, hyper):
+@jax.jit(static_argnums=1, inline=True)
+def _over_triplets(problem, how, batch, hyper):
     size = _panel_height(batch, how)
-    gathers = negative_of is not None or not _selects_many(select)
+    gathers = problem.negative_of is not None or not _selects_many(problem.select)
     if size is None or how.reduction not in _OF_SUMS or not gathers:
-        hyper = (Static(select), Static(problem.rows), *hyper)
-        return _over_anchors(problem._replace(rows=_picked_rows), how, batch, hyper)
+        return _over_anchors(problem, how, batch, hyper)
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     rows = None if _rows_are_columns(batch, how) else x
-    if negative_of is not None and problem.same is None:
+    if problem.negative_of is not None and problem.same is None:
         row, column = in_order_of_class(row, column)
-    mean = summed_triplets(problem, select, negative_of, size, rows, columns, hyper, weights, row, column)
+    mean = summed_triplets(size, problem, rows, columns, hyper, weights, row, column)
     return reduced((mean,), None, how.reduction, how.axis_name)
-
-
-def _picked_rows(scores, positives, negatives, select, terms, *hyper) -> Mean:
-    """Selected triplets as a row function: their distances are picked out of the scores."""
-    positive, negative, valid = chosen_triplets(select, lax.stop_gradient(scores), positives, negatives)
-    picked = lambda index: jnp.take_along_axis(scores, index, axis=1)
-    return terms(picked(positive), picked(negative), valid, *hyper)
 
 
 def _selects_many(select: Callable[[Array, Array, Array], Triplets], m: int = 64) -> bool:
@@ -223,18 +227,21 @@ def _selects_many(select: Callable[[Array, Array, Array], Triplets], m: int = 64
 # --- from the caller's arrays to rows and columns -------------------------------------------------------------------
 
 
-def _sorted_out(embeddings: Array, labels: Array, options: AnchorOptions) -> tuple[Batch, Settings]:
-    """Options split into arrays and settings, once they fit together."""
-    arrays = {name: options[name] for name in Batch._fields if name in options}  # type: ignore[literal-required]
-    rest = {name: value for name, value in options.items() if name not in arrays}
-    unknown = sorted(rest.keys() - set(Settings._fields))
-    if unknown:
-        raise TypeError(
-            f"unknown options {unknown}; besides its own, a loss takes {sorted(AnchorOptions.__annotations__)}"
-        )
-    batch, how = Batch(embeddings, labels, **arrays), Settings(**rest)  # type: ignore[arg-type]
-    check_batch(**batch._asdict(), same=how.same, block_size=how.block_size)
-    return batch, how
+def _sorted_out(embeddings: Array, labels: Array, options: AnchorOptions) -> tuple[Batch, dict[str, Any], Settings]:
+    """Options split into arrays, relations between labels, and settings, once they fit together."""
+    known, rest = AnchorOptions.__annotations__, dict[str, Any](options)
+    if unknown := sorted(rest.keys() - known):
+        raise TypeError(f"unknown options {unknown}; besides its own, a loss takes {sorted(known)}")
+    batch = Batch(embeddings, labels, **{name: rest.pop(name) for name in Batch._fields if name in rest})
+    relations = {name: as_partial(rest.pop(name, None)) for name in ("same", "miner")}
+    how = Settings(**rest)
+    check_batch(**batch._asdict(), same=relations["same"], block_size=how.block_size)
+    return batch, relations, how
+
+
+def as_partial(f: Callable | None) -> Partial | None:
+    """A function as a pytree: without leaves, unless it is a `jax.tree_util.Partial` with numbers and keys bound."""
+    return f if f is None or isinstance(f, Partial) else Partial(f)
 
 
 def _score(similarity, distance) -> tuple[Pairwise, bool]:
@@ -295,27 +302,28 @@ def _rows_are_columns(batch: Batch, how: Settings) -> bool:
     return batch.references is None and how.axis_name is None
 
 
-def _is_symmetric(score: Pairwise, how: Settings, batch: Batch) -> bool:
+def _is_symmetric(score: Pairwise, relations: dict[str, Any], how: Settings, batch: Batch) -> bool:
     """Whether score, masks and cotangents of (i, j) are those of (j, i)."""
-    plain = how.same is None and how.miner is None and how.reduction in _OF_SUMS
+    plain = not any(relations.values()) and how.reduction in _OF_SUMS
     return score.symmetric and plain and batch.references is None and batch.weights is None
 
 
 def reduced(means: tuple[Mean, ...], weights, reduction, axis_name=None):
     """The loss: anchors weighted, devices joined, each Mean reduced, and the results added."""
     if weights is not None:
-        means = tuple(Mean(mean.total * weights, mean.count * weights) for mean in means)
-    if axis_name is not None:
+        weigh = lambda a: a * weights.reshape(-1, *[1] * (a.ndim - 1))
+        means = jax.tree.map(weigh, means)
         if reduction in _OF_SUMS:
-            means = jax.tree.map(jnp.sum, means)
-        else:
+            means = jax.tree.map(lambda a: jnp.sum(a, axis=0), means)
+    if axis_name is not None:
+        if reduction not in _OF_SUMS:
             means = jax.tree.map(lambda a: _placed(a, axis_name), means)
         means = lax.psum(means, axis_name)
     return jax.tree.map(lambda *parts: sum(parts), *(reduction(mean) for mean in means))
 
 
-def _placed(a: Float[Array, " n"], axis_name) -> Float[Array, " all"]:
+def _placed(a: Float[Array, "n ..."], axis_name) -> Float[Array, "all ..."]:
     """This device's part of a long array of zeros: the sum over devices is the whole array, the same everywhere."""
-    size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
-    whole = jnp.zeros((size, len(a)), a.dtype)
-    return jnp.where(jnp.arange(size)[:, None] == index, a[None], whole).ravel()
+    mine = lax.axis_index(axis_name) == jnp.arange(lax.axis_size(axis_name))
+    whole = jnp.where(mine.reshape(-1, *[1] * a.ndim), a[None], 0)
+    return whole.reshape(-1, *a.shape[1:])

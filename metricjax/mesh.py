@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 
 from metricjax.anchors import Batch
 
@@ -36,7 +37,7 @@ def over_mesh(
         options = {"embeddings": embeddings, "labels": labels, **options}
         rows = {name: options.pop(name) for name in Batch._fields if options.get(name) is not None}
         numbered = {str(i): value for i, value in enumerate(hyper)}
-        traced = {name: value for name, value in (numbered | options).items() if isinstance(value, jax.Array)}
+        traced = {name: value for name, value in (numbered | options).items() if isinstance(value, jax.Array | Partial)}
         on = jax.sharding.get_abstract_mesh() if mesh is None else mesh
         _check(rows, on, axis_name)
         specs = PartitionSpec(axis_name), PartitionSpec()

@@ -83,16 +83,18 @@ def summed_over_positives(f: Callable[..., Any], positives: Bool[Array, "r p"], 
     `f` returns one array [r] or several, and is run for one positive of each row after the other, which are computed
     again for the gradient: memory is that of one, and slots that no row uses cost nothing.
     """
+    every = positives, *values
     if positives.shape[1] > LIST:  # whole rows: the positives first
         order = jnp.argsort(~positives, axis=1)
-        positives, *values = (jnp.take_along_axis(a, order, axis=1) for a in (positives, *values))
+        every = tuple(jnp.take_along_axis(a, order, axis=1) for a in every)
 
     @jax.checkpoint
     def step(sums, column):
         add = lambda: jax.tree.map(jnp.add, sums, f(*column))
         return lax.cond(jnp.any(column[0]), add, lambda: sums), None
 
-    columns = tuple(a.T for a in (positives, *values))
+    columns = tuple(a.T for a in every)
     like = jax.eval_shape(f, *(a[0] for a in columns))
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    zero = jnp.where(jnp.any(positives), 0, 0)  # varies over the same mesh axes
+    zeros = jax.tree.map(lambda a: jnp.full(a.shape, zero, a.dtype), like)
     return lax.scan(step, zeros, columns)[0]
