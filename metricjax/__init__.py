@@ -8,6 +8,7 @@ from metricjax import losses as losses
 from metricjax import metrics as metrics
 from metricjax import mining as mining
 from metricjax import prototypes as prototypes
+from metricjax import relations as relations
 from metricjax import samplers as samplers
 from metricjax import similarities as similarities
 from metricjax import sphere as sphere

@@ -29,6 +29,7 @@ from metricjax.panels import Mean as Mean
 from metricjax.panels import (
     Problem,
     Static,
+    added_panels,
     means_of,
     panels,
     summed_panels,
@@ -52,7 +53,8 @@ def with_count(mean: Mean) -> tuple[Float[Array, ""], Float[Array, ""]]:
     return quotient(mean), jnp.sum(mean.count)
 
 
-_OF_SUMS: set[Callable[[Mean], Any]] = {quotient, with_count}  # reductions that need no more than Σ total and Σ count
+_PLAIN = (quotient, with_count)  # reductions of one number for each anchor, by Σ total and Σ count
+_OF_SUMS: set[Callable[[Mean], Any]] = {*_PLAIN}  # reductions that need no more than Σ total and Σ count
 
 
 def of_sums(reduction: Callable[[Mean], Any]) -> Callable[[Mean], Any]:
@@ -68,10 +70,12 @@ class AnchorOptions(TypedDict, total=False):
     weights: [n], multiplies each anchor's total and count.
     references, reference_labels, reference_where: the columns [m, d], [m], [m], where they are not the batch itself.
         An anchor's own column is left out only without them.
-    same: `same(a, b) -> bool` says whether two labels match; default equality. With it, labels may have any dtype
-        and trailing shape (multi-hot, hierarchy).
+    same: `same(a, b)` says whether two labels match; default equality. It returns a boolean, or two: whether the pair
+        is a positive one and whether a negative one (a pair that is neither is left out). With it, labels may have any
+        dtype and trailing shape; `mj.relations` has multi-hot labels, hierarchies, cameras and ignored labels.
     miner: `(distances, positives, negatives) -> (positives, negatives)`, masks in, masks out, one row at a time,
-        without a gradient; for a similarity s it gets 1 − s.
+        without a gradient; for a similarity s it gets 1 − s. A `jax.tree_util.Partial`, as those of `mj.mining` are,
+        may hold traced numbers and random keys; each row then gets a key of its own.
     reduction: function of the `Mean` of [n] totals and counts; default Σ total / Σ count. `mj.with_count` gives the
         count beside the loss. Any other costs a further matrix product in panels.
     block_size: anchors per panel; "auto" (dense while n × m is small, by the shapes alone), an int, or None (always
@@ -86,7 +90,7 @@ class AnchorOptions(TypedDict, total=False):
     references: Float[Array, "m d"] | None
     reference_labels: Shaped[Array, "m ..."] | None
     reference_where: Bool[Array, " m"] | None
-    same: Callable[[Array, Array], Array] | None
+    same: Callable[[Array, Array], Array | tuple[Array, Array]] | None
     miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None
     reduction: Callable[[Mean], Any]
     block_size: int | Literal["auto"] | None
@@ -187,11 +191,13 @@ def _over_anchors(problem, how, batch, hyper):
     if size is None:
         means = with_lists_if_short(partial(means_of, problem, x, columns, hyper), row, column)
         return reduced(means, weights, how.reduction, how.axis_name)
-    kinds = jax.eval_shape(lambda *a: means_of(problem, *a), x, columns, hyper, row, column)
-    if how.reduction not in _OF_SUMS or kinds[0].total.ndim > 1:
+    if how.reduction not in _OF_SUMS:
         means = panels(size, problem, rows, columns, hyper, row, column)
         return reduced(means, weights, how.reduction, how.axis_name)
-    if len(kinds) == 1:
+    if how.reduction not in _PLAIN:
+        means = added_panels(size, problem, rows, columns, hyper, weights, row, column)
+        return reduced(means, None, how.reduction, how.axis_name)
+    if len(jax.eval_shape(lambda *a: means_of(problem, *a), x, columns, hyper, row, column)) == 1:
         mean = summed_panels(size, problem, rows, columns, hyper, (weights,), row, column)
         return reduced((mean,), None, how.reduction, how.axis_name)
     # Each total is divided by its own count, so that counts have to be known before totals are added.
@@ -207,7 +213,7 @@ def _over_anchors(problem, how, batch, hyper):
 def _over_triplets(problem, how, batch, hyper):
     size = _panel_height(batch, how)
     gathers = problem.negative_of is not None or not _selects_many(problem.select)
-    if size is None or how.reduction not in _OF_SUMS or not gathers:
+    if size is None or how.reduction not in _PLAIN or not gathers:
         return _over_anchors(problem, how, batch, hyper)
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
@@ -277,7 +283,7 @@ def _sides(score: Pairwise, batch: Batch, axis_name):
         return x, gathered(x), row, Side(gathered(batch.labels), present(batch.where, n), ids), weights
     columns = gathered(score.embed(existing(batch.references.astype(x.dtype), batch.reference_where)))
     labels, where = gathered(jnp.asarray(batch.reference_labels)), present(batch.reference_where, len(batch.references))
-    return x, columns, row, Side(labels, where, jnp.full(len(columns), -1, jnp.int32)), weights
+    return x, columns, row, Side(labels, where, -1 - jnp.arange(len(columns), dtype=jnp.int32)), weights
 
 
 def existing(x: Float[Array, "n d"], where: Bool[Array, " n"] | None) -> Float[Array, "n d"]:
@@ -304,7 +310,7 @@ def _rows_are_columns(batch: Batch, how: Settings) -> bool:
 
 def _is_symmetric(score: Pairwise, relations: dict[str, Any], how: Settings, batch: Batch) -> bool:
     """Whether score, masks and cotangents of (i, j) are those of (j, i)."""
-    plain = not any(relations.values()) and how.reduction in _OF_SUMS
+    plain = not any(relations.values()) and how.reduction in _PLAIN
     return score.symmetric and plain and batch.references is None and batch.weights is None
 
 

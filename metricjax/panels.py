@@ -245,9 +245,10 @@ def added_panels(size, problem, x, columns, hyper, weights, row, column) -> tupl
             means = means_of(problem, _rows(x, columns, row), columns, hyper, row, column)
             return jax.tree.map(lambda a, b: a + jnp.tensordot(weights, b, axes=1), sums, means), None
 
-        one = jax.tree.map(lambda a: a[:1], (row, _rows(x, columns, row)))
-        means = means_of(problem, one[1], columns, hyper, one[0], column)
-        zeros = jax.tree.map(lambda a: 0 * lax.stop_gradient(a[0]), means)
+        one = jax.tree.map(lambda a: a[:1], row)
+        means = jax.eval_shape(lambda: means_of(problem, columns[:1], columns, hyper, one, column))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), means)
+        zeros = varying((zeros, weights))[0]
         return sweep(step, zeros, size, (x, weights, row))[0]
 
     return with_lists_if_short(all_panels, row, column)

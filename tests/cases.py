@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 import metricjax as mj
-from tests import oracle
+from tests import oracle, oracle_pairs
 
 
 def _array(a):
@@ -15,6 +16,14 @@ def _array(a):
 
 
 class PairCase(NamedTuple):
+    """One loss over pairs with some of its hyper-parameters fixed.
+
+    around: what the oracle gets besides scores and lists, made of the batch (see the functions below).
+    lacks: options that the loss refuses.
+    held: some of its weights carry no gradient.
+    strangers: a single negative pair is worth something.
+    """
+
     loss: Callable
     oracle: Callable
     measure: str
@@ -22,16 +31,74 @@ class PairCase(NamedTuple):
     values: tuple[float, ...] = (0.1, 0.3, 1.0)
     fixed: Mapping = MappingProxyType({})
     oracle_fixed: Mapping = MappingProxyType({})
+    around: Callable | None = None
+    lacks: tuple[str, ...] = ()
+    held: bool = False
+    strangers: bool = False
 
     def __call__(self, z, y, **options):
-        return self.loss(z, y, **self.fixed, **options)
+        value = self.loss(z, y, **self.fixed, **options)
+        return value[0] if self.loss is mj.losses.dynamic_soft_margin else value
 
-    def expected(self, z, y, w=None, references=None, reference_labels=None, reference_where=None, same=None, **hyper):
-        arguments = {} if same is None else {"same": same}
-        z, y = np.asarray(z), np.asarray(y)
-        lists = oracle.neighbours(y, w, *map(_array, (reference_labels, reference_where)), **arguments)
-        scores = oracle.matrix(self.measure, z, z if references is None else np.asarray(references))
-        return self.oracle(scores, *lists, **{**self.fixed, **self.oracle_fixed, **hyper})
+    def expected(
+        self, z, y, w=None, references=None, reference_labels=None, reference_where=None, same=None, mined=None, **hyper
+    ):
+        """The oracle's value; `mined(distance)` says which negatives are kept."""
+        related = {} if same is None else {"same": same}
+        z, y, others, other_labels = (_array(a) for a in (z, y, references, reference_labels))
+        columns = (z, y, w) if references is None else (others, other_labels, _array(reference_where))
+        positives, negatives = oracle.neighbours(y, w, other_labels, _array(reference_where), **related)
+        scores = oracle.matrix(self.measure, z, columns[0])
+        if mined is not None:
+            distances = 1 - scores if self.measure in ("cosine_similarity", "dot") else scores
+            negatives = [[n for n in ns if mined(distances[i, n])] for i, ns in enumerate(negatives)]
+        around = {} if self.around is None else self.around(self, y, columns, negatives, related)
+        return self.oracle(scores, positives, negatives, **{**self.fixed, **self.oracle_fixed, **around, **hyper})
+
+
+def _columns(case, y, columns, negatives, related):
+    x, labels, where = columns
+    own = negatives if len(labels) == len(y) else oracle.neighbours(labels, where, **related)[1]
+    return {"columns": oracle.matrix(case.measure, x, x), "column_negatives": own}
+
+
+def _only_columns(*arguments):
+    return {"columns": _columns(*arguments)["columns"]}
+
+
+def _row_labels(case, y, columns, negatives, related):
+    return {"row_labels": y}
+
+
+def _rows(case, y, columns, negatives, related):
+    return {"z": columns[0], "y": y, "where": columns[2]}
+
+
+def _label_distances(case, y, columns, negatives, related):
+    flat = lambda labels: np.asarray(labels, np.float64).reshape(len(labels), -1)
+    return {"label_distances": oracle.matrix("squared_euclidean", flat(y), flat(columns[1]))}
+
+
+def _log_ratio(d, positives, negatives, label_distances, epsilon=1e-6):
+    others = [sorted(p + n) for p, n in zip(positives, negatives, strict=True)]
+    return oracle_pairs.log_ratio(d, label_distances, others, epsilon)
+
+
+def _centroid_triplet(d, positives, negatives, z, y, where, **hyper):
+    keep = np.ones(len(y), bool) if where is None else where
+    return oracle_pairs.centroid_triplet(z[keep], y[keep], **hyper)
+
+
+def _dynamic_soft_margin(d, positives, negatives, state, momentum=0.01):
+    gaps = []
+    for row, ps, ns in zip(d, positives, negatives, strict=True):
+        gaps += [row[p] - row[n] for p, n in (oracle.batch_hard(row, ps, ns) if ps and ns else [])]
+    return oracle_pairs.dynamic_soft_margin(gaps, np.asarray(state), momentum)[0]
+
+
+def _pair(name: str, measure: str, varied: str = "", **settings) -> PairCase:
+    base, module = name.split("-")[0], settings.pop("oracle", oracle_pairs)
+    return PairCase(getattr(mj.losses, base), getattr(module, base), measure, varied, **settings)
 
 
 def _triplet(select: str, **fixed) -> PairCase:
@@ -40,10 +107,30 @@ def _triplet(select: str, **fixed) -> PairCase:
     return case._replace(oracle_fixed={"triplets": getattr(oracle, select)})
 
 
+def _swapped(select: str, **fixed) -> PairCase:
+    case = _triplet(select, **fixed)._replace(around=_only_columns)
+    return case._replace(
+        loss=mj.losses.triplet,
+        fixed={**case.fixed, "swap": True},
+        oracle=lambda *lists, swap, **hyper: oracle_pairs.triplet_swap(*lists, **hyper),
+    )
+
+
+BETAS = (1.0, 1.125, 0.875, 1.25, 1.5)
+STATE = jnp.array([0.125, 0.0, 0.25, 0.25, 0.125, 0.25, 0.0])
+_margin = _pair("margin", "chord", "beta", values=(0.9, 1.2), strangers=True)
+_unweighted = {"positive_weight": lambda s, m: 1.0, "negative_weight": lambda s, m: 1.0}
+_unified = {"positive_margin": 0.7, "negative_margin": 0.2}
+
+
+def _rising(scores, margin):
+    return scores * scores + margin
+
+
 PAIRS = {
-    "contrastive": PairCase(mj.losses.contrastive, oracle.contrastive, "chord", "margin"),
-    "contrastive-linear": PairCase(
-        mj.losses.contrastive, oracle.contrastive, "chord", "positive_margin",
+    "contrastive": _pair("contrastive", "chord", "margin", oracle=oracle, strangers=True),
+    "contrastive-linear": _pair(
+        "contrastive", "chord", "positive_margin", oracle=oracle, strangers=True,
         fixed={"squared": False, "average": "valid"},
     ),
     "triplet": _triplet("batch_hard"),
@@ -53,12 +140,66 @@ PAIRS = {
     "triplet-all": _triplet("all_triplets"),
     "triplet-all-valid": _triplet("all_triplets", average="valid"),
     "triplet-all-soft": _triplet("all_triplets", margin=None)._replace(varied=""),
-    "nt_xent": PairCase(mj.losses.nt_xent, oracle.nt_xent, "cosine_similarity", "temperature"),
-    "supcon": PairCase(mj.losses.supcon, oracle.supcon, "cosine_similarity", "temperature"),
-    "multi_similarity": PairCase(
-        mj.losses.multi_similarity, oracle.multi_similarity, "cosine_similarity", "beta", (10.0, 40.0)
+    "triplet-swap": _swapped("batch_hard"),
+    "triplet-swap-semi-hard": _swapped("semi_hard"),
+    "triplet-swap-all": _swapped("all_triplets"),
+    "margin": _margin,
+    "margin-by-class": _margin._replace(
+        varied="nu", values=(0.0, 0.1), around=_row_labels,
+        fixed={"beta": jnp.array(BETAS), "average": "valid"}, oracle_fixed={"beta": BETAS}, lacks=("same",),
     ),
-    "circle": PairCase(mj.losses.circle, oracle.circle, "cosine_similarity", "scale", (10.0, 80.0)),
+    "signal_to_noise": _pair("signal_to_noise", "snr", "margin", strangers=True),
+    "threshold_consistent_margin": _pair(
+        "threshold_consistent_margin", "cosine_similarity", "negative_margin", strangers=True
+    ),
+    "ranked_list": _pair("ranked_list", "chord", "temperature", values=(1.0, 10.0), held=True, strangers=True),
+    "log_ratio": PairCase(
+        mj.losses.log_ratio, _log_ratio, "squared_euclidean", "epsilon", (1e-6, 0.1), around=_label_distances,
+        lacks=("same",),
+    ),
+    "nt_xent": _pair("nt_xent", "cosine_similarity", "temperature", oracle=oracle),
+    "n_pairs": _pair("n_pairs", "dot"),
+    "supcon": _pair("supcon", "cosine_similarity", "temperature"),
+    "supcon-in": _pair("supcon", "cosine_similarity", "temperature", fixed={"variant": "in"}),
+    "decoupled_contrastive": _pair("decoupled_contrastive", "cosine_similarity", "temperature"),
+    "decoupled_contrastive-weighted": _pair(
+        "decoupled_contrastive", "cosine_similarity", "temperature", fixed={"sigma": 0.5}, held=True
+    ),
+    "nca": _pair("nca", "squared_euclidean", "temperature"),
+    "multi_similarity": _pair(
+        "multi_similarity", "cosine_similarity", "beta", oracle=oracle, values=(10.0, 40.0), strangers=True
+    ),
+    "circle": _pair("circle", "cosine_similarity", "scale", oracle=oracle, values=(10.0, 80.0), held=True),
+    "unified_pair": _pair(
+        "unified_pair", "cosine_similarity", "scale", values=(10.0, 80.0), fixed=_unified,
+        oracle_fixed={"scale": 80.0, **_unweighted},
+    ),
+    "unified_pair-weighted": _pair(
+        "unified_pair", "cosine_similarity", "scale", values=(10.0, 80.0), held=True, oracle_fixed={"scale": 80.0},
+        fixed={**_unified, "positive_weight": _rising, "negative_weight": _rising},
+    ),
+    "tuplet_margin": _pair("tuplet_margin", "cosine_similarity", "margin", values=(0.0, 0.1)),
+    "lifted_structure": _pair("lifted_structure", "euclidean", "margin", around=_columns),
+    "generalized_lifted_structure": _pair("generalized_lifted_structure", "euclidean", "margin"),
+    "angular": _pair("angular", "cosine_similarity", "angle", values=(0.6, 0.9), around=_only_columns),
+    "quadruplet": _pair("quadruplet", "squared_chord", "second_margin", around=_columns),
+    "quadruplet-valid": _pair(
+        "quadruplet", "squared_chord", "margin", around=_columns, fixed={"average": "valid"}
+    ),
+    "intra_pair_variance": _pair("intra_pair_variance", "cosine_similarity", "positive_epsilon", strangers=True),
+    "histogram": _pair("histogram", "cosine_similarity", fixed={"bins": 20}),
+    "dynamic_soft_margin": PairCase(
+        mj.losses.dynamic_soft_margin, _dynamic_soft_margin, "chord", "momentum", (0.01, 0.5), {"state": STATE},
+        held=True,
+    ),
+    "centroid_triplet": PairCase(
+        mj.losses.centroid_triplet, _centroid_triplet, "squared_euclidean", "margin", around=_rows,
+        lacks=("same", "references", "miner"),
+    ),
+    "centroid_triplet-hardest": PairCase(
+        mj.losses.centroid_triplet, _centroid_triplet, "squared_euclidean", "margin", around=_rows,
+        lacks=("same", "references", "miner"), fixed={"hardest": True, "average": "valid"},
+    ),
 }  # fmt: skip
 
 

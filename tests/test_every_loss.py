@@ -19,6 +19,12 @@ pairs = pytest.mark.parametrize("case", PAIRS.values(), ids=PAIRS)
 classes = pytest.mark.parametrize("case", CLASSES.values(), ids=CLASSES)
 
 
+def pairs_with(option):
+    """The losses over pairs that take `option`."""
+    cases = {name: case for name, case in PAIRS.items() if option not in case.lacks}
+    return pytest.mark.parametrize("case", cases.values(), ids=cases)
+
+
 def batch(seed=0, n=N, dtype=np.float32):
     """Embeddings of uneven lengths, labels of uneven frequency (one occurs once), and prototypes."""
     rng = np.random.default_rng(seed)
@@ -54,7 +60,7 @@ def test_pair_loss_equals_the_oracle(case):
         close(case(z, y, **{case.varied: value}), case.expected(z, y, **{case.varied: value}))
 
 
-@pairs
+@pairs_with("references")
 def test_pair_loss_over_references_equals_the_oracle(case):
     z, y, _ = batch(1)
     references, reference_labels, _ = batch(2, n=9)
@@ -64,7 +70,7 @@ def test_pair_loss_over_references_equals_the_oracle(case):
     close(case(z, y, block_size=5, **given), case.expected(z, y, **given))
 
 
-@pairs
+@pairs_with("same")
 def test_custom_label_relation(case):
     z, y, _ = batch(3)
     several = jnp.stack([y == 0, y == 1, (y == 2) | (y == 0), y >= 3], axis=1)
@@ -77,14 +83,10 @@ def nearest_negatives(distances, positives, negatives):
     return positives, negatives & (distances < 1)
 
 
-@pairs
+@pairs_with("miner")
 def test_miner_equals_the_oracle_on_what_it_keeps(case):
     z, y, _ = batch(4)
-    scores = oracle.matrix(case.measure, z, z)
-    distances = 1 - scores if case.measure == "cosine_similarity" else scores
-    positives, negatives = oracle.neighbours(y)
-    kept = [[n for n in ns if distances[i, n] < 1] for i, ns in enumerate(negatives)]
-    expected = case.oracle(scores, positives, kept, **{**case.fixed, **case.oracle_fixed})
+    expected = case.expected(z, y, mined=lambda distance: distance < 1)
     for block_size in (None, 4):
         close(case(z, y, miner=nearest_negatives, block_size=block_size), expected)
 
@@ -169,7 +171,7 @@ def test_weights_of_zero_and_one_equal_leaving_anchors_out(case):
     close(gradient, expected_gradient)
     if case in CLASSES.values():
         close(value, case(z, y, *rest, where=weights > 0))
-    else:
+    elif "references" not in case.lacks:
         own = {"references": z, "reference_labels": y}
         anchors = case(z, y, weights=weights, **own)
         close(anchors, case(z[::2], y[::2], **own))
@@ -203,7 +205,6 @@ DEGENERATE = {
 }
 # What a batch without a single usable term is worth, for losses over pairs; some make do with two strangers.
 NOTHING = ("all masked", "one row", "two strangers")
-STRANGERS_COUNT = (mj.losses.contrastive, mj.losses.multi_similarity)
 
 
 @pairs
@@ -214,7 +215,7 @@ def test_degenerate_batches_of_pairs(case, name, block_size, debug_nans):
     z, y = make(*batch(9)[:2])
     value, gradient = value_and_grad(case, z, y, block_size=block_size, **options)
     assert_finite((value, gradient))
-    if name in NOTHING and not (name == "two strangers" and case.loss in STRANGERS_COUNT):
+    if name in NOTHING and not (name == "two strangers" and case.strangers):
         assert value == 0
         assert not np.any(gradient)
 
@@ -334,7 +335,7 @@ def test_blocks_equal_dense(case, reduction):
         chex.assert_trees_all_close(run(block_size), dense, rtol=2e-5, atol=2e-5)
 
 
-@pairs
+@pairs_with("references")
 def test_gradient_reaches_references(case):
     z, y, _ = batch(13)
     references, reference_labels, _ = batch(14)
@@ -365,7 +366,7 @@ def test_float64_stays_and_gradients_match_finite_differences(case, x64):
     floats = (arguments[0], *arguments[2:])
     assert f(*floats).dtype == jnp.float64
     close(f(*floats), case.expected(*arguments, **options), rtol=1e-10)
-    if case.loss not in (mj.losses.circle, mj.losses.circle_class):  # their weights carry no gradient by definition
+    if not getattr(case, "held", case.loss is mj.losses.circle_class):  # else weights carry no gradient by definition
         check_grads(f, floats, order=1, modes=["rev"], eps=1e-6, rtol=1e-4)
     if case in PAIRS.values():
         blocked = lambda z: case(z, arguments[1], block_size=4, **options)
@@ -430,6 +431,20 @@ def test_gradient_of_circle_is_that_with_weights_held_fixed(name, x64):
         step = np.zeros_like(z)
         step[i, j] = eps
         close(gradient[i, j], (value(z + step) - value(z - step)) / (2 * eps), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["ranked_list", "decoupled_contrastive-weighted", "unified_pair-weighted"])
+def test_gradient_with_weights_held_fixed(name, x64):
+    """Finite differences of the oracle in which the weights stay what they are at z."""
+    case, eps = PAIRS[name], 1e-6
+    z, y, _ = batch(17, dtype=np.float64)
+    held = oracle.matrix(case.measure, z, z)
+    gradient = jax.grad(lambda z: case(z, y))(z)
+    for i, j in ((0, 0), (3, 2), (9, 5)):
+        step = np.zeros_like(z)
+        step[i, j] = eps
+        slope = (case.expected(z + step, y, held=held) - case.expected(z - step, y, held=held)) / (2 * eps)
+        close(gradient[i, j], slope, rtol=1e-5, atol=1e-8)
 
 
 @every

@@ -4,11 +4,14 @@ from collections.abc import Callable
 from typing import Literal, Unpack
 
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Shaped
 
-from metricjax import distances
-from metricjax.anchors import AnchorOptions, Mean, over_anchors
+from metricjax import distances, similarities
+from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
+from metricjax.mining import Triplets
+from metricjax.numerics import logsumexp, widen
 
 
 def check_average(average: str) -> None:
@@ -58,4 +61,228 @@ def contrastive(
     hyper = (margin, positive_margin, squared, average)
     return over_anchors(
         _contrastive_rows, embeddings, labels, *hyper, distance=distance, apart=True, by_pair=True, **options
+    )
+
+
+def signal_to_noise(
+    embeddings: Float[Array, "n d"],
+    labels: Shaped[Array, "n ..."],
+    *,
+    margin: ArrayLike = 1.0,
+    positive_margin: ArrayLike = 0.0,
+    average: Literal["active", "valid"] = "active",
+    **options: Unpack[AnchorOptions],
+) -> Float[Array, ""]:
+    """Contrastive loss on signal-to-noise: mean over positives of [d − m₊]₊, plus over negatives of [m − d]₊.
+
+    d = var(x − y) / var(x) with the anchor as the signal x: it is not symmetric, and embeddings are not normalised. The
+    paper adds `losses.zero_mean` with a small weight. Means and options as for `contrastive`.
+
+    Yuan et al. 2019, "Signal-to-noise ratio: a robust distance metric for deep metric learning", arXiv:1904.02616.
+
+    >>> import jax.numpy as jnp
+    >>> z = jnp.array([[1.0, -1.0], [2.0, -2.0]])  # var([-1, 1]) / var([1, -1]) = 1, and for the other anchor 1/4
+    >>> float(signal_to_noise(z, jnp.array([0, 0])))
+    0.625
+    """
+    return contrastive(
+        embeddings, labels, margin=margin, positive_margin=positive_margin, squared=False, distance=distances.snr,
+        average=average, **options,
+    )  # fmt: skip
+
+
+def _row_labels(rows: Array, columns: Array) -> Array:
+    return rows
+
+
+def _boundaries(beta, labels):
+    """Each row's β [r, 1]: the one for all, or that of its class."""
+    return beta[None, None] if beta.ndim == 0 else beta[labels][:, None]
+
+
+def _margin_rows(scores, positives, negatives, labels, margin, beta, nu, average):
+    beyond = scores - _boundaries(beta, labels)
+    terms = jnp.maximum(jnp.where(positives, beyond, -beyond) + margin, 0)
+    return _regularized(hinge_mean(terms, positives | negatives, average), labels, beta, nu)
+
+
+def _margin_terms(d_ap, d_an, valid, labels, margin, beta, nu, average):
+    boundary = _boundaries(beta, labels)
+    far = hinge_mean(jnp.maximum(d_ap - boundary + margin, 0), valid, average)
+    near = hinge_mean(jnp.maximum(boundary - d_an + margin, 0), valid, average)
+    return _regularized(Mean(far.total + near.total, far.count + near.count), labels, beta, nu)
+
+
+def _regularized(mean: Mean, labels, beta, nu) -> Mean:
+    return Mean(mean.total + nu * _boundaries(beta, labels)[:, 0] * mean.count.astype(nu.dtype), mean.count)
+
+
+def margin(
+    embeddings: Float[Array, "n d"],
+    labels: Shaped[Array, "n ..."],
+    *,
+    margin: ArrayLike = 0.2,
+    beta: ArrayLike = 1.2,
+    nu: ArrayLike = 0.0,
+    distance: Callable[[Array, Array], Array] = distances.chord,
+    triplets: Callable[[Array, Array, Array], Triplets] | None = None,
+    average: Literal["active", "valid"] = "active",
+    **options: Unpack[AnchorOptions],
+) -> Float[Array, ""]:
+    """Margin loss: mean over pairs of [m ± (d − β)]₊ + ν β, with + for positive and − for negative pairs.
+
+    The mean is over the non-zero terms of both kinds together, or over all pairs with `average="valid"`. β, the
+    distance between positives and negatives, is one number or one for each class, `[c]`, of which an anchor takes that
+    of its label (an integer from 0 to c − 1); it has a gradient, so that it can be learned, and ν keeps it small. The
+    pairs are all pairs, or those of selected `triplets`: the paper's are `mining.distance_weighted`. Options:
+    `AnchorOptions`.
+
+    Wu et al. 2017, "Sampling matters in deep embedding learning", arXiv:1706.07567 (m = 0.2, β starts at 1.2, ν = 0).
+
+    >>> import jax.numpy as jnp
+    >>> z = jnp.array([[1.0, 0.0], [0.0, 1.0]])  # a positive pair √2 apart
+    >>> float(margin(z, jnp.array([0, 0])))  # 0.2 + √2 − 1.2
+    0.4142
+    """
+    beta = jnp.asarray(beta)
+    if beta.ndim > 1 or (beta.ndim == 1 and labels.ndim > 1):
+        raise ValueError(f"beta has shape {beta.shape}; wanted one number, or one for each class of integer labels")
+    check_average(average)
+    hyper = (margin, beta, nu, average)
+    if triplets is None:
+        return over_anchors(_margin_rows, embeddings, labels, *hyper, distance=distance, given=_row_labels, **options)
+    return over_triplets(
+        _margin_terms, triplets, embeddings, labels, *hyper, distance=distance, given=_row_labels, **options
+    )
+
+
+def _threshold_rows(s_positive, positives, s_negative, negatives, limit, ceiling, positive_weight, negative_weight):
+    low, high = positives & (s_positive <= limit), negatives & (s_negative >= ceiling)
+    pull = jnp.sum(jnp.where(low, limit - s_positive, 0), axis=-1)
+    push = jnp.sum(jnp.where(high, s_negative - ceiling, 0), axis=-1)
+    return Mean(positive_weight * pull, jnp.sum(low, axis=-1)), Mean(negative_weight * push, jnp.sum(high, axis=-1))
+
+
+def threshold_consistent_margin(
+    embeddings: Float[Array, "n d"],
+    labels: Shaped[Array, "n ..."],
+    *,
+    positive_margin: ArrayLike = 0.9,
+    negative_margin: ArrayLike = 0.5,
+    positive_weight: ArrayLike = 1.0,
+    negative_weight: ArrayLike = 1.0,
+    similarity: Callable[[Array, Array], Array] = similarities.cosine,
+    **options: Unpack[AnchorOptions],
+) -> Float[Array, ""]:
+    """Threshold-consistent margin: λ₊ · mean of (m₊ − s) over positives with s ≤ m₊, plus λ₋ · mean of (s − m₋) over
+    negatives with s ≥ m₋.
+
+    A regulariser to add to another loss, so that one threshold suits all classes. Options: `AnchorOptions`.
+
+    Zhang et al. 2024, arXiv:2307.04047 (m₊ = 0.9, m₋ = 0.5, λ = 1).
+
+    >>> import jax.numpy as jnp
+    >>> float(threshold_consistent_margin(jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0])))
+    0.9
+    """
+    hyper = (positive_margin, negative_margin, positive_weight, negative_weight)
+    return over_anchors(
+        _threshold_rows, embeddings, labels, *hyper, similarity=similarity, apart=True, by_pair=True, **options
+    )
+
+
+def _ranked_rows(d_positive, positives, d_negative, negatives, margin, alpha, temperature, pull_temperature, balance):
+    far, near = d_positive - (alpha - margin), alpha - d_negative
+    pull = _weighted_mean(far, positives & (far > 0), pull_temperature)
+    push = _weighted_mean(near, negatives & (near > 0), temperature)
+    some = jnp.any(positives, axis=-1) | jnp.any(negatives, axis=-1)
+    return Mean((1 - balance) * pull + balance * push, some)
+
+
+def _weighted_mean(terms, where, temperature):
+    """Σ w t / Σ w over the marked terms of each row, with w = e^{T t} held fixed; 0 for a row without any."""
+    exponents = temperature * lax.stop_gradient(terms)
+    top = logsumexp(exponents, where)[:, None]
+    weights = jnp.where(where, jnp.exp(jnp.where(where, exponents - top, 0)), 0)
+    return jnp.sum(weights * terms, axis=-1)
+
+
+def ranked_list(
+    embeddings: Float[Array, "n d"],
+    labels: Shaped[Array, "n ..."],
+    *,
+    margin: ArrayLike = 0.4,
+    alpha: ArrayLike = 1.2,
+    temperature: ArrayLike = 10.0,
+    positive_temperature: ArrayLike = 0.0,
+    balance: ArrayLike = 0.5,
+    distance: Callable[[Array, Array], Array] = distances.chord,
+    **options: Unpack[AnchorOptions],
+) -> Float[Array, ""]:
+    """Ranked list loss: mean over anchors of (1 − λ) · mean_p of (d_ap − (α − m)) + λ · mean_n of (α − d_an).
+
+    The means are over positives farther than α − m and negatives nearer than α, weighted by e^{T_p (d_ap − α + m)} and
+    e^{T_n (α − d_an)}, which carry no gradient; T_n is `temperature` and λ is `balance`. The outer mean is over anchors
+    that have a pair of either kind. Options: `AnchorOptions`.
+
+    Wang et al. 2019, "Ranked list loss for deep metric learning", arXiv:1903.03238 (α = 1 + m/2; T_n = 10, T_p = 0).
+    The authors' code moves the anchor only; here the gradient reaches both ends of a pair.
+
+    >>> import jax.numpy as jnp
+    >>> z = jnp.array([[1.0, 0.0], [0.0, 1.0]])  # a positive pair √2 apart
+    >>> float(ranked_list(z, jnp.array([0, 0])))  # (√2 − 0.8) / 2
+    0.3071
+    """
+    hyper = (margin, alpha, temperature, positive_temperature, balance)
+    return over_anchors(_ranked_rows, embeddings, labels, *hyper, distance=distance, apart=True, **options)
+
+
+def _log_ratio_rows(d, positives, negatives, label_distances, epsilon):
+    others = positives | negatives
+    gaps = jnp.log(d + epsilon) - jnp.log(label_distances.astype(d.dtype) + epsilon)
+    count = jnp.sum(others, axis=-1).astype(d.dtype)
+    mean = jnp.sum(jnp.where(others, gaps, 0), axis=-1) / jnp.maximum(count, 1)
+    squares = jnp.sum(jnp.where(others, jnp.square(gaps - mean[:, None]), 0), axis=-1)
+    return Mean(2 * count * squares, count * (count - 1))
+
+
+def _never(a: Array, b: Array) -> Array:
+    return jnp.zeros((), bool)
+
+
+def _squared_label_distances(rows: Array, columns: Array) -> Array:
+    number = lambda labels: widen(labels) if jnp.issubdtype(labels.dtype, jnp.floating) else labels.astype(jnp.float32)
+    flat = lambda labels: number(labels).reshape(len(labels), -1)
+    return distances.squared_euclidean(flat(rows), flat(columns))
+
+
+def log_ratio(
+    embeddings: Float[Array, "n d"],
+    labels: Shaped[Array, "n ..."],
+    *,
+    epsilon: ArrayLike = 1e-6,
+    label_distance: Callable[[Array, Array], Array] = _squared_label_distances,
+    distance: Callable[[Array, Array], Array] = distances.squared_euclidean,
+    **options: Unpack[AnchorOptions],
+) -> Float[Array, ""]:
+    """Log-ratio loss for continuous labels: mean over anchors a and i ≠ j of (log D_ai/D_aj − log Y_ai/Y_aj)².
+
+    D are distances of embeddings and Y of labels, `label_distance(row labels [r, ...], column labels [m, ...]) ->
+    [r, m]`: the squared Euclidean distance unless another is given; ε is added to each. There are no classes, so that
+    labels are floats of any shape (poses, scores, captions' embeddings), i and j run over all columns but the anchor's
+    own, and `same` is not an option. All n · m² triplets are summed in the time of n · m. Other options:
+    `AnchorOptions`.
+
+    Kim et al. 2019, "Deep metric learning beyond binary supervision", arXiv:1904.09626.
+
+    >>> import jax.numpy as jnp
+    >>> z = jnp.array([[0.0], [1.0], [2.0]])
+    >>> float(log_ratio(z, jnp.array([0.0, 10.0, 20.0])))  # distances in proportion
+    0.0
+    """
+    if options.get("same") is not None:
+        raise TypeError("log_ratio compares labels by label_distance; it takes no `same`")
+    options["same"] = _never
+    return over_anchors(
+        _log_ratio_rows, embeddings, labels, epsilon, distance=distance, given=label_distance, **options
     )

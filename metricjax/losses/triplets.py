@@ -1,7 +1,7 @@
 """Losses that compare the distance to a positive with the distance to a negative."""
 
 from collections.abc import Callable
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
 from metricjax.losses.pairs import check_average, hinge_mean
 from metricjax.numerics import next_marked, ordered_integers, softplus
 from metricjax.panels import varying
-from metricjax.sides import LIST
+from metricjax.sides import LIST, summed_over_positives
 
 
 def triplet(
@@ -24,6 +24,7 @@ def triplet(
     margin: ArrayLike | None = 0.2,
     distance: Callable[[Array, Array], Array] = distances.squared_chord,
     triplets: Callable[[Array, Array, Array], mining.Triplets] = mining.batch_hard,
+    swap: bool = False,
     average: Literal["active", "valid"] = "active",
     **options: Unpack[AnchorOptions],
 ) -> Float[Array, ""]:
@@ -31,11 +32,13 @@ def triplet(
 
     The mean is over non-zero terms, or over all selected triplets with `average="valid"`. `margin=None` is the soft
     margin log(1 + exp(d_ap − d_an)), averaged over all selected triplets. The default distance is FaceNet's squared
-    chord, and the default selection batch-hard; `mining.all_triplets` is summed without listing the triplets.
-    Options: `AnchorOptions`.
+    chord, and the default selection batch-hard; `mining.all_triplets` is summed without listing the triplets. With
+    `swap`, min(d_an, d_pn) takes the place of d_an in the triplets selected; for all triplets, time then grows with the
+    number of positives of an anchor. Options: `AnchorOptions`.
 
     Schroff, Kalenichenko, Philbin 2015, arXiv:1503.03832 (margin 0.2); batch-hard and soft margin: Hermans, Beyer,
-    Leibe 2017, arXiv:1703.07737.
+    Leibe 2017, arXiv:1703.07737; swap: Balntas et al. 2016, "Learning local feature descriptors with triplets and
+    shallow convolutional neural networks".
 
     >>> import jax.numpy as jnp
     >>> z = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])  # the positive is as far as the negative for one anchor
@@ -44,19 +47,29 @@ def triplet(
     """
     check_average(average)
     hyper: tuple = (margin, average)
+    if triplets is mining.all_triplets and swap:
+        return over_anchors(_all_swapped_rows, embeddings, labels, *hyper, distance=distance, reaching=True, **options)
     if triplets is mining.all_triplets:
         rows = _all_rows if margin is not None else _all_soft_rows
         return over_anchors(rows, embeddings, labels, *hyper, distance=distance, apart=True, **options)
     negative_of = mining.semi_hard_negative if triplets is mining.semi_hard else None
-    return over_triplets(
-        _terms, triplets, embeddings, labels, *hyper, distance=distance, negative_of=negative_of, **options
-    )
+    how: dict[str, Any] = {"distance": distance, "swap": swap, "negative_of": negative_of}
+    return over_triplets(_terms, triplets, embeddings, labels, *hyper, **how, **options)
 
 
 def _terms(d_ap, d_an, valid, margin, average) -> Mean:
     if margin is None:
         return hinge_mean(softplus(d_ap - d_an), valid, "valid")
     return hinge_mean(jnp.maximum(d_ap - d_an + margin, 0), valid, average)
+
+
+def _all_swapped_rows(scores, positives, negatives, reach, margin, average) -> Mean:
+    def pair(there, positive):
+        d_ap = jnp.take_along_axis(scores, positive[:, None], axis=1)
+        d_an = jnp.minimum(scores, reach.row_of(positive)[0])
+        return _terms(d_ap, d_an, there[:, None] & negatives, margin, average)
+
+    return summed_over_positives(pair, reach.there, reach.positive)
 
 
 def _all_rows(d_positive, positives, d_negative, negatives, margin, average) -> Mean:
