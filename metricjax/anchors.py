@@ -10,9 +10,11 @@ evaluation, devices, reduction. Row functions are module-level, so that the jit 
 arguments: numbers and arrays are traced (and have gradients), anything else (strings, functions, None) is static.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import jax
@@ -132,7 +134,8 @@ def over_anchors(
     kind: Literal["whole", "apart", "reaching"] = "apart" if apart else "reaching" if reaching else "whole"
     mirrored = by_pair and _is_symmetric(score, relations, how, batch)
     problem = Problem(rows, score, is_similarity, kind, mirrored, given=as_partial(given), **relations)
-    return _over_anchors(problem, how, batch, static_or_traced(hyper, embeddings))
+    part = Part(problem, how, batch, static_or_traced(hyper, embeddings))
+    return part if how.reduction is as_part else _over_anchors(*part)
 
 
 def over_triplets(
@@ -157,6 +160,7 @@ def over_triplets(
     batch, relations, how = _sorted_out(embeddings, labels, options)
     score, is_similarity = _score(None, distance)
     functions = {"select": as_partial(select), "given": as_partial(given), **relations}
+    how = how._replace(reduction=quotient) if how.reduction is as_part else how
     problem = Problem(terms, score, is_similarity, "triplets", swap=swap, negative_of=negative_of, **functions)
     return _over_triplets(problem, how, batch, static_or_traced(hyper, embeddings))
 
@@ -179,6 +183,59 @@ class Settings(NamedTuple):
     reduction: Callable[[Mean], Any] = quotient
     block_size: int | str | None = "auto"
     axis_name: str | tuple[str, ...] | None = None
+
+
+class Part(NamedTuple):
+    """A pair-based loss that was not run yet, so that it can share the scores with others."""
+
+    problem: Problem
+    how: Settings
+    batch: Batch
+    hyper: tuple
+
+    def shared(self) -> tuple:
+        """What two parts have to have in common to be run as one; of those that cannot be, no two have this."""
+        problem, arrays = self.problem, (self.batch, self.problem.same, self.problem.miner)
+        leaves, structure = jax.tree.flatten(arrays)
+        alone = id(self) if problem.kind not in ("whole", "apart") or problem.given is not None else None
+        return alone, problem.score, problem.is_similarity, self.how, structure, tuple(map(id, leaves))
+
+
+def as_part(mean: Mean) -> Float[Array, ""]:
+    """The reduction that asks `over_anchors` for a `Part`; elsewhere it is the default one."""
+    return quotient(mean)
+
+
+def joined(parts: list[tuple[Any, Part]]) -> Any:
+    """Σ w · loss of parts that share their scores."""
+    (weight, first), *others = parts
+    how = first.how._replace(reduction=quotient)
+    if not others:
+        return weight * _over_anchors(first.problem, how, first.batch, first.hyper)
+    apart = all(part.problem.kind == "apart" for _, part in parts)
+    each = tuple((part.problem.rows, part.problem.kind, len(part.hyper)) for _, part in parts)
+    weights = static_or_traced(tuple(weight for weight, _ in parts), first.batch.embeddings)
+    problem = dataclasses.replace(
+        first.problem,
+        rows=_joined_apart if apart else _joined_whole,
+        kind="apart" if apart else "whole",
+        mirrored=all(part.problem.mirrored for _, part in parts),
+    )
+    return _over_anchors(problem, how, first.batch, (Static(each), *weights, *(h for _, p in parts for h in p.hyper)))
+
+
+def _joined_apart(positive_scores, positives, negative_scores, negatives, each, *numbers) -> tuple[Mean, ...]:
+    weights, hyper, means = numbers[: len(each)], iter(numbers[len(each) :]), []
+    for weight, (rows, _, count) in zip(weights, each, strict=True):
+        found = rows(positive_scores, positives, negative_scores, negatives, *islice(hyper, count))
+        means += [Mean(weight * mean.total, mean.count) for mean in ((found,) if isinstance(found, Mean) else found)]
+    return tuple(means)
+
+
+def _joined_whole(scores, positives, negatives, each, *numbers) -> tuple[Mean, ...]:
+    whole = lambda rows: lambda p, positives, n, negatives, *hyper: rows(p, positives, negatives, *hyper)
+    each = tuple((rows if kind == "apart" else whole(rows), kind, count) for rows, kind, count in each)
+    return _joined_apart(scores, positives, scores, negatives, each, *numbers)
 
 
 @jax.jit(static_argnums=1, inline=True)

@@ -22,6 +22,7 @@ class PairCase(NamedTuple):
     lacks: options that the loss refuses.
     held: some of its weights carry no gradient.
     strangers: a single negative pair is worth something.
+    same: the relation between labels that the loss imposes.
     """
 
     loss: Callable
@@ -35,6 +36,7 @@ class PairCase(NamedTuple):
     lacks: tuple[str, ...] = ()
     held: bool = False
     strangers: bool = False
+    same: Callable | None = None
 
     def __call__(self, z, y, **options):
         value = self.loss(z, y, **self.fixed, **options)
@@ -44,6 +46,7 @@ class PairCase(NamedTuple):
         self, z, y, w=None, references=None, reference_labels=None, reference_where=None, same=None, mined=None, **hyper
     ):
         """The oracle's value; `mined(distance)` says which negatives are kept."""
+        same = self.same or same
         related = {} if same is None else {"same": same}
         z, y, others, other_labels = (_array(a) for a in (z, y, references, reference_labels))
         columns = (z, y, w) if references is None else (others, other_labels, _array(reference_where))
@@ -80,8 +83,7 @@ def _label_distances(case, y, columns, negatives, related):
 
 
 def _log_ratio(d, positives, negatives, label_distances, epsilon=1e-6):
-    others = [sorted(p + n) for p, n in zip(positives, negatives, strict=True)]
-    return oracle_pairs.log_ratio(d, label_distances, others, epsilon)
+    return oracle_pairs.log_ratio(d, label_distances, negatives, epsilon)
 
 
 def _centroid_triplet(d, positives, negatives, z, y, where, **hyper):
@@ -155,7 +157,7 @@ PAIRS = {
     "ranked_list": _pair("ranked_list", "chord", "temperature", values=(1.0, 10.0), held=True, strangers=True),
     "log_ratio": PairCase(
         mj.losses.log_ratio, _log_ratio, "squared_euclidean", "epsilon", (1e-6, 0.1), around=_label_distances,
-        lacks=("same",),
+        lacks=("same",), same=lambda a, b: False,
     ),
     "nt_xent": _pair("nt_xent", "cosine_similarity", "temperature", oracle=oracle),
     "n_pairs": _pair("n_pairs", "dot"),

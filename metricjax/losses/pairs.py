@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
 from metricjax.mining import Triplets
-from metricjax.numerics import logsumexp, widen
+from metricjax.numerics import logsumexp
 
 
 def check_average(average: str) -> None:
@@ -251,8 +251,7 @@ def _never(a: Array, b: Array) -> Array:
 
 
 def _squared_label_distances(rows: Array, columns: Array) -> Array:
-    number = lambda labels: widen(labels) if jnp.issubdtype(labels.dtype, jnp.floating) else labels.astype(jnp.float32)
-    flat = lambda labels: number(labels).reshape(len(labels), -1)
+    flat = lambda labels: labels.astype(jnp.result_type(float)).reshape(len(labels), -1)
     return distances.squared_euclidean(flat(rows), flat(columns))
 
 

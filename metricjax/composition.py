@@ -1,0 +1,91 @@
+"""Losses made of losses: a weighted sum that compares embeddings once, and a loss over prefixes of embeddings."""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from metricjax.anchors import Part, as_part, joined
+
+_ROWS = ("embeddings", "x", "y", "prototypes", "centers", "references")  # arguments whose features are cut
+
+
+def weighted_sum(*losses: Callable[..., Any], weights: Sequence[ArrayLike] | None = None) -> Callable[..., Any]:
+    """The loss Σ_k w_k · losses_k(embeddings, labels, **options); all weights are 1 by default.
+
+    Pair-based losses with the same similarity (or distance) share one matrix of it and one matrix product for each
+    gradient, in panels too: several losses cost little more than one. Those that select triplets, or whose rows reach
+    others, run by themselves, and so do class-based ones. Options are given to all, `reduction` to none.
+
+    >>> import jax.numpy as jnp
+    >>> import metricjax as mj
+    >>> z, y = jnp.eye(4), jnp.arange(4) // 2
+    >>> both = weighted_sum(mj.losses.supcon, mj.losses.circle, weights=(1.0, 0.5))
+    >>> bool(jnp.isclose(both(z, y), mj.losses.supcon(z, y) + 0.5 * mj.losses.circle(z, y)))
+    True
+    """
+    scales = [1.0] * len(losses) if weights is None else list(weights)
+    if not losses or len(scales) != len(losses):
+        raise ValueError(
+            f"weights has {len(scales)} numbers for {len(losses)} losses; wanted one for each, at least one"
+        )
+
+    def loss(embeddings, labels, **options):
+        if "reduction" in options:
+            raise TypeError("weighted_sum reduces each loss by its own mean; it takes no `reduction`")
+        values = [each(embeddings, labels, reduction=as_part, **options) for each in losses]
+        total, together = [], {}
+        for weight, value in zip(scales, values, strict=True):
+            if isinstance(value, Part):
+                together.setdefault(value.shared(), []).append((weight, value))
+            elif getattr(value, "shape", None) == ():
+                total.append(weight * value)
+            else:
+                raise TypeError(
+                    "weighted_sum adds losses that return one number; a stateful loss has to be added by hand"
+                )
+        return sum(total + [joined(parts) for parts in together.values()])
+
+    return loss
+
+
+def matryoshka(
+    loss: Callable[..., Any], sizes: Sequence[int], weights: Sequence[ArrayLike] | None = None
+) -> Callable[..., Any]:
+    """The loss Σ_k w_k · loss over the first `sizes[k]` features of embeddings; all weights are 1 by default.
+
+    Prefixes of an embedding trained so can be used by themselves. Whatever else has the same features (references,
+    prototypes, the other view) is cut too. `loss` may be any of `mj.losses`, or a `functools.partial` of one.
+
+    Kusupati et al. 2022, "Matryoshka representation learning", arXiv:2205.13147 (weights 1).
+
+    >>> import jax.numpy as jnp
+    >>> import metricjax as mj
+    >>> nested = matryoshka(mj.losses.supcon, sizes=(2, 4))
+    >>> z, y = jnp.eye(4), jnp.arange(4) // 2
+    >>> bool(jnp.isclose(nested(z, y), mj.losses.supcon(z[:, :2], y) + mj.losses.supcon(z, y)))
+    True
+    """
+    scales = [1.0] * len(sizes) if weights is None else list(weights)
+    if not sizes or len(scales) != len(sizes):
+        raise ValueError(f"weights has {len(scales)} numbers for {len(sizes)} sizes; wanted one for each, at least one")
+
+    @functools.wraps(loss)
+    def nested(*arguments, **options):
+        bound = inspect.signature(loss).bind(*arguments, **options)
+        features = jnp.shape(bound.args[0])[-1]
+        if any(not 0 < size <= features for size in sizes):
+            raise ValueError(f"sizes are {tuple(sizes)}; wanted numbers from 1 to the {features} features")
+
+        def cut(size: int):
+            part = lambda name, a: a[:, :size] if name in _ROWS and isinstance(a, jax.Array) else a
+            named = {name: part(name, a) for name, a in bound.arguments.items() if name != "options"}
+            return {**named, **{name: part(name, a) for name, a in bound.arguments.get("options", {}).items()}}
+
+        return sum(weight * loss(**cut(size)) for weight, size in zip(scales, sizes, strict=True))
+
+    return nested
