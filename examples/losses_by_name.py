@@ -19,7 +19,7 @@ SMALL = {
 
 def chosen_losses(names: str, settings: list[str]) -> dict:
     """{name: hyper-parameters} of the losses to add up."""
-    known = sorted(name for name, f in vars(mj.losses).items() if inspect.isfunction(f) and name != "update_centers")
+    known = sorted(name for name, f in vars(mj.losses).items() if inspect.isfunction(f) and _takes_labels(f))
     losses: dict[str, dict] = {name: {} for name in names.split("+")}
     for name in losses:
         if name not in known:
@@ -35,6 +35,10 @@ def chosen_losses(names: str, settings: list[str]) -> dict:
         for name in takers:
             losses[name][key] = value_of(text)
     return losses
+
+
+def _takes_labels(f) -> bool:
+    return list(inspect.signature(f).parameters)[:2] == ["embeddings", "labels"]
 
 
 def value_of(text: str):

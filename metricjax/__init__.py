@@ -14,10 +14,10 @@ from metricjax import similarities as similarities
 from metricjax import sphere as sphere
 from metricjax.anchors import Mean as Mean
 from metricjax.anchors import over_anchors as over_anchors
-from metricjax.anchors import with_count as with_count
 from metricjax.composition import matryoshka as matryoshka
 from metricjax.composition import weighted_sum as weighted_sum
 from metricjax.mesh import over_mesh as over_mesh
+from metricjax.reductions import with_count as with_count
 
 _WITH_EXTRAS = ("data", "encoders", "plots", "transforms")  # imported on first use, each needs an extra
 

@@ -10,11 +10,9 @@ evaluation, devices, reduction. Row functions are module-level, so that the jit 
 arguments: numbers and arrays are traced (and have gradients), anything else (strings, functions, None) is static.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import jax
@@ -27,42 +25,14 @@ from metricjax.checks import check_batch
 from metricjax.mining import Triplets
 from metricjax.numerics import computing_dtype, widen
 from metricjax.pairwise import Pairwise, as_pairwise
-from metricjax.panels import Mean as Mean
-from metricjax.panels import (
-    Problem,
-    Static,
-    added_panels,
-    means_of,
-    panels,
-    summed_panels,
-    summed_triplets,
-    varying,
-)
+from metricjax.panels import added_panels, panels, prepared, summed_panels, summed_triplets, varying
+from metricjax.problems import Mean as Mean
+from metricjax.problems import Problem, Static, means_of
+from metricjax.reductions import OF_SUMS, PLAIN, quotient, reduced
 from metricjax.sides import Side, in_order_of_class, with_lists_if_short
 
 _DENSE = 2**16  # scores in the whole matrix up to which "auto" stays dense, which compiles faster
 _PANEL = 2**20  # scores in one panel above that
-
-
-def quotient(mean: Mean) -> Float[Array, ""]:
-    """The default reduction: Σ total / Σ count, and 0 where nothing counts."""
-    total, count = jnp.sum(mean.total), jnp.sum(mean.count)
-    return total / jnp.where(count > 0, count, 1)
-
-
-def with_count(mean: Mean) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """A reduction: the loss, and Σ count beside it (of a hinge loss, how many terms are active)."""
-    return quotient(mean), jnp.sum(mean.count)
-
-
-_PLAIN = (quotient, with_count)  # reductions of one number for each anchor, by Σ total and Σ count
-_OF_SUMS: set[Callable[[Mean], Any]] = {*_PLAIN}  # reductions that need no more than Σ total and Σ count
-
-
-def of_sums(reduction: Callable[[Mean], Any]) -> Callable[[Mean], Any]:
-    """Declare that a reduction needs no more than Σ total and Σ count over anchors, and let it have those."""
-    _OF_SUMS.add(reduction)
-    return reduction
 
 
 class AnchorOptions(TypedDict, total=False):
@@ -193,6 +163,10 @@ class Part(NamedTuple):
     batch: Batch
     hyper: tuple
 
+    def value(self) -> Any:
+        """The loss by itself."""
+        return _over_anchors(*self._replace(how=self.how._replace(reduction=quotient)))
+
     def shared(self) -> tuple:
         """What two parts have to have in common to be run as one; of those that cannot be, no two have this."""
         problem, arrays = self.problem, (self.batch, self.problem.same, self.problem.miner)
@@ -206,52 +180,21 @@ def as_part(mean: Mean) -> Float[Array, ""]:
     return quotient(mean)
 
 
-def joined(parts: list[tuple[Any, Part]]) -> Any:
-    """Σ w · loss of parts that share their scores."""
-    (weight, first), *others = parts
-    how = first.how._replace(reduction=quotient)
-    if not others:
-        return weight * _over_anchors(first.problem, how, first.batch, first.hyper)
-    apart = all(part.problem.kind == "apart" for _, part in parts)
-    each = tuple((part.problem.rows, part.problem.kind, len(part.hyper)) for _, part in parts)
-    weights = static_or_traced(tuple(weight for weight, _ in parts), first.batch.embeddings)
-    problem = dataclasses.replace(
-        first.problem,
-        rows=_joined_apart if apart else _joined_whole,
-        kind="apart" if apart else "whole",
-        mirrored=all(part.problem.mirrored for _, part in parts),
-    )
-    return _over_anchors(problem, how, first.batch, (Static(each), *weights, *(h for _, p in parts for h in p.hyper)))
-
-
-def _joined_apart(positive_scores, positives, negative_scores, negatives, each, *numbers) -> tuple[Mean, ...]:
-    weights, hyper, means = numbers[: len(each)], iter(numbers[len(each) :]), []
-    for weight, (rows, _, count) in zip(weights, each, strict=True):
-        found = rows(positive_scores, positives, negative_scores, negatives, *islice(hyper, count))
-        means += [Mean(weight * mean.total, mean.count) for mean in ((found,) if isinstance(found, Mean) else found)]
-    return tuple(means)
-
-
-def _joined_whole(scores, positives, negatives, each, *numbers) -> tuple[Mean, ...]:
-    whole = lambda rows: lambda p, positives, n, negatives, *hyper: rows(p, positives, negatives, *hyper)
-    each = tuple((rows if kind == "apart" else whole(rows), kind, count) for rows, kind, count in each)
-    return _joined_apart(scores, positives, scores, negatives, each, *numbers)
-
-
 @jax.jit(static_argnums=1, inline=True)
 def _over_anchors(problem, how, batch, hyper):
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     size, rows = _panel_height(batch, how), None if _rows_are_columns(batch, how) else x
+    problem = prepared(problem, len(x) if size is None else size, rows, columns, row, column, how.axis_name)
     if problem.kind in ("apart", "reaching") and problem.same is None:
         row, column = in_order_of_class(row, column)
     if size is None:
         means = with_lists_if_short(partial(means_of, problem, x, columns, hyper), row, column)
         return reduced(means, weights, how.reduction, how.axis_name)
-    if how.reduction not in _OF_SUMS:
+    if how.reduction not in OF_SUMS:
         means = panels(size, problem, rows, columns, hyper, row, column)
         return reduced(means, weights, how.reduction, how.axis_name)
-    if how.reduction not in _PLAIN:
+    if how.reduction not in PLAIN:
         means = added_panels(size, problem, rows, columns, hyper, weights, row, column)
         return reduced(means, None, how.reduction, how.axis_name)
     if len(jax.eval_shape(lambda *a: means_of(problem, *a), x, columns, hyper, row, column)) == 1:
@@ -270,11 +213,12 @@ def _over_anchors(problem, how, batch, hyper):
 def _over_triplets(problem, how, batch, hyper):
     size = _panel_height(batch, how)
     gathers = problem.negative_of is not None or not _selects_many(problem.select)
-    if size is None or how.reduction not in _PLAIN or not gathers:
+    if size is None or how.reduction not in PLAIN or not gathers:
         return _over_anchors(problem, how, batch, hyper)
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     rows = None if _rows_are_columns(batch, how) else x
+    problem = prepared(problem, size, rows, columns, row, column, how.axis_name)
     if problem.negative_of is not None and problem.same is None:
         row, column = in_order_of_class(row, column)
     mean = summed_triplets(size, problem, rows, columns, hyper, weights, row, column)
@@ -367,26 +311,5 @@ def _rows_are_columns(batch: Batch, how: Settings) -> bool:
 
 def _is_symmetric(score: Pairwise, relations: dict[str, Any], how: Settings, batch: Batch) -> bool:
     """Whether score, masks and cotangents of (i, j) are those of (j, i)."""
-    plain = not any(relations.values()) and how.reduction in _PLAIN
+    plain = not any(relations.values()) and how.reduction in PLAIN
     return score.symmetric and plain and batch.references is None and batch.weights is None
-
-
-def reduced(means: tuple[Mean, ...], weights, reduction, axis_name=None):
-    """The loss: anchors weighted, devices joined, each Mean reduced, and the results added."""
-    if weights is not None:
-        weigh = lambda a: a * weights.reshape(-1, *[1] * (a.ndim - 1))
-        means = jax.tree.map(weigh, means)
-        if reduction in _OF_SUMS:
-            means = jax.tree.map(lambda a: jnp.sum(a, axis=0), means)
-    if axis_name is not None:
-        if reduction not in _OF_SUMS:
-            means = jax.tree.map(lambda a: _placed(a, axis_name), means)
-        means = lax.psum(means, axis_name)
-    return jax.tree.map(lambda *parts: sum(parts), *(reduction(mean) for mean in means))
-
-
-def _placed(a: Float[Array, "n ..."], axis_name) -> Float[Array, "all ..."]:
-    """This device's part of a long array of zeros: the sum over devices is the whole array, the same everywhere."""
-    mine = lax.axis_index(axis_name) == jnp.arange(lax.axis_size(axis_name))
-    whole = jnp.where(mine.reshape(-1, *[1] * a.ndim), a[None], 0)
-    return whole.reshape(-1, *a.shape[1:])

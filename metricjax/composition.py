@@ -1,15 +1,18 @@
 """Losses made of losses: a weighted sum that compares embeddings once, and a loss over prefixes of embeddings."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from metricjax.anchors import Part, as_part, joined
+from metricjax.anchors import Part, as_part, static_or_traced
+from metricjax.problems import Mean, Static
 
 _ROWS = ("embeddings", "x", "y", "prototypes", "centers", "references")  # arguments whose features are cut
 
@@ -48,7 +51,7 @@ def weighted_sum(*losses: Callable[..., Any], weights: Sequence[ArrayLike] | Non
                 raise TypeError(
                     "weighted_sum adds losses that return one number; a stateful loss has to be added by hand"
                 )
-        return sum(total + [joined(parts) for parts in together.values()])
+        return sum(total + [_joined(parts) for parts in together.values()])
 
     return loss
 
@@ -89,3 +92,35 @@ def matryoshka(
         return sum(weight * loss(**cut(size)) for weight, size in zip(scales, sizes, strict=True))
 
     return nested
+
+
+def _joined(parts: list[tuple[Any, Part]]) -> Any:
+    """Σ w · loss of parts that share their scores."""
+    (weight, first), *others = parts
+    if not others:
+        return weight * first.value()
+    apart = all(part.problem.kind == "apart" for _, part in parts)
+    each = tuple((part.problem.rows, part.problem.kind, len(part.hyper)) for _, part in parts)
+    weights = static_or_traced(tuple(weight for weight, _ in parts), first.batch.embeddings)
+    problem = dataclasses.replace(
+        first.problem,
+        rows=_joined_apart if apart else _joined_whole,
+        kind="apart" if apart else "whole",
+        mirrored=all(part.problem.mirrored for _, part in parts),
+    )
+    hyper = (Static(each), *weights, *(h for _, part in parts for h in part.hyper))
+    return first._replace(problem=problem, hyper=hyper).value()
+
+
+def _joined_apart(positive_scores, positives, negative_scores, negatives, each, *numbers) -> tuple[Mean, ...]:
+    weights, hyper, means = numbers[: len(each)], iter(numbers[len(each) :]), []
+    for weight, (rows, _, count) in zip(weights, each, strict=True):
+        found = rows(positive_scores, positives, negative_scores, negatives, *islice(hyper, count))
+        means += [Mean(weight * mean.total, mean.count) for mean in ((found,) if isinstance(found, Mean) else found)]
+    return tuple(means)
+
+
+def _joined_whole(scores, positives, negatives, each, *numbers) -> tuple[Mean, ...]:
+    whole = lambda rows: lambda p, positives, n, negatives, *hyper: rows(p, positives, negatives, *hyper)
+    each = tuple((rows if kind == "apart" else whole(rows), kind, count) for rows, kind, count in each)
+    return _joined_apart(scores, positives, scores, negatives, each, *numbers)

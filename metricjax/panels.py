@@ -5,148 +5,30 @@ same pass, in the rule of its tangent, which is the gradient times the tangent: 
 For one Mean of each anchor, the backward pass computes each panel again.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float
 
-from metricjax.pairwise import Pairwise
-from metricjax.sides import LIST, Side, listed_positives, one_by_one, summed_over_positives, with_lists_if_short
-
-
-class Mean(NamedTuple):
-    """A quotient in the making. Means add over blocks and devices; divide once, at the end."""
-
-    total: Float[Array, "..."]
-    count: Shaped[Array, "..."]  # type: ignore[assignment]  # hides tuple.count
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    meta_fields=["rows", "score", "is_similarity", "kind", "mirrored", "swap", "negative_of"],
-    data_fields=["same", "miner", "select", "given"],
+from metricjax.mining.masks import preparation
+from metricjax.problems import (
+    Mean,
+    Problem,
+    chosen_triplets,
+    given_of,
+    mean_of_ends,
+    means_of,
+    scores_and_masks,
+    unwrapped,
 )
-@dataclass(frozen=True)
-class Problem:
-    """One loss. Its functions are static; those that may hold arrays (a miner's limits, a key) are pytrees.
-
-    kind: what the row function gets besides hyper-parameters: "whole" (scores, positives, negatives), "apart"
-        (positives and negatives as two arrays of scores, each with its mask), "reaching" ("whole", and `Reach`) or
-        "triplets" (distances d_ap and d_an [r, t] of selected triplets, and which are valid).
-    mirrored: score, terms and cotangent of the pair (i, j) are those of (j, i).
-    swap: of triplets, d_an is min(d_an, d_pn).
-    negative_of: selects the negative for one positive of each row.
-    given: `(row labels, column labels) -> anything`, which the row function gets before its hyper-parameters.
-    """
-
-    rows: Callable[..., Any]
-    score: Pairwise
-    is_similarity: bool
-    kind: Literal["whole", "apart", "reaching", "triplets"] = "whole"
-    mirrored: bool = False
-    swap: bool = False
-    negative_of: Callable[[Array, Array, Array], Array] | None = None
-    same: Partial | None = None
-    miner: Partial | None = None
-    select: Partial | None = None
-    given: Partial | None = None
-
-
-class Reach(NamedTuple):
-    """How a row function reaches the rows of its columns.
-
-    positive, there: the columns [r, p] of each row's positives, and which of them count.
-    row_of: scores, positives and negatives [r, m] of one column for each row, given their indices [r], against all
-        columns.
-    """
-
-    positive: Int[Array, "r p"]
-    there: Bool[Array, "r p"]
-    row_of: Callable[[Array], tuple[Array, Array, Array]]
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Static:
-    """A hyper-parameter that is not an array: part of the tree's structure instead of a leaf."""
-
-    value: Any
-
-
-def unwrapped(hyper: tuple) -> tuple:
-    return tuple(h.value if isinstance(h, Static) else h for h in hyper)
-
-
-# --- one panel of rows ----------------------------------------------------------------------------------------------
-
-
-def scores_and_masks(problem: Problem, x, columns, row: Side, column: Side):
-    """Scores of some rows against all columns, and the masks of their positives and negatives."""
-    scores = problem.score.compare(x, columns)
-    same = problem.same or (lambda a, b: jnp.all(a == b))
-    related = jax.vmap(lambda a: jax.vmap(lambda b: same(a, b))(column.labels))(row.labels)
-    match, differ = related if isinstance(related, tuple) else (related, ~related)
-    exist = row.where[:, None] & column.where[None]
-    other = exist & (row.ids[:, None] != column.ids[None])
-    positives, negatives = match & other, differ & (exist if problem.same is None else other)
-    if problem.miner is not None:
-        distances = lax.stop_gradient(1 - scores if problem.is_similarity else scores)
-        positives, negatives = keyed(problem.miner, row)(distances, positives, negatives)
-    return scores, positives, negatives
-
-
-def keyed(f: Partial, row: Side) -> Partial:
-    """`f` with each random key among its leaves replaced by one for each row, the same wherever the row is computed."""
-    is_key = lambda a: jnp.issubdtype(jnp.result_type(a), jax.dtypes.prng_key)
-    return jax.tree.map(lambda a: jax.vmap(jax.random.fold_in, (None, 0))(a, row.ids) if is_key(a) else a, f)
-
-
-def means_of(problem: Problem, x, columns, hyper, row: Side, column: Side) -> tuple[Mean, ...]:
-    """The Means of some anchors: [r] arrays."""
-    hyper = _given(problem, row, column) + unwrapped(hyper)
-    scores, positives, negatives = scores_and_masks(problem, x, columns, row, column)
-    if problem.kind == "triplets":
-        means = _means_of_triplets(problem, scores, positives, negatives, columns, hyper, row)
-    elif problem.kind == "whole":
-        means = problem.rows(scores, positives, negatives, *hyper)
-    else:
-        index, listed = _listed(problem, positives, row, column)
-        if problem.kind == "reaching":
-            reach = Reach(index, listed, partial(_row_of, problem, columns, column))
-            means = problem.rows(scores, positives, negatives, reach, *hyper)
-        else:
-            picked = scores if row.span is None else jnp.take_along_axis(scores, index, axis=1)
-            means = problem.rows(picked, listed, scores, negatives, *hyper)
-    return tuple(counted(mean, x) for mean in ((means,) if isinstance(means, Mean) else means))
-
-
-def _given(problem: Problem, row: Side, column: Side) -> tuple:
-    return () if problem.given is None else (problem.given(row.labels, column.labels),)
-
-
-def _listed(problem: Problem, positives, row: Side, column: Side):
-    """Columns [r, p] of each row's positives and which count: a short list, or all columns and the mask."""
-    if row.span is None:
-        return jnp.broadcast_to(jnp.arange(positives.shape[1], dtype=jnp.int32), positives.shape), positives
-    index, listed = listed_positives(row, column, jnp.arange(LIST, dtype=jnp.int32))
-    return index, listed if problem.miner is None else listed & jnp.take_along_axis(positives, index, axis=1)
-
-
-def _row_of(problem: Problem, columns, column: Side, index: Int[Array, " r"]):
-    row = Side(column.labels[index], column.where[index], column.ids[index])
-    return scores_and_masks(problem, columns[index], columns, row, column)
-
-
-def counted(mean: Mean, x: Array) -> Mean:
-    return Mean(mean.total, lax.stop_gradient(mean.count).astype(x.dtype))
+from metricjax.sides import Side, one_by_one, with_lists_if_short
 
 
 def varying(tree: Any) -> Any:
@@ -174,6 +56,32 @@ def sweep(step: Callable, carry: Any, size: int, arrays: Any) -> tuple[Any, Any]
 
     carry, out = lax.scan(step, carry, jax.tree.map(blocks, arrays))
     return carry, jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:])[:n], out)
+
+
+def prepared(problem: Problem, size: int, x, columns, row: Side, column: Side, axis_name) -> Problem:
+    """The problem with a miner for one row at a time, where its own has to look at the whole batch first."""
+    prepare = None if problem.miner is None else preparation(problem.miner)
+    if prepare is None:
+        return problem
+    bare = dataclasses.replace(problem, miner=None)
+
+    def total(f):
+        """Σ of f(distances, positives, negatives) over panels and devices."""
+
+        def of_panel(x, row):
+            scores, *masks = scores_and_masks(bare, _rows(x, columns, row), columns, row, column)
+            return f(lax.stop_gradient(1 - scores if problem.is_similarity else scores), *masks)
+
+        def step(sums, block):
+            return jax.tree.map(jnp.add, sums, of_panel(*block)), None
+
+        first = jax.tree.map(lambda a: a[:size], (x, row))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_panel, *first))
+        zeros = jax.tree.map(lambda a: a + varying((jnp.zeros((), columns.dtype), columns))[0].astype(a.dtype), zeros)
+        sums = sweep(step, zeros, size, (x, row))[0]
+        return sums if axis_name is None else lax.psum(sums, axis_name)
+
+    return dataclasses.replace(problem, miner=prepare(total))
 
 
 def _gradient_sweep(panel, size, x, columns, hyper, cotangents, row):
@@ -302,38 +210,6 @@ def _pairs_of_leaves(gradient, tangent):
 # --- selected triplets ----------------------------------------------------------------------------------------------
 
 
-def _terms(problem: Problem, x, ends, hyper, valid) -> Mean:
-    """The Mean of triplets whose ends [r, t, d] were gathered."""
-    pair = jax.vmap(lambda a, b: problem.score.compare(a[None], b)[0])
-    d_ap, d_an = pair(x, ends[0]), pair(x, ends[1])
-    if problem.swap:
-        d_an = jnp.minimum(d_an, jax.vmap(lambda a, b: pair(a, b[:, None])[:, 0])(*ends))
-    return counted(problem.rows(d_ap, d_an, valid, *hyper), x)
-
-
-def _means_of_triplets(problem: Problem, scores, positives, negatives, columns, hyper, row: Side) -> Mean:
-    """The Mean of triplets whose distances are picked out of the scores."""
-    positive, negative, valid = _chosen(problem, lax.stop_gradient(scores), positives, negatives, row)
-    d_ap, d_an = (jnp.take_along_axis(scores, index, axis=1) for index in (positive, negative))
-    if not problem.swap:
-        return problem.rows(d_ap, d_an, valid, *hyper)
-
-    def one(there, d_ap, d_an, positive, negative):
-        d_pn = jax.vmap(lambda a, b: problem.score.compare(a[None], b[None])[0, 0])(
-            columns[positive], columns[negative]
-        )
-        return problem.rows(d_ap[:, None], jnp.minimum(d_an, d_pn)[:, None], there[:, None], *hyper)
-
-    return summed_over_positives(one, valid, d_ap, d_an, positive, negative)
-
-
-def _chosen(problem: Problem, scores, positives, negatives, row: Side):
-    """Columns of the positive and the negative, and validity, each [r, t]."""
-    assert problem.select is not None
-    chosen = keyed(problem.select, row)(scores, positives, negatives)
-    return jax.tree.map(lambda a: a.reshape(len(scores), -1), (chosen.positive, chosen.negative, chosen.valid))
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def summed_triplets(size, problem, x, columns, hyper, weights, row, column) -> Mean:
     """The weighted sum of the Mean of selected triplets; neither pass has a matrix product but that of the scores.
@@ -356,11 +232,11 @@ def _gradients_of_triplets(size, problem, x, columns, hyper, weights, row, colum
     def panel(sums, x, weights, row):
         scores, positives, negatives = scores_and_masks(problem, x, columns, row, column)
 
-        given = _given(problem, row, column)
+        given = given_of(problem, row, column)
 
         def add(sums, dx, mean, positive, negative, valid):
             def total(x, ends, hyper):
-                found = _terms(problem, x, ends, given + unwrapped(hyper), valid)
+                found = mean_of_ends(problem, x, ends, given + unwrapped(hyper), valid)
                 return found.total, found
 
             ends = columns[positive], columns[negative]
@@ -373,7 +249,7 @@ def _gradients_of_triplets(size, problem, x, columns, hyper, weights, row, colum
         before = jnp.full((len(x), 1), -1, jnp.int32)
         before, *found = varying((before, sums, jnp.zeros_like(x), nothing, weights, columns))[:4]
         if problem.negative_of is None:
-            return add(*found, *_chosen(problem, scores, positives, negatives, row))
+            return add(*found, *chosen_triplets(problem, scores, positives, negatives, row))
         count, following = one_by_one(positives, row, column)
 
         def take(p, carry):

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from metricjax.anchors import Mean, existing, quotient, reduced, static_or_traced
+from metricjax.anchors import Mean, existing, static_or_traced
 from metricjax.checks import check_labels, check_per_row, check_rows
 from metricjax.numerics import logsumexp, widen
 from metricjax.pairwise import Pairwise
-from metricjax.panels import unwrapped
+from metricjax.problems import unwrapped
+from metricjax.reductions import quotient, reduced
 
 
 class PrototypeOptions(TypedDict, total=False):

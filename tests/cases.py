@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import metricjax as mj
-from tests import oracle, oracle_pairs
+from tests import oracle, oracle_pairs, oracle_views
 
 
 def _array(a):
@@ -228,4 +228,48 @@ CLASSES = {
     "circle_class": ClassCase(mj.losses.circle_class, oracle.circle_class, "margin"),
     "center": ClassCase(mj.losses.center, oracle.center, ""),
 }
+
+
+class ViewCase(NamedTuple):
+    """A loss of two views, or a regulariser. takes: its arrays. varied: hyper-parameters and values of them."""
+
+    loss: Callable
+    oracle: Callable
+    takes: tuple[str, ...]
+    varied: Mapping[str, tuple[float, ...]] = MappingProxyType({})
+    weighted: bool = True
+    panels: bool = True
+
+    def __call__(self, *arrays, **options):
+        return self.loss(*arrays, **options)
+
+    def expected(self, *arrays, where=None, weights=None, **hyper):
+        keep = np.ones(len(arrays[0]), bool) if where is None else np.asarray(where)
+        weighted = {} if weights is None else {"weights": np.asarray(weights)[keep]}
+        return self.oracle(*(np.asarray(a)[keep] for a in arrays), **weighted, **hyper)
+
+
+def _view(name: str, *takes: str, weighted=True, panels=True, **varied) -> ViewCase:
+    return ViewCase(getattr(mj.losses, name), getattr(oracle_views, name), takes, varied, weighted, panels)
+
+
+VIEWS = {
+    "info_nce": _view("info_nce", "x", "y", temperature=(0.05, 1.0)),
+    "clip": _view("clip", "x", "y", scale=(1.0, 30.0)),
+    "siglip": _view("siglip", "x", "y", scale=(1.0, 5.0), bias=(-3.0, 1.0)),
+    "alignment_uniformity": _view(
+        "alignment_uniformity", "x", "y", alpha=(1.0, 3.0), t=(0.5, 5.0), uniformity=(0.3, 2.0)
+    ),
+    "vicreg": _view(
+        "vicreg", "x", "y", weighted=False, panels=False,
+        invariance=(0.0, 1.0), variance=(0.0, 9.0), covariance=(0.0, 3.0), epsilon=(0.01, 0.3),
+    ),
+    "barlow_twins": _view(
+        "barlow_twins", "x", "y", weighted=False, panels=False, redundancy=(0.0, 0.5), epsilon=(0.0, 0.3)
+    ),
+    "embedding_norm": _view("embedding_norm", "x", panels=False, target=(0.5, 10.0)),
+    "zero_mean": _view("zero_mean", "x", panels=False),
+    "koleo": _view("koleo", "x", epsilon=(0.01, 0.3)),
+    "spread_out": _view("spread_out", "x", "labels"),
+}  # fmt: skip
 NOT_LOSSES = {"update_centers"}

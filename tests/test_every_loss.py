@@ -1,4 +1,7 @@
-"""Every public loss through every invariant. A loss that is not among the cases fails the suite."""
+"""Every public loss of embeddings and labels through every invariant (test_views.py has the others).
+
+A loss that is not among the cases fails the suite.
+"""
 
 import inspect
 
@@ -12,7 +15,7 @@ from jax.test_util import check_grads
 import metricjax as mj
 from metricjax.sides import LIST
 from tests import oracle
-from tests.cases import CLASSES, NOT_LOSSES, PAIRS
+from tests.cases import CLASSES, NOT_LOSSES, PAIRS, VIEWS
 
 N, D, C = 14, 6, 5
 pairs = pytest.mark.parametrize("case", PAIRS.values(), ids=PAIRS)
@@ -45,7 +48,7 @@ def assert_finite(tree):
 
 def test_no_public_loss_is_missing():
     public = {name for name, f in vars(mj.losses).items() if not name.startswith("_") and not inspect.ismodule(f)}
-    covered = {case.loss.__name__ for case in (*PAIRS.values(), *CLASSES.values())}
+    covered = {case.loss.__name__ for case in (*PAIRS.values(), *CLASSES.values(), *VIEWS.values())}
     assert public == covered | NOT_LOSSES
 
 

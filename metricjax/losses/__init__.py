@@ -1,4 +1,7 @@
-"""Metric-learning losses: `loss(embeddings, labels, *, ...) -> scalar`, or with prototypes after the labels."""
+"""Metric-learning losses: `loss(embeddings, labels, *, ...) -> scalar`, or with prototypes after the labels.
+
+Losses of two views take `(x, y)` instead, and regularisers `embeddings` alone.
+"""
 
 from metricjax.losses.centers import center as center
 from metricjax.losses.centers import update_centers as update_centers
@@ -26,8 +29,18 @@ from metricjax.losses.pairs import margin as margin
 from metricjax.losses.pairs import ranked_list as ranked_list
 from metricjax.losses.pairs import signal_to_noise as signal_to_noise
 from metricjax.losses.pairs import threshold_consistent_margin as threshold_consistent_margin
+from metricjax.losses.regularizers import embedding_norm as embedding_norm
+from metricjax.losses.regularizers import koleo as koleo
+from metricjax.losses.regularizers import spread_out as spread_out
+from metricjax.losses.regularizers import zero_mean as zero_mean
 from metricjax.losses.structured import angular as angular
 from metricjax.losses.structured import generalized_lifted_structure as generalized_lifted_structure
 from metricjax.losses.structured import lifted_structure as lifted_structure
 from metricjax.losses.structured import quadruplet as quadruplet
 from metricjax.losses.triplets import triplet as triplet
+from metricjax.losses.views import alignment_uniformity as alignment_uniformity
+from metricjax.losses.views import barlow_twins as barlow_twins
+from metricjax.losses.views import clip as clip
+from metricjax.losses.views import info_nce as info_nce
+from metricjax.losses.views import siglip as siglip
+from metricjax.losses.views import vicreg as vicreg

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from metricjax.anchors import Mean, existing, quotient, reduced
+from metricjax.anchors import Mean, existing
 from metricjax.numerics import widen
 from metricjax.prototypes import PrototypeOptions, check_class_batch, targets
+from metricjax.reductions import quotient, reduced
 
 
 def center(

@@ -9,7 +9,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from metricjax import distances, mining, similarities
-from metricjax.anchors import AnchorOptions, Mean, of_sums, over_anchors, over_triplets
+from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
+from metricjax.reductions import of_sums
 
 
 @of_sums

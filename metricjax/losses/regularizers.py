@@ -1,0 +1,160 @@
+"""Regularisers, to be added to a loss with a small weight: they shape all embeddings, whatever their labels."""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypedDict, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Shaped
+
+from metricjax import distances, similarities
+from metricjax.anchors import AnchorOptions, Mean, existing, over_anchors
+from metricjax.checks import check_per_row, check_rows
+from metricjax.numerics import first_largest, norm, normalize, widen
+from metricjax.reductions import quotient, reduced
+
+
+class RowOptions(TypedDict, total=False):
+    """Options of the regularisers that take a mean over rows.
+
+    where: [n] bool, rows that exist; a padded batch gives exactly the value and gradient of the unpadded one.
+    weights: [n], multiplies each row's total and count.
+    reduction: function of the `Mean` of [n] totals and counts; default Σ total / Σ count.
+    axis_name: mesh axis (or axes) inside `jax.shard_map`, over which embeddings, masks and weights are split by rows.
+    """
+
+    where: Bool[Array, " n"] | None
+    weights: Float[Array, " n"] | None
+    reduction: Callable[[Mean], Any]
+    axis_name: str | tuple[str, ...] | None
+
+
+def _squared_gap(x, target):
+    return jnp.square(norm(x)[:, 0] - target)
+
+
+def embedding_norm(
+    embeddings: Float[Array, "n d"], *, target: ArrayLike = 0.0, **options: Unpack[RowOptions]
+) -> Float[Array, ""]:
+    """Regulariser of lengths: mean over rows of (‖x‖ − r)², with r the `target`; ‖x‖² by default.
+
+    At a zero row the gradient is 0, whatever r. Options: `RowOptions`.
+
+    r = 0: Sohn 2016, "Improved deep metric learning with multi-class N-pair loss objective", keeps embeddings short.
+    r > 0 is the ring loss (Zheng, Pal, Savvides 2018, arXiv:1803.00130), which has a factor ½ and learns r.
+
+    >>> import jax.numpy as jnp
+    >>> float(embedding_norm(jnp.array([[3.0, 4.0], [0.0, 0.0]])))
+    12.5
+    """
+    check_rows("embeddings", embeddings)
+    return _over_rows(_squared_gap, embeddings, target, **options)
+
+
+def _absolute_sum(x):
+    total = jnp.sum(x, axis=-1)
+    return total * lax.stop_gradient(jnp.sign(total))  # the gradient of JAX's abs is 1 at 0
+
+
+def zero_mean(embeddings: Float[Array, "n d"], **options: Unpack[RowOptions]) -> Float[Array, ""]:
+    """Regulariser towards features of mean 0 in each embedding: mean over rows of |Σ_k x_k|, with gradient 0 at 0.
+
+    Under it the `snr` distance, which subtracts the mean, measures what the embeddings are. Options: `RowOptions`.
+
+    Yuan et al. 2019, arXiv:1904.02616.
+
+    >>> import jax.numpy as jnp
+    >>> float(zero_mean(jnp.array([[3.0, -4.0], [1.0, 1.0]])))
+    1.5
+    """
+    check_rows("embeddings", embeddings)
+    return _over_rows(_absolute_sum, embeddings, **options)
+
+
+def _nearest_rows(d, others, none):
+    index = first_largest(jnp.where(others, -d, -jnp.inf))
+    return Mean(index.astype(d.dtype), jnp.any(others, axis=-1))  # whole numbers up to 2²⁴ are exact
+
+
+def koleo(
+    embeddings: Float[Array, "n d"],
+    *,
+    epsilon: ArrayLike = 1e-8,
+    block_size: int | Literal["auto"] | None = "auto",
+    **options: Unpack[RowOptions],
+) -> Float[Array, ""]:
+    """KoLeo, the Kozachenko-Leonenko entropy: mean over rows of −log(‖x_i − x_nn(i)‖ + ε), nn the nearest other row.
+
+    Rows are normalised. The neighbour is selected in panels, by cosine and without a gradient; the distance to it is
+    that of the difference, exact for near duplicates. Between equal rows it is 0, with gradient 0; ε keeps the
+    logarithm finite. A row alone adds 0. Options: `RowOptions`, and `block_size` as in `AnchorOptions`.
+
+    Sablayrolles et al. 2019, arXiv:1806.03198 (the authors' code adds a constant, −log n); ε and form as in DINOv2
+    (Oquab et al. 2023, arXiv:2304.07193; weight 0.1).
+
+    >>> import jax.numpy as jnp
+    >>> float(koleo(jnp.array([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])))  # -log √2
+    -0.3466
+    """
+    check_rows("embeddings", embeddings)
+    return _koleo(embeddings, epsilon, block_size, **options)
+
+
+@jax.jit(static_argnames=("block_size", "reduction", "axis_name"), inline=True)
+def _koleo(embeddings, epsilon, block_size, where=None, weights=None, reduction=quotient, axis_name=None):
+    n = len(embeddings)
+    alike, fixed = jnp.zeros(n, jnp.int32), lax.stop_gradient(embeddings)
+    how = {"where": where, "block_size": block_size, "axis_name": axis_name}
+    index, some = over_anchors(_nearest_rows, fixed, alike, distance=distances.cosine, reduction=tuple, **how)
+    x = columns = normalize(existing(widen(embeddings), where))
+    if axis_name is not None:
+        columns = lax.all_gather(x, axis_name, tiled=True)
+        index, some = (lax.dynamic_slice_in_dim(a, lax.axis_index(axis_name) * n, n) for a in (index, some))
+    gaps = norm(x - columns[index.astype(jnp.int32)])[:, 0]
+    terms = -jnp.log(gaps + jnp.asarray(epsilon, x.dtype))
+    return _mean_of(terms, some > 0, weights, reduction, axis_name)
+
+
+def _negative_rows(scores, positives, negatives, squared):
+    values = jnp.square(scores) if squared else scores
+    return Mean(jnp.sum(jnp.where(negatives, values, 0), axis=-1), jnp.sum(negatives, axis=-1))
+
+
+def spread_out(
+    embeddings: Float[Array, "n d"], labels: Shaped[Array, "n ..."], **options: Unpack[AnchorOptions]
+) -> Float[Array, ""]:
+    """Global orthogonal regularisation: M₁² + [M₂ − 1/d]₊, with M₁ and M₂ the means of s and s² over negative pairs.
+
+    s is the cosine. Points that lie uniformly on the sphere have M₁ = 0 and M₂ = 1/d. 0 without negative pairs.
+    Options: `AnchorOptions` without reduction, as the loss is no mean over anchors.
+
+    Zhang et al. 2017, arXiv:1708.06320, over all negative pairs of the batch instead of one sampled for each anchor.
+
+    >>> import jax.numpy as jnp
+    >>> float(spread_out(jnp.array([[1.0, 0.0], [2.0, 0.0]]), jnp.array([0, 1])))  # 1 + 1 - 1/2
+    1.5
+    """
+    if "reduction" in options:
+        raise TypeError("spread_out takes no reduction: it is a function of two means over all negative pairs")
+    how: Any = {"similarity": similarities.cosine, "by_pair": True, **options}
+    first, second = (over_anchors(_negative_rows, embeddings, labels, squared, **how) for squared in (False, True))
+    return jnp.square(first) + jnp.maximum(second - 1 / embeddings.shape[1], 0)
+
+
+@jax.jit(static_argnums=0, static_argnames=("reduction", "axis_name"), inline=True)
+def _over_rows(terms, embeddings, *hyper, where=None, weights=None, reduction=quotient, axis_name=None):
+    """The mean of `terms(x [n, d], *hyper) -> [n]` over rows, with all of `RowOptions`."""
+    check_per_row("where", where, len(embeddings))
+    x = existing(widen(embeddings), where)
+    there = jnp.ones(len(x), bool) if where is None else where
+    values = terms(x, *(jnp.asarray(h, x.dtype) for h in hyper))
+    return _mean_of(values, there, weights, reduction, axis_name)
+
+
+def _mean_of(terms, there, weights, reduction, axis_name):
+    """The reduced mean of terms [n] over the rows that are there."""
+    check_per_row("weights", weights, len(terms), jnp.floating)
+    mean = Mean(jnp.where(there, terms, 0), there.astype(terms.dtype))
+    return reduced((mean,), None if weights is None else weights.astype(terms.dtype), reduction, axis_name)

@@ -1,0 +1,319 @@
+"""Losses of two views, or two towers: `loss(x, y, *, ...) -> scalar`, where row i of x belongs with row i of y."""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypedDict, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from metricjax import distances, similarities
+from metricjax.anchors import Mean, existing, over_anchors, static_or_traced
+from metricjax.checks import check_per_row, check_rows
+from metricjax.numerics import logsumexp, normalize, safe_sqrt, softplus, widen
+from metricjax.reductions import quotient, reduced
+
+
+class ViewOptions(TypedDict, total=False):
+    """Options of the losses that compare every row of x with every row of y.
+
+    where: [n] bool, pairs that exist, rows of x and of y alike; a padded batch gives exactly the value and gradient of
+        the unpadded one.
+    weights: [n], multiplies each anchor's total and count (where both directions are averaged, in both).
+    miner, reduction: as in `AnchorOptions`; `alignment_uniformity` has neither.
+    block_size: anchors per panel, as in `AnchorOptions`.
+    axis_name: mesh axis (or axes) inside `jax.shard_map`, over which x, y, where and weights are split by rows; the
+        value and gradient are those of one device.
+    """
+
+    where: Bool[Array, " n"] | None
+    weights: Float[Array, " n"] | None
+    miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None
+    reduction: Callable[[Mean], Any]
+    block_size: int | Literal["auto"] | None
+    axis_name: str | tuple[str, ...] | None
+
+
+def _info_nce_rows(scores, positives, negatives, scale):
+    logits = scale * scores
+    own = jnp.sum(jnp.where(positives, logits, 0), axis=-1)
+    some = jnp.any(positives, axis=-1)
+    return Mean(jnp.where(some, softplus(logsumexp(logits, negatives) - own), 0), some)
+
+
+def info_nce(
+    x: Float[Array, "n d"],
+    y: Float[Array, "n d"],
+    *,
+    temperature: ArrayLike = 0.1,
+    similarity: Callable[[Array, Array], Array] = similarities.cosine,
+    **options: Unpack[ViewOptions],
+) -> Float[Array, ""]:
+    """InfoNCE of x against y: mean over rows of −log(e^{s(x_i, y_i)/τ} / Σ_j e^{s(x_i, y_j)/τ}).
+
+    Negatives are rows of the other view only; `nt_xent` of both views, stacked, also has those of the own view. A row
+    without negatives adds 0 and counts. Options: `ViewOptions`.
+
+    van den Oord et al. 2018, arXiv:1807.03748 (a learned bilinear s, without τ); over cosines τ = 0.1 in Chen et al.
+    2020 (SimCLR), arXiv:2002.05709, and 0.07 in He et al. 2020 (MoCo), arXiv:1911.05722.
+
+    >>> import jax.numpy as jnp
+    >>> float(info_nce(jnp.eye(2), jnp.eye(2), temperature=1.0))  # log(1 + 1/e)
+    0.3133
+    """
+    scale = 1 / jnp.asarray(temperature)
+    return _over_views(_info_nce_rows, x, y, scale, similarity=similarity, options=options)
+
+
+def clip(
+    x: Float[Array, "n d"],
+    y: Float[Array, "n d"],
+    *,
+    scale: ArrayLike = 1 / 0.07,
+    similarity: Callable[[Array, Array], Array] = similarities.cosine,
+    **options: Unpack[ViewOptions],
+) -> Float[Array, ""]:
+    """CLIP: half of InfoNCE of x against y plus half of InfoNCE of y against x, with logits `scale`·s(x_i, y_j).
+
+    The default is where the paper starts `scale`, which it learns as e^a and keeps below 100. Options: `ViewOptions`.
+
+    Radford et al. 2021, arXiv:2103.00020.
+
+    >>> import jax.numpy as jnp
+    >>> float(clip(jnp.eye(2), jnp.eye(2), scale=1.0))  # log(1 + 1/e) in either direction
+    0.3133
+    """
+    forth = _over_views(_info_nce_rows, x, y, scale, similarity=similarity, options=options)
+    back = _over_views(_info_nce_rows, y, x, scale, similarity=similarity, options=options)
+    return jax.tree.map(lambda a, b: (a + b) / 2, forth, back)
+
+
+def _siglip_rows(scores, positives, negatives, scale, bias):
+    logits = scale * scores + bias
+    exist = positives | negatives
+    terms = softplus(jnp.where(positives, -logits, logits))
+    return Mean(jnp.sum(jnp.where(exist, terms, 0), axis=-1), jnp.any(exist, axis=-1))
+
+
+def siglip(
+    x: Float[Array, "n d"],
+    y: Float[Array, "n d"],
+    *,
+    scale: ArrayLike = 10.0,
+    bias: ArrayLike = -10.0,
+    similarity: Callable[[Array, Array], Array] = similarities.cosine,
+    **options: Unpack[ViewOptions],
+) -> Float[Array, ""]:
+    """SigLIP: mean over rows of Σ_j log(1 + e^{−z_ij (t s(x_i, y_j) + b)}), z_ij = 1 where i = j and −1 elsewhere.
+
+    t is `scale` and b is `bias`; the paper learns both (t as e^a) from these defaults. Options: `ViewOptions`.
+
+    Zhai et al. 2023, arXiv:2303.15343.
+
+    >>> import jax.numpy as jnp
+    >>> float(siglip(jnp.eye(2), jnp.eye(2), scale=1.0, bias=0.0))  # log(1 + 1/e) + log 2
+    1.0064
+    """
+    return _over_views(_siglip_rows, x, y, scale, bias, similarity=similarity, options=options)
+
+
+def _least_rows(squares, others, none):
+    some = jnp.any(others, axis=-1)
+    return Mean(jnp.where(some, jnp.min(jnp.where(others, squares, jnp.inf), axis=-1), 0), some)
+
+
+def _least(mean: Mean) -> Float[Array, ""]:
+    return jnp.min(jnp.where(mean.count > 0, mean.total / jnp.where(mean.count > 0, mean.count, 1), jnp.inf))
+
+
+def _gaussian_rows(squares, others, none, t, least):
+    gaps = jnp.where(others, squares - least, 0)
+    return Mean(jnp.sum(jnp.where(others, jnp.exp(-t * gaps), 0), axis=-1), jnp.sum(others, axis=-1))
+
+
+def alignment_uniformity(
+    x: Float[Array, "n d"],
+    y: Float[Array, "n d"],
+    *,
+    alpha: ArrayLike = 2.0,
+    t: ArrayLike = 2.0,
+    uniformity: ArrayLike = 1.0,
+    **options: Unpack[ViewOptions],
+) -> Float[Array, ""]:
+    """Alignment and uniformity: mean of ‖x_i − y_i‖^α + λ/2 · (U(x) + U(y)), U(x) = log mean_{i≠j} e^{−t‖x_i − x_j‖²}.
+
+    Rows are normalised; λ is `uniformity`. U is summed in log-sum-exp form, and 0 with fewer than two rows. A zero row
+    is at distance 1 from its partner, and at √2 from all others. Options: `ViewOptions`, without miner and reduction.
+
+    Wang & Isola 2020, arXiv:2005.10242 (α = 2, t = 2, λ = 1).
+
+    >>> import jax.numpy as jnp
+    >>> float(alignment_uniformity(jnp.eye(2), jnp.eye(2)))  # aligned, and √2 apart: log e^-4
+    -4.0
+    """
+    _check_views(x, y, options, taken=("where", "weights", "block_size", "axis_name"))
+    settings = options.get("block_size", "auto"), options.get("axis_name")
+    arrays = x, y, options.get("where"), options.get("weights")
+    return _alignment_uniformity(*settings, arrays, static_or_traced((alpha, t, uniformity), x))
+
+
+@jax.jit(static_argnums=(0, 1), inline=True)
+def _alignment_uniformity(block_size, axis_name, arrays, hyper):
+    x, y, where, weights = arrays
+    alpha, t, uniformity = hyper
+    check_per_row("weights", weights, len(x), jnp.floating)
+    x = widen(x)
+    y = y.astype(x.dtype)
+    there = jnp.ones(len(x), bool) if where is None else where
+    squares = jnp.sum(jnp.square(normalize(existing(x, where)) - normalize(existing(y, where))), axis=-1)
+    apart = there & (squares > 0)
+    powers = jnp.where(apart, jnp.where(apart, squares, 1) ** (alpha / 2), 0)
+    own_weights = None if weights is None else weights.astype(x.dtype)
+    alignment = reduced((Mean(powers, there.astype(x.dtype)),), own_weights, quotient, axis_name)
+    alike, how = jnp.zeros(len(x), jnp.int32), {"distance": distances.squared_chord, "block_size": block_size}
+    how |= {"where": where, "weights": weights, "axis_name": axis_name}
+
+    def spread(view):
+        # The least square is the constant of log-sum-exp: it changes neither the value nor a derivative of any order.
+        least = over_anchors(_least_rows, lax.stop_gradient(view), alike, reduction=_least, **how)
+        some = jnp.isfinite(least)
+        least = jnp.where(some, least, 0)
+        mean = over_anchors(_gaussian_rows, view, alike, t, least, by_pair=True, **how)
+        return jnp.where(some, jnp.log(jnp.where(some, mean, 1)) - t * least, 0)
+
+    return alignment + uniformity * (spread(x) + spread(y)) / 2
+
+
+def vicreg(
+    x: Float[Array, "n d"],
+    y: Float[Array, "n d"],
+    *,
+    invariance: ArrayLike = 25.0,
+    variance: ArrayLike = 25.0,
+    covariance: ArrayLike = 1.0,
+    epsilon: ArrayLike = 1e-4,
+    where: Bool[Array, " n"] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Float[Array, ""]:
+    """VICReg: λ·mean (x − y)² + μ/2·Σ_views mean_k [1 − √(C_kk + ε)]₊ + ν/d·Σ_views Σ_{k≠l} C_kl².
+
+    λ, μ, ν are `invariance`, `variance`, `covariance`; C is the unbiased covariance of the features of a view, and its
+    terms are 0 with fewer than two rows. The first mean is over rows and features. `where` marks pairs that exist; with
+    `axis_name` inside `jax.shard_map`, moments are those of the rows of all devices.
+
+    Bardes, Ponce, LeCun 2022, arXiv:2105.04906, in the form of the authors' code, for which the defaults are: the
+    paper writes the first term without 1/d and the second without ½.
+
+    >>> import jax.numpy as jnp
+    >>> x = jnp.array([[1.0, 1.0], [-1.0, -1.0]])  # variances 2, covariance 2
+    >>> float(vicreg(x, x))  # 2 views, 2 entries off the diagonal: 2 · 2 · 2² / 2
+    8.0
+    """
+    _check_views(x, y, {"where": where})
+    hyper = static_or_traced((invariance, variance, covariance, epsilon), x)
+    return _vicreg(axis_name, x, y, where, hyper)
+
+
+@jax.jit(static_argnums=0, inline=True)
+def _vicreg(axis_name, x, y, where, hyper):
+    invariance, variance, covariance, epsilon = hyper
+    (x, y), views, n = _centred(axis_name, x, y, where)
+    size = n * x.shape[1]
+    squares = lax.square(x - y)
+    moments = [(jnp.sum(jnp.square(view), axis=0), view.T @ view) for view in views]
+    squares, moments = _summed((jnp.sum(squares), moments), axis_name)
+    loss = invariance * squares / jnp.maximum(size, 1)
+    for power, products in moments:
+        degrees = jnp.maximum(n - 1, 1)
+        hinge = jnp.mean(jnp.maximum(1 - safe_sqrt(power / degrees + epsilon), 0))
+        loss += jnp.where(n > 1, variance * hinge / 2, 0)
+        loss += covariance * _off_diagonal_squares(products / degrees) / x.shape[1]
+    return loss
+
+
+def barlow_twins(
+    x: Float[Array, "n d"],
+    y: Float[Array, "n d"],
+    *,
+    redundancy: ArrayLike = 0.005,
+    epsilon: ArrayLike = 1e-5,
+    where: Bool[Array, " n"] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Float[Array, ""]:
+    """Barlow Twins: Σ_k (1 − C_kk)² + λ Σ_{k≠l} C_kl², with C_kl the correlation of feature k of x and feature l of y.
+
+    λ is `redundancy`. Features are standardised over the batch as (x − mean) / √(variance + ε); one that does not vary
+    has correlation 0. The loss is 0 with fewer than two rows. `where` and `axis_name` are as in `vicreg`.
+
+    Zbontar et al. 2021, arXiv:2103.03230 (λ = 0.005; the authors' code: 0.0051). ε is that of the code's batch
+    normalisation; the paper has none.
+
+    >>> import jax.numpy as jnp
+    >>> x = jnp.array([[1.0, 1.0], [-1.0, -1.0]])  # all four correlations are 1
+    >>> float(barlow_twins(x, x, redundancy=0.5))
+    1.0
+    """
+    _check_views(x, y, {"where": where})
+    return _barlow_twins(axis_name, x, y, where, static_or_traced((redundancy, epsilon), x))
+
+
+@jax.jit(static_argnums=0, inline=True)
+def _barlow_twins(axis_name, x, y, where, hyper):
+    redundancy, epsilon = hyper
+    _, (x, y), n = _centred(axis_name, x, y, where)
+    powers, products = _summed(([jnp.sum(jnp.square(view), axis=0) for view in (x, y)], x.T @ y), axis_name)
+    count = jnp.maximum(n, 1)
+    deviations = [safe_sqrt(power / count + epsilon) for power in powers]
+    scales = [jnp.where(deviation > 0, 1 / jnp.where(deviation > 0, deviation, 1), 0) for deviation in deviations]
+    correlations = products / count * scales[0][:, None] * scales[1][None]
+    diagonal = jnp.sum(jnp.square(1 - jnp.diagonal(correlations)))
+    return jnp.where(n > 1, diagonal + redundancy * _off_diagonal_squares(correlations), 0)
+
+
+# --- what the losses share ------------------------------------------------------------------------------------------
+
+
+def _check_views(x: Any, y: Any, options: Any, taken: tuple[str, ...] = tuple(ViewOptions.__annotations__)) -> None:
+    """x and y are two sets of rows of one shape, and the options are among those taken."""
+    check_rows("x", x)
+    check_rows("y", y)
+    if x.shape != y.shape:
+        raise ValueError(f"x has shape {x.shape}, y has shape {y.shape}; row i of x belongs with row i of y")
+    check_per_row("where", options.get("where"), len(x))
+    unknown = sorted(options.keys() - set(taken))
+    if unknown:
+        raise TypeError(f"unknown options {unknown}; besides its own, this loss of two views takes {sorted(taken)}")
+
+
+def _over_views(rows: Callable[..., Mean], x, y, *hyper, similarity, options: ViewOptions):
+    """`over_anchors` with x as anchors and y as references; numbers of rows, over all devices, are the labels."""
+    _check_views(x, y, options)
+    number = _row_numbers(len(x), options.get("axis_name"))
+    pairs: dict[str, Any] = {"references": y, "reference_labels": number, "reference_where": options.get("where")}
+    return over_anchors(rows, x, number, *hyper, similarity=similarity, **pairs, **options)
+
+
+def _row_numbers(n: int, axis_name: str | tuple[str, ...] | None) -> Int[Array, " n"]:
+    own = jnp.arange(n, dtype=jnp.int32)
+    return own if axis_name is None else own + n * lax.axis_index(axis_name)
+
+
+def _summed(tree: Any, axis_name: str | tuple[str, ...] | None) -> Any:
+    """Sums over the devices of the axis, if there is one."""
+    return tree if axis_name is None else lax.psum(tree, axis_name)
+
+
+def _centred(axis_name, x, y, where):
+    """Both views, both less the mean of each feature (rows that do not exist are 0), and the number of pairs."""
+    x = existing(widen(x), where)
+    y = existing(y.astype(x.dtype), where)
+    there = jnp.ones_like(x[:, 0]) if where is None else where.astype(x.dtype)
+    n, sums = _summed((jnp.sum(there), [jnp.sum(view, axis=0, keepdims=True) for view in (x, y)]), axis_name)
+    centred = [existing(view - total / jnp.maximum(n, 1), where) for view, total in zip((x, y), sums, strict=True)]
+    return (x, y), centred, n
+
+
+def _off_diagonal_squares(a: Float[Array, "d d"]) -> Float[Array, ""]:
+    return jnp.sum(jnp.square(jnp.where(jnp.eye(len(a), dtype=bool), 0, a)))

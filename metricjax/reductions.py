@@ -1,0 +1,55 @@
+"""Reductions: from one Mean for each anchor to the loss."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from metricjax.problems import Mean
+
+
+def quotient(mean: Mean) -> Float[Array, ""]:
+    """The default reduction: Σ total / Σ count, and 0 where nothing counts."""
+    total, count = jnp.sum(mean.total), jnp.sum(mean.count)
+    return total / jnp.where(count > 0, count, 1)
+
+
+def with_count(mean: Mean) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """A reduction: the loss, and Σ count beside it (of a hinge loss, how many terms are active)."""
+    return quotient(mean), jnp.sum(mean.count)
+
+
+PLAIN = (quotient, with_count)  # reductions of one number for each anchor, by Σ total and Σ count
+OF_SUMS: set[Callable[[Mean], Any]] = {*PLAIN}  # reductions that need no more than Σ total and Σ count
+
+
+def of_sums(reduction: Callable[[Mean], Any]) -> Callable[[Mean], Any]:
+    """Declare that a reduction needs no more than Σ total and Σ count over anchors, and let it have those."""
+    OF_SUMS.add(reduction)
+    return reduction
+
+
+def reduced(means: tuple[Mean, ...], weights, reduction, axis_name=None):
+    """The loss: anchors weighted, devices joined, each Mean reduced, and the results added."""
+    if weights is not None:
+        weigh = lambda a: a * weights.reshape(-1, *[1] * (a.ndim - 1))
+        means = jax.tree.map(weigh, means)
+    if reduction in PLAIN:
+        means = jax.tree.map(jnp.sum, means)
+    elif reduction in OF_SUMS and weights is not None:
+        means = jax.tree.map(lambda a: jnp.sum(a, axis=0), means)
+    if axis_name is not None:
+        if reduction not in OF_SUMS:
+            means = jax.tree.map(lambda a: _placed(a, axis_name), means)
+        means = lax.psum(means, axis_name)
+    return jax.tree.map(lambda *parts: sum(parts), *(reduction(mean) for mean in means))
+
+
+def _placed(a: Float[Array, "n ..."], axis_name) -> Float[Array, "all ..."]:
+    """This device's part of a long array of zeros: the sum over devices is the whole array, the same everywhere."""
+    mine = lax.axis_index(axis_name) == jnp.arange(lax.axis_size(axis_name))
+    whole = jnp.where(mine.reshape(-1, *[1] * a.ndim), a[None], 0)
+    return whole.reshape(-1, *a.shape[1:])
