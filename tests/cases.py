@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import metricjax as mj
-from tests import oracle, oracle_pairs, oracle_views
+from tests import oracle, oracle_pairs, oracle_ranking, oracle_views
 
 
 def _array(a):
@@ -202,6 +202,17 @@ PAIRS = {
         mj.losses.centroid_triplet, _centroid_triplet, "squared_euclidean", "margin", around=_rows,
         lacks=("same", "references", "miner"), fixed={"hardest": True, "average": "valid"},
     ),
+    "fast_ap": _pair("fast_ap", "squared_chord", oracle=oracle_ranking),
+    "smooth_ap": _pair("smooth_ap", "cosine_similarity", "temperature", oracle=oracle_ranking),
+    "recall_at_k": _pair(
+        "recall_at_k", "cosine_similarity", "k_temperature", values=(0.5, 1.0, 4.0), oracle=oracle_ranking
+    ),
+    "roadmap": _pair("roadmap", "cosine_similarity", "calibration", oracle=oracle_ranking, strangers=True),
+    "roadmap-valid": _pair(
+        "roadmap", "cosine_similarity", "slope", values=(1.0, 10.0), fixed={"average": "valid"},
+        oracle=oracle_ranking, strangers=True,
+    ),
+    "pnp": _pair("pnp", "cosine_similarity", "alpha", values=(1.0, 2.0, 4.0), oracle=oracle_ranking),
 }  # fmt: skip
 
 

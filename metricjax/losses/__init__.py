@@ -29,6 +29,11 @@ from metricjax.losses.pairs import margin as margin
 from metricjax.losses.pairs import ranked_list as ranked_list
 from metricjax.losses.pairs import signal_to_noise as signal_to_noise
 from metricjax.losses.pairs import threshold_consistent_margin as threshold_consistent_margin
+from metricjax.losses.ranking import fast_ap as fast_ap
+from metricjax.losses.ranking import pnp as pnp
+from metricjax.losses.ranking import recall_at_k as recall_at_k
+from metricjax.losses.ranking import roadmap as roadmap
+from metricjax.losses.ranking import smooth_ap as smooth_ap
 from metricjax.losses.regularizers import embedding_norm as embedding_norm
 from metricjax.losses.regularizers import koleo as koleo
 from metricjax.losses.regularizers import spread_out as spread_out
