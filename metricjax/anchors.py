@@ -29,7 +29,7 @@ from metricjax.panels import added_panels, panels, prepared, summed_panels, summ
 from metricjax.problems import Mean as Mean
 from metricjax.problems import Problem, Static, means_of
 from metricjax.reductions import OF_SUMS, PLAIN, quotient, reduced
-from metricjax.sides import Side, in_order_of_class, with_lists_if_short
+from metricjax.sides import LIST, Side, in_order_of_class, with_lists_if_short
 
 _DENSE = 2**16  # scores in the whole matrix up to which "auto" stays dense, which compiles faster
 _PANEL = 2**20  # scores in one panel above that
@@ -186,10 +186,10 @@ def _over_anchors(problem, how, batch, hyper):
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     size, rows = _panel_height(batch, how), None if _rows_are_columns(batch, how) else x
     problem = prepared(problem, len(x) if size is None else size, rows, columns, row, column, how.axis_name)
-    if problem.kind in ("apart", "reaching") and problem.same is None:
+    if problem.kind in ("apart", "reaching") and problem.same is None and len(columns) > LIST:
         row, column = in_order_of_class(row, column)
     if size is None:
-        means = with_lists_if_short(partial(means_of, problem, x, columns, hyper), row, column)
+        means = with_lists_if_short(partial(means_of, problem, x, columns, hyper), row, column, problem.lengths)
         return reduced(means, weights, how.reduction, how.axis_name)
     if how.reduction not in OF_SUMS:
         means = panels(size, problem, rows, columns, hyper, row, column)
@@ -219,7 +219,7 @@ def _over_triplets(problem, how, batch, hyper):
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     rows = None if _rows_are_columns(batch, how) else x
     problem = prepared(problem, size, rows, columns, row, column, how.axis_name)
-    if problem.negative_of is not None and problem.same is None:
+    if problem.negative_of is not None and problem.same is None and len(columns) > LIST:
         row, column = in_order_of_class(row, column)
     mean = summed_triplets(size, problem, rows, columns, hyper, weights, row, column)
     return reduced((mean,), None, how.reduction, how.axis_name)

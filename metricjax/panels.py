@@ -107,6 +107,12 @@ def _rows(x, columns, row: Side):
     return columns[row.ids] if x is None else x
 
 
+def _height(size: int, problem: Problem, column: Side) -> int:
+    """Anchors per panel: fewer where a panel also has the rows of their positives."""
+    slots = 0 if column.slots is None or problem.kind != "reaching" else len(column.slots)
+    return max(1, size // (1 + slots))
+
+
 def _gradients_of_rows(size, problem, x, columns, hyper, cotangents, row, column):
     """`_gradient_sweep` that differentiates the row function."""
 
@@ -121,9 +127,9 @@ def _gradients_of_rows(size, problem, x, columns, hyper, cotangents, row, column
             dx, *rest = pull(cotangents)
             return jax.tree.map(jnp.add, sums, tuple(rest)), dx, means
 
-        return _gradient_sweep(panel, size, x, columns, hyper, cotangents, row)
+        return _gradient_sweep(panel, _height(size, problem, column), x, columns, hyper, cotangents, row)
 
-    return with_lists_if_short(all_panels, row, column)
+    return with_lists_if_short(all_panels, row, column, problem.lengths)
 
 
 def panels(size, problem, x, columns, hyper, row, column):
@@ -138,9 +144,9 @@ def panels(size, problem, x, columns, hyper, row, column):
             x, row = block
             return (), means_of(problem, _rows(x, columns, row), columns, hyper, row, column)
 
-        return sweep(step, (), size, (x, row))[1]
+        return sweep(step, (), _height(size, problem, column), (x, row))[1]
 
-    return with_lists_if_short(all_panels, row, column)
+    return with_lists_if_short(all_panels, row, column, problem.lengths)
 
 
 def added_panels(size, problem, x, columns, hyper, weights, row, column) -> tuple[Mean, ...]:
@@ -157,9 +163,9 @@ def added_panels(size, problem, x, columns, hyper, weights, row, column) -> tupl
         means = jax.eval_shape(lambda: means_of(problem, columns[:1], columns, hyper, one, column))
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), means)
         zeros = varying((zeros, weights))[0]
-        return sweep(step, zeros, size, (x, weights, row))[0]
+        return sweep(step, zeros, _height(size, problem, column), (x, weights, row))[0]
 
-    return with_lists_if_short(all_panels, row, column)
+    return with_lists_if_short(all_panels, row, column, problem.lengths)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -53,17 +53,24 @@ class Problem:
     select: Partial | None = None
     given: Partial | None = None
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Lengths of lists of positives to choose from: finer steps where each positive needs a row of its own."""
+        return (4, 16, LIST) if self.kind == "reaching" else (LIST,)
+
 
 class Reach(NamedTuple):
     """How a row function reaches the rows of its columns.
 
     positive, there: the columns [r, p] of each row's positives, and which of them count.
+    pick: the entries [r, p] at the positives, of an array [r, m] or [m].
     row_of: scores, positives and negatives [r, m] of one column for each row, given their indices [r], against all
         columns.
     """
 
     positive: Int[Array, "r p"]
     there: Bool[Array, "r p"]
+    pick: Callable[[Array], Array]
     row_of: Callable[[Array], tuple[Array, Array, Array]]
 
 
@@ -119,13 +126,12 @@ def means_of(problem: Problem, x, columns, hyper, row: Side, column: Side) -> tu
     elif problem.kind == "whole":
         means = problem.rows(scores, positives, negatives, *hyper)
     else:
-        index, listed = _listed(problem, positives, row, column)
+        index, listed, pick = _listed(problem, positives, row, column)
         if problem.kind == "reaching":
-            reach = Reach(index, listed, partial(_row_of, problem, columns, column))
+            reach = Reach(index, listed, pick, partial(_row_of, problem, columns, column))
             means = problem.rows(scores, positives, negatives, reach, *hyper)
         else:
-            picked = scores if row.span is None else jnp.take_along_axis(scores, index, axis=1)
-            means = problem.rows(picked, listed, scores, negatives, *hyper)
+            means = problem.rows(pick(scores), listed, scores, negatives, *hyper)
     return tuple(counted(mean, x) for mean in ((means,) if isinstance(means, Mean) else means))
 
 
@@ -134,11 +140,13 @@ def given_of(problem: Problem, row: Side, column: Side) -> tuple:
 
 
 def _listed(problem: Problem, positives, row: Side, column: Side):
-    """Columns [r, p] of each row's positives and which count: a short list, or all columns and the mask."""
-    if row.span is None:
-        return jnp.broadcast_to(jnp.arange(positives.shape[1], dtype=jnp.int32), positives.shape), positives
-    index, listed = listed_positives(row, column, jnp.arange(LIST, dtype=jnp.int32))
-    return index, listed if problem.miner is None else listed & jnp.take_along_axis(positives, index, axis=1)
+    """Columns [r, p] of each row's positives, which count, and how to pick there: a short list, or all columns."""
+    if column.slots is None:
+        index = jnp.broadcast_to(jnp.arange(positives.shape[1], dtype=jnp.int32), positives.shape)
+        return index, positives, lambda a: jnp.broadcast_to(a, positives.shape)
+    index, listed = listed_positives(row, column, column.slots)
+    pick = lambda a: a[index] if a.ndim == 1 else jnp.take_along_axis(a, index, axis=1)
+    return index, listed if problem.miner is None else listed & pick(positives), pick
 
 
 def _row_of(problem: Problem, columns, column: Side, index: Int[Array, " r"]):

@@ -19,6 +19,7 @@ class Side(NamedTuple):
 
     span: of rows, where their positives stand among the columns in order of class: first, end, and the row's own place.
     order: of columns, those in order of class. Without the two, positives are known by their mask only.
+    slots: of columns, 0, 1, …, of which there are as many as a list of positives is long, where lists are made.
     """
 
     labels: Shaped[Array, "n ..."]
@@ -26,6 +27,7 @@ class Side(NamedTuple):
     ids: Int[Array, " n"]
     span: Int[Array, "n 3"] | None = None
     order: Int[Array, " n"] | None = None
+    slots: Int[Array, " p"] | None = None
 
 
 def in_order_of_class(row: Side, column: Side) -> tuple[Side, Side]:
@@ -52,14 +54,19 @@ def listed_positives(row: Side, column: Side, which: Int[Array, " p"]) -> tuple[
     return index, (at < end) & row.where[:, None] & column.where[index]
 
 
-def with_lists_if_short(f: Callable[[Side, Side], Any], row: Side, column: Side) -> Any:
-    """`f(row, column)`, with lists of positives where each row's fits."""
+def with_lists_if_short(
+    f: Callable[[Side, Side], Any], row: Side, column: Side, lengths: tuple[int, ...] = (LIST,)
+) -> Any:
+    """`f(row, column)`, with lists of positives of the least of the rising lengths that is enough for each row."""
     if row.span is None:
         return f(row, column)
+    if not lengths:
+        return f(row._replace(span=None), column._replace(order=None))
     sizes = row.span[:, 1] - row.span[:, 0]
-    short = jnp.max(jnp.where(row.where, sizes, 0), initial=0) <= LIST
-    without = lambda row, column: f(row._replace(span=None), column._replace(order=None))
-    return lax.cond(short, f, without, row, column)
+    short = jnp.max(jnp.where(row.where, sizes, 0), initial=0) <= lengths[0]
+    listed = lambda row, column: f(row, column._replace(slots=jnp.arange(lengths[0], dtype=jnp.int32)))
+    otherwise = lambda row, column: with_lists_if_short(f, row, column, lengths[1:])
+    return lax.cond(short, listed, otherwise, row, column)
 
 
 def one_by_one(
@@ -80,20 +87,20 @@ def one_by_one(
 def summed_over_positives(f: Callable[..., Any], positives: Bool[Array, "r p"], *values: Shaped[Array, "r p"]) -> Any:
     """Σ_p f(there [r], *value [r]) over the positives of each row, of which row i has one where `there[i]`.
 
-    `f` returns one array [r] or several, and is run for one positive of each row after the other, which are computed
-    again for the gradient: memory is that of one, and slots that no row uses cost nothing.
+    `f` returns one array [r] or several. It is run for all slots of a list together; for whole rows, for one positive
+    of each after the other, and again for the gradient: memory is then that of one.
     """
     every = positives, *values
-    if positives.shape[1] > LIST:  # whole rows: the positives first
-        order = jnp.argsort(~positives, axis=1)
-        every = tuple(jnp.take_along_axis(a, order, axis=1) for a in every)
+    if positives.shape[1] <= LIST:
+        return jax.tree.map(lambda a: jnp.sum(a, axis=0), jax.vmap(f, 1)(*every))
+    order = jnp.argsort(~positives, axis=1)
 
     @jax.checkpoint
     def step(sums, column):
         add = lambda: jax.tree.map(jnp.add, sums, f(*column))
         return lax.cond(jnp.any(column[0]), add, lambda: sums), None
 
-    columns = tuple(a.T for a in every)
+    columns = tuple(jnp.take_along_axis(a, order, axis=1).T for a in every)
     like = jax.eval_shape(f, *(a[0] for a in columns))
     zero = jnp.where(jnp.any(positives), 0, 0)  # varies over the same mesh axes
     zeros = jax.tree.map(lambda a: jnp.full(a.shape, zero, a.dtype), like)

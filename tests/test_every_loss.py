@@ -104,6 +104,16 @@ def test_classes_too_large_for_lists_of_positives(case, block_size):
     close(case(z, y, block_size=block_size), case.expected(z, y), rtol=1e-4)
 
 
+@pairs_with("same")
+@pytest.mark.parametrize("block_size", [None, 30])
+def test_lists_of_positives_equal_whole_rows(case, block_size):
+    rng = np.random.default_rng(6)
+    y = jnp.asarray(rng.permutation(LIST + 8) // 6)
+    z = jnp.asarray(rng.standard_normal((LIST // 6 + 2, D))[y] + rng.standard_normal((len(y), D)), jnp.float32)
+    f = lambda **how: jax.value_and_grad(lambda z: case(z, y, block_size=block_size, **how))(z)
+    chex.assert_trees_all_close(f(), f(same=mj.relations.equal), rtol=1e-4, atol=1e-5)
+
+
 @classes
 def test_class_loss_equals_the_oracle(case):
     z, y, prototypes = batch()

@@ -1,9 +1,10 @@
 """Losses in which an anchor's positives or negatives are compared with other columns in their turn."""
 
 from collections.abc import Callable
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
@@ -23,16 +24,25 @@ def _marked(terms: Float[Array, " r"], where: Array) -> Mean:
     return Mean(jnp.where(where, terms, 0), where.astype(terms.dtype))
 
 
-def _lifted_rows(scores, positives, negatives, reach, margin):
-    def pair(there, positive):
-        others, _, other_negatives = reach.row_of(positive)
-        both = jnp.concatenate([scores, others], axis=1), jnp.concatenate([negatives, other_negatives], axis=1)
-        near = logsumexp(margin - both[0], both[1])
-        some = there & (near > -jnp.inf)
-        lifted = jnp.where(some, near, 0) + _picked(scores, positive)
-        return _marked(jnp.square(jnp.maximum(lifted, 0)) / 2, some)
+def _values(mean: Mean) -> Float[Array, " m"]:
+    """A reduction: each anchor's own value, −∞ where it has none."""
+    return jnp.where(mean.count > 0, mean.total, -jnp.inf)
 
-    return summed_over_positives(pair, reach.there, reach.positive)
+
+def _near_rows(d_positive, positives, d_negative, negatives, margin):
+    some = jnp.any(negatives, axis=-1)
+    return Mean(jnp.where(some, logsumexp(margin - d_negative, negatives), 0), some)
+
+
+def _lifted_rows(scores, positives, negatives, reach, margin, near):
+    own = logsumexp(margin - scores, negatives)[:, None]
+    theirs = reach.pick(near)
+    top = lax.stop_gradient(jnp.maximum(own, theirs))
+    where = reach.there & (top > -jnp.inf)
+    top = jnp.where(where, top, 0)
+    both = jnp.exp(own - top) + jnp.exp(theirs - top)
+    lifted = jnp.log(jnp.where(where, both, 1)) + top + reach.pick(scores)
+    return hinge_mean(jnp.square(jnp.maximum(lifted, 0)) / 2, where, "valid")
 
 
 def lifted_structure(
@@ -46,16 +56,25 @@ def lifted_structure(
     """Lifted structured loss: mean over positive pairs of ½[log(Σ_n e^{m − d_an} + Σ_n' e^{m − d_pn'}) + d_ap]₊².
 
     n runs over the negatives of the anchor and n' over those of the positive, among the same columns. A pair without
-    any negative does not count. Options: `AnchorOptions`; time grows with the number of positives of an anchor.
+    any negative does not count. Options: `AnchorOptions`.
 
     Song et al. 2016, arXiv:1511.06452 (m = 1).
 
     >>> import jax.numpy as jnp
-    >>> z = jnp.array([[0.0], [0.0], [1.0]])
+        >>> z = jnp.array([[0.0], [0.0], [1.0]])
     >>> float(lifted_structure(z, jnp.array([0, 0, 1])))  # ½ (log 2)²
     0.2402
     """
-    return over_anchors(_lifted_rows, embeddings, labels, margin, distance=distance, reaching=True, **options)
+    # First Σ_n' of each column, by the columns as anchors among themselves.
+    columns: tuple[Any, ...] = (embeddings, labels)
+    where = options.get("where")
+    if options.get("references") is not None:
+        columns = options.get("references"), options.get("reference_labels")
+        where = options.get("reference_where")
+    rest = ("same", "miner", "block_size", "axis_name")
+    how: dict[str, Any] = {name: value for name, value in options.items() if name in rest} | {"where": where}
+    near = over_anchors(_near_rows, *columns, margin, distance=distance, apart=True, reduction=_values, **how)
+    return over_anchors(_lifted_rows, embeddings, labels, margin, near, distance=distance, reaching=True, **options)
 
 
 def _generalized_rows(d_positive, positives, d_negative, negatives, margin):
@@ -79,7 +98,7 @@ def generalized_lifted_structure(
     Hermans, Beyer, Leibe 2017, arXiv:1703.07737.
 
     >>> import jax.numpy as jnp
-    >>> z = jnp.array([[0.0], [0.0], [0.5]])
+        >>> z = jnp.array([[0.0], [0.0], [0.5]])
     >>> float(generalized_lifted_structure(z, jnp.array([0, 0, 1])))  # 0 + 1 − 0.5
     0.5
     """
@@ -114,7 +133,7 @@ def angular(
     Wang et al. 2017, arXiv:1708.01682 (α between 36 and 55 degrees).
 
     >>> import jax.numpy as jnp
-    >>> z = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> z = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     >>> float(angular(z, jnp.array([0, 0, 1])))  # log(1 + e^{0 − 4})
     0.01815
     """
@@ -153,7 +172,7 @@ def quadruplet(
     its margins while mining).
 
     >>> import jax.numpy as jnp
-    >>> z = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+        >>> z = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     >>> y = jnp.array([0, 0, 1, 2])  # d_ap = 0, d_an = 2, d_nn' = 4
     >>> float(quadruplet(z, y, margin=3.0, second_margin=5.0))
     2.0
