@@ -17,11 +17,12 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from metricjax.mining.masks import preparation
+from metricjax.mining.compound import needs_batch, prepared_by
 from metricjax.problems import (
     Mean,
     Problem,
     chosen_triplets,
+    distances_of,
     given_of,
     mean_of_ends,
     means_of,
@@ -60,17 +61,17 @@ def sweep(step: Callable, carry: Any, size: int, arrays: Any) -> tuple[Any, Any]
 
 def prepared(problem: Problem, size: int, x, columns, row: Side, column: Side, axis_name) -> Problem:
     """The problem with a miner for one row at a time, where its own has to look at the whole batch first."""
-    prepare = None if problem.miner is None else preparation(problem.miner)
-    if prepare is None:
+    if problem.miner is None or not needs_batch(problem.miner):
         return problem
     bare = dataclasses.replace(problem, miner=None)
 
     def total(f):
-        """Σ of f(distances, positives, negatives) over panels and devices."""
+        """Σ of f(distances, positives, negatives, row_of) over panels and devices."""
 
         def of_panel(x, row):
             scores, *masks = scores_and_masks(bare, _rows(x, columns, row), columns, row, column)
-            return f(lax.stop_gradient(1 - scores if problem.is_similarity else scores), *masks)
+            distances = lax.stop_gradient(1 - scores if problem.is_similarity else scores)
+            return f(distances, *masks, partial(distances_of, problem, columns))
 
         def step(sums, block):
             return jax.tree.map(jnp.add, sums, of_panel(*block)), None
@@ -81,7 +82,7 @@ def prepared(problem: Problem, size: int, x, columns, row: Side, column: Side, a
         sums = sweep(step, zeros, size, (x, row))[0]
         return sums if axis_name is None else lax.psum(sums, axis_name)
 
-    return dataclasses.replace(problem, miner=prepare(total))
+    return dataclasses.replace(problem, miner=prepared_by(total, problem.miner))
 
 
 def _gradient_sweep(panel, size, x, columns, hyper, cotangents, row):

@@ -11,7 +11,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from metricjax.mining.masks import reaches
+from metricjax.mining.compound import mined
 from metricjax.pairwise import Pairwise
 from metricjax.sides import LIST, Side, listed_positives, summed_over_positives
 
@@ -100,12 +100,12 @@ def scores_and_masks(problem: Problem, x, columns, row: Side, column: Side):
     positives, negatives = match & other, differ & (exist if problem.same is None else other)
     if problem.miner is not None:
         distances = lax.stop_gradient(1 - scores if problem.is_similarity else scores)
-        reach = (partial(_distances_of, problem, columns),) if reaches(problem.miner) else ()
-        positives, negatives = keyed(problem.miner, row)(distances, positives, negatives, *reach)
+        row_of = partial(distances_of, problem, columns)
+        positives, negatives = mined(keyed(problem.miner, row), distances, positives, negatives, row_of)
     return scores, positives, negatives
 
 
-def _distances_of(problem: Problem, columns, index: Int[Array, " r"]) -> Float[Array, "r m"]:
+def distances_of(problem: Problem, columns, index: Int[Array, " r"]) -> Float[Array, "r m"]:
     """The rows of distances of some columns to all columns."""
     scores = lax.stop_gradient(problem.score.compare(columns[index], columns))
     return 1 - scores if problem.is_similarity else scores

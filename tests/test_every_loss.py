@@ -105,12 +105,11 @@ def test_classes_too_large_for_lists_of_positives(case, block_size):
 
 
 @pairs_with("same")
-@pytest.mark.parametrize("block_size", [None, 30])
-def test_lists_of_positives_equal_whole_rows(case, block_size):
+def test_lists_of_positives_equal_whole_rows(case):
     rng = np.random.default_rng(6)
     y = jnp.asarray(rng.permutation(LIST + 8) // 6)
     z = jnp.asarray(rng.standard_normal((LIST // 6 + 2, D))[y] + rng.standard_normal((len(y), D)), jnp.float32)
-    f = lambda **how: jax.value_and_grad(lambda z: case(z, y, block_size=block_size, **how))(z)
+    f = lambda **how: jax.value_and_grad(lambda z: case(z, y, block_size=30, **how))(z)
     chex.assert_trees_all_close(f(), f(same=mj.relations.equal), rtol=1e-4, atol=1e-5)
 
 
@@ -345,7 +344,7 @@ def test_blocks_equal_dense(case, reduction):
 
     dense = run(None)
     scale = max(1.0, *(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(dense)))
-    for block_size in (1, 3, N, N + 5):
+    for block_size in (1, 5):
         chex.assert_trees_all_close(run(block_size), dense, rtol=2e-5, atol=2e-5 * scale)
 
 

@@ -1,6 +1,52 @@
 """Metric-learning losses: `loss(embeddings, labels, *, ...) -> scalar`, or with prototypes after the labels.
 
 Losses of two views take `(x, y)` instead, and regularisers `embeddings` alone.
+
+What changes for a user of PyTorch Metric Learning ("is a bug": its result on such input is not that of its formula).
+`circle`, `intra_pair_variance`, `multi_similarity`, `threshold_consistent_margin`, `vicreg` and `zero_mean` have its
+formulas and its defaults. `tests/test_pytorch_metric_learning.py` has the settings that make the others equal.
+
+| loss | PyTorch Metric Learning 2.9.0 | metricjax | reason |
+|---|---|---|---|
+| all | angles in degrees | radians | one unit everywhere |
+| all | `LpDistance`, `DotProductSimilarity` normalise | `distance`, `similarity`: each loss's own | its paper |
+| all | `MeanReducer`, `AvgNonZeroReducer` | `average="valid"`, `"active"` | a setting of hinge losses |
+| all | `indices_tuple` of a miner: pairs may come twice | `miner`: masks, each pair once | no lists of triplets |
+| `circle` and others | `ClassWeightedReducer` has no effect | `weights=`: Σ w t / Σ w | is a bug: [n, 1] × [n] |
+| `nt_xent` and others | one positive and one negative pair in all: 0 | they count | is a bug |
+| `contrastive` | [d − m₊]₊ and [m − d]₊ | ½ of their squares; `squared=False` | the paper |
+| `triplet` | all triplets, chord, m = 0.05 | batch-hard, squared chord, m = 0.2 | FaceNet |
+| `triplet`, soft | log(1 + e^{d_ap − d_an + m}) | `margin=None`: m = 0 | the paper |
+| `triplet`, `swap` | references: d_pn between rows of the batch | between references | is a bug |
+| `margin` | a pair counts once in each triplet | once; or `triplets=mining.all_triplets` | mean over pairs |
+| `n_pairs` | one pair of each class, normalised | all pairs, dot products | paper: `references=positives` |
+| `nt_xent` | τ = 0.07; at most −log(tiny), 87 in float32 | τ = 0.1; no bound | is a bug: gradient 0 there |
+| `supcon` | no negative in the batch: 0 | counts positives alone | the paper |
+| `nca` | squared chord; softmax_scale = 1 | squared Euclidean; `temperature` is 1/scale | the paper |
+| `nca` | drops rows whose softmax underflows | keeps them | is a bug: they are the hardest |
+| `nca` | a miner weighs rows | a miner keeps pairs | as for all others |
+| `multi_similarity` | with a miner: mean over all rows | over anchors with a pair left | mean over what counts |
+| `lifted_structure` | chord; no negatives: ½d_ap² | Euclidean; does not count | the paper |
+| `lifted_structure` | references: p taken for a row of the batch | p is a reference | is a bug |
+| `generalized_lifted_structure` | chord; an anchor with one side counts | Euclidean; needs both | the paper has both |
+| `angular` | negatives are not normalised; 40 degrees | all are; π/4 | is a bug; the paper |
+| `tuplet_margin` | arccos: NaN where s > 1 | without arccos | is a bug: equal rows |
+| `signal_to_noise` | normalises; ∞ where var(x) = 0 | does not; 0 | the paper; finite |
+| `threshold_consistent_margin` | references: rows of the batch instead | references | is a bug |
+| `ranked_list` | weights carry a gradient | they do not | weights of a mean |
+| `ranked_list` | drops negatives at distance 0 | keeps them | is a bug: they are the hardest |
+| `ranked_list` | 10⁻⁵ added for each column | nothing added | log-sum-exp |
+| `histogram` | fails where s = 1; no references | last node; references | is a bug: index |
+| `dynamic_soft_margin` | all triplets; 10 bins; object | batch-hard; any number; `state` | the paper's code |
+| `dynamic_soft_margin` | its histogram carries a gradient, so no second step | it does not | is a bug |
+| `dynamic_soft_margin` | a batch weighs as much as it has triplets | `momentum` | is a bug: not normalised |
+| `dynamic_soft_margin` | fails in the last bin | counts | is a bug: index |
+| `embedding_norm` | `LpRegularizer`: ‖x‖ | ‖x‖²: its `power=2` | the paper |
+| two views | `SelfSupervisedLoss(NTXentLoss())` | `nt_xent` of both, stacked | labels say it |
+| two views | the same with `symmetric=False` | `info_nce` | |
+
+Miners: `AngularMiner` takes embeddings as they are, `mining.angular` the distances of the loss; `HDCMiner` breaks ties,
+`mining.hard_fraction` keeps them; `TripletMarginMiner` and `AngularMiner` return triplets, ours the pairs in them.
 """
 
 from metricjax.losses.centers import center as center

@@ -120,7 +120,8 @@ def _gap_terms(d_ap, d_an, valid, nodes, limit) -> Mean:
 
 def _softly_weighted_terms(d_ap, d_an, valid, cumulated, limit) -> Mean:
     gaps = d_ap - d_an
-    weights = lax.stop_gradient(cumulated[_places(gaps, len(cumulated), limit)[0]])
+    low, part = _places(gaps, len(cumulated), limit)
+    weights = lax.stop_gradient(cumulated[low + (part >= 1).astype(low.dtype)])  # the last node at the limit and beyond
     return Mean(jnp.sum(jnp.where(valid, weights * gaps, 0), axis=-1), jnp.sum(valid, axis=-1))
 
 

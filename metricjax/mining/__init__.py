@@ -8,14 +8,14 @@ Some have no settings and are used as they are; the others are made by a functio
 `jax.tree_util.Partial`: a callable pytree whose leaves are the numbers and keys, which may thus be traced.
 """
 
-from metricjax.mining.masks import angular as angular
+from metricjax.mining.compound import angular as angular
+from metricjax.mining.compound import chain as chain
+from metricjax.mining.compound import hard_fraction as hard_fraction
+from metricjax.mining.compound import switch as switch
 from metricjax.mining.masks import batch_easy_hard as batch_easy_hard
-from metricjax.mining.masks import chain as chain
-from metricjax.mining.masks import hard_fraction as hard_fraction
 from metricjax.mining.masks import multi_similarity as multi_similarity
 from metricjax.mining.masks import pair_margin as pair_margin
 from metricjax.mining.masks import rank_range as rank_range
-from metricjax.mining.masks import switch as switch
 from metricjax.mining.masks import triplet_margin as triplet_margin
 from metricjax.mining.triplets import Triplets as Triplets
 from metricjax.mining.triplets import all_triplets as all_triplets
