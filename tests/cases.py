@@ -39,7 +39,8 @@ class PairCase(NamedTuple):
     same: Callable | None = None
 
     def __call__(self, z, y, **options):
-        value = self.loss(z, y, **self.fixed, **options)
+        fixed = {name: jnp.asarray(a) if isinstance(a, np.ndarray) else a for name, a in self.fixed.items()}
+        value = self.loss(z, y, **fixed, **options)
         return value[0] if self.loss is mj.losses.dynamic_soft_margin else value
 
     def expected(
@@ -119,7 +120,7 @@ def _swapped(select: str, **fixed) -> PairCase:
 
 
 BETAS = (1.0, 1.125, 0.875, 1.25, 1.5)
-STATE = jnp.array([0.125, 0.0, 0.25, 0.25, 0.125, 0.25, 0.0])
+STATE = np.array([0.125, 0.0, 0.25, 0.25, 0.125, 0.25, 0.0], np.float32)
 _margin = _pair("margin", "chord", "beta", values=(0.9, 1.2), strangers=True)
 _unweighted = {"positive_weight": lambda s, m: 1.0, "negative_weight": lambda s, m: 1.0}
 _unified = {"positive_margin": 0.7, "negative_margin": 0.2}
@@ -148,7 +149,7 @@ PAIRS = {
     "margin": _margin,
     "margin-by-class": _margin._replace(
         varied="nu", values=(0.0, 0.1), around=_row_labels,
-        fixed={"beta": jnp.array(BETAS), "average": "valid"}, oracle_fixed={"beta": BETAS}, lacks=("same",),
+        fixed={"beta": np.array(BETAS, np.float32), "average": "valid"}, oracle_fixed={"beta": BETAS}, lacks=("same",),
     ),
     "signal_to_noise": _pair("signal_to_noise", "snr", "margin", strangers=True),
     "threshold_consistent_margin": _pair(

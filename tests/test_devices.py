@@ -50,8 +50,7 @@ def check(case, axis, size, weighted, **options):
     assert_same(over(jax.grad(local), SPLIT)(*arrays), one[1])
 
 
-@axes
-@pytest.mark.parametrize("size", [None, 3])
+@pytest.mark.parametrize("axis, size", [(AxisType.Auto, None), (AxisType.Explicit, 3)], ids=str)
 @pytest.mark.parametrize("name", PAIRS)
 def test_eight_devices_equal_one(name, axis, size):
     check(PAIRS[name], axis, size, weighted=name != "contrastive")
@@ -61,6 +60,7 @@ def test_eight_devices_equal_one(name, axis, size):
 @pytest.mark.parametrize("name", ["contrastive", "supcon"])
 def test_eight_devices_equal_one_with_other_options(name, axis):
     check(PAIRS[name], axis, 3, weighted=name == "contrastive")
+    check(PAIRS[name], axis, None, weighted=True)
     check(PAIRS[name], axis, 3, weighted=True, reduction=lambda mean: jnp.sum(jnp.square(mean.total)) / 7)
 
 
