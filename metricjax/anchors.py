@@ -12,6 +12,7 @@ arguments: numbers and arrays are traced (and have gradients), anything else (st
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
@@ -105,7 +106,7 @@ def over_anchors(
     mirrored = by_pair and _is_symmetric(score, relations, how, batch)
     problem = Problem(rows, score, is_similarity, kind, mirrored, given=as_partial(given), **relations)
     part = Part(problem, how, batch, static_or_traced(hyper, embeddings))
-    return part if how.reduction is as_part else _over_anchors(*part)
+    return part if how.reduction is as_part else _over_anchors(problem, how, batch, part.hyper)
 
 
 def over_triplets(
@@ -155,8 +156,9 @@ class Settings(NamedTuple):
     axis_name: str | tuple[str, ...] | None = None
 
 
-class Part(NamedTuple):
-    """A pair-based loss that was not run yet, so that it can share the scores with others."""
+@dataclass(frozen=True)
+class Part:
+    """A pair-based loss that was not run yet, so that it can share the scores with others; in sums, its value."""
 
     problem: Problem
     how: Settings
@@ -165,7 +167,15 @@ class Part(NamedTuple):
 
     def value(self) -> Any:
         """The loss by itself."""
-        return _over_anchors(*self._replace(how=self.how._replace(reduction=quotient)))
+        return _over_anchors(self.problem, self.how._replace(reduction=quotient), self.batch, self.hyper)
+
+    def __add__(self, other: Any) -> Any:
+        return self.value() + other
+
+    def __mul__(self, other: Any) -> Any:
+        return self.value() * other
+
+    __radd__, __rmul__ = __add__, __mul__
 
     def shared(self) -> tuple:
         """What two parts have to have in common to be run as one; of those that cannot be, no two have this."""
@@ -311,5 +321,5 @@ def _rows_are_columns(batch: Batch, how: Settings) -> bool:
 
 def _is_symmetric(score: Pairwise, relations: dict[str, Any], how: Settings, batch: Batch) -> bool:
     """Whether score, masks and cotangents of (i, j) are those of (j, i)."""
-    plain = not any(relations.values()) and how.reduction in PLAIN
+    plain = not any(relations.values()) and how.reduction in (*PLAIN, as_part)
     return score.symmetric and plain and batch.references is None and batch.weights is None

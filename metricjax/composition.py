@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
@@ -38,19 +37,15 @@ def weighted_sum(*losses: Callable[..., Any], weights: Sequence[ArrayLike] | Non
         )
 
     def loss(embeddings, labels, **options):
-        if "reduction" in options:
+        if options.pop("reduction", as_part) is not as_part:
             raise TypeError("weighted_sum reduces each loss by its own mean; it takes no `reduction`")
         values = [each(embeddings, labels, reduction=as_part, **options) for each in losses]
         total, together = [], {}
         for weight, value in zip(scales, values, strict=True):
             if isinstance(value, Part):
                 together.setdefault(value.shared(), []).append((weight, value))
-            elif getattr(value, "shape", None) == ():
-                total.append(weight * value)
             else:
-                raise TypeError(
-                    "weighted_sum adds losses that return one number; a stateful loss has to be added by hand"
-                )
+                total.append(weight * _number(value, "weighted_sum"))
         return sum(total + [_joined(parts) for parts in together.values()])
 
     return loss
@@ -77,21 +72,30 @@ def matryoshka(
     if not sizes or len(scales) != len(sizes):
         raise ValueError(f"weights has {len(scales)} numbers for {len(sizes)} sizes; wanted one for each, at least one")
 
+    whole = loss if isinstance(loss, functools.partial) else functools.partial(loss)
+
     @functools.wraps(loss)
     def nested(*arguments, **options):
-        bound = inspect.signature(loss).bind(*arguments, **options)
-        features = jnp.shape(bound.args[0])[-1]
+        bound = inspect.signature(whole.func).bind(*whole.args, *arguments, **{**whole.keywords, **options})
+        features, first = jnp.shape(bound.args[0])[-1], next(iter(bound.arguments))
         if any(not 0 < size <= features for size in sizes):
             raise ValueError(f"sizes are {tuple(sizes)}; wanted numbers from 1 to the {features} features")
 
         def cut(size: int):
-            part = lambda name, a: a[:, :size] if name in _ROWS and isinstance(a, jax.Array) else a
+            part = lambda name, a: a[:, :size] if name in (first, *_ROWS) and a is not None else a
             named = {name: part(name, a) for name, a in bound.arguments.items() if name != "options"}
             return {**named, **{name: part(name, a) for name, a in bound.arguments.get("options", {}).items()}}
 
-        return sum(weight * loss(**cut(size)) for weight, size in zip(scales, sizes, strict=True))
+        values = (_number(whole.func(**cut(size)), "matryoshka") for size in sizes)
+        return sum(weight * value for weight, value in zip(scales, values, strict=True))
 
     return nested
+
+
+def _number(value: Any, name: str) -> Any:
+    if not isinstance(value, Part) and getattr(value, "shape", None) != ():
+        raise TypeError(f"{name} adds losses that return one number; a stateful loss has to be added by hand")
+    return value
 
 
 def _joined(parts: list[tuple[Any, Part]]) -> Any:
@@ -109,7 +113,7 @@ def _joined(parts: list[tuple[Any, Part]]) -> Any:
         mirrored=all(part.problem.mirrored for _, part in parts),
     )
     hyper = (Static(each), *weights, *(h for _, part in parts for h in part.hyper))
-    return first._replace(problem=problem, hyper=hyper).value()
+    return dataclasses.replace(first, problem=problem, hyper=hyper).value()
 
 
 def _joined_apart(positive_scores, positives, negative_scores, negatives, each, *numbers) -> tuple[Mean, ...]:

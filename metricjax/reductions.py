@@ -1,7 +1,7 @@
 """Reductions: from one Mean for each anchor to the loss."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from metricjax.problems import Mean
+
+Loss: TypeAlias = Any  # a scalar `Float[Array, ""]`, unless the option `reduction` makes something else
 
 
 def quotient(mean: Mean) -> Float[Array, ""]:

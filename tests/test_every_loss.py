@@ -403,7 +403,7 @@ def test_forward_mode_and_second_derivatives_in_panels(case, x64):
 
 @pairs
 @pytest.mark.parametrize("block_size", [None, 4])
-def test_the_count_comes_beside_the_loss(case, block_size, unchecked):
+def test_the_count_comes_beside_the_loss(case, block_size):
     z, y, _ = batch(17)
     how = {"block_size": block_size, "weights": jnp.linspace(0.5, 2.0, N)}
     (value, count), gradient = jax.value_and_grad(lambda z: case(z, y, reduction=mj.with_count, **how), has_aux=True)(z)

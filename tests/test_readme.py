@@ -17,7 +17,7 @@ CODE = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 @pytest.mark.parametrize("index", range(len(CODE)))
-def test_code_runs(index, unchecked):
+def test_code_runs(index):
     names = {}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         exec(CODE[index], names)

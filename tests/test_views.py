@@ -254,7 +254,7 @@ def near_negatives(distances, positives, negatives):
 
 @contrasts
 @pytest.mark.parametrize("block_size", [None, 4])
-def test_miner_and_count(name, block_size, unchecked):
+def test_miner_and_count(name, block_size):
     x, y = inputs(name, 14)
     s = 5 * oracle.matrix("cosine_similarity", x, y)
 

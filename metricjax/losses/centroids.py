@@ -14,6 +14,7 @@ from metricjax.anchors import AnchorOptions, existing, over_anchors
 from metricjax.checks import check_labels, check_rows
 from metricjax.losses.pairs import check_average, hinge_mean
 from metricjax.numerics import softplus, widen
+from metricjax.reductions import Loss
 
 
 def _rows(scores, positives, negatives, margin, hardest, average):
@@ -43,7 +44,7 @@ def centroid_triplet(
     distance: Callable[[Array, Array], Array] = distances.squared_euclidean,
     average: Literal["active", "valid"] = "active",
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Centroid triplet loss: mean over anchors and other classes c of [d(a, c₊) − d(a, c) + m]₊.
 
     c₊ is the centroid of the anchor's class without the anchor, so that an anchor alone in its class has no terms; the

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from metricjax import distances, mining, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
-from metricjax.reductions import of_sums
+from metricjax.reductions import Loss, of_sums
 
 
 @of_sums
@@ -40,7 +40,7 @@ def intra_pair_variance(
     negative_epsilon: ArrayLike = 0.01,
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Intra-pair variance loss: mean over positives of [(1 − ε₊) μ₊ − s]₊², plus over negatives of [s − (1 + ε₋) μ₋]₊².
 
     μ₊ and μ₋ are the batch's mean similarities of positive and of negative pairs, through which the gradient passes. A
@@ -92,7 +92,7 @@ def histogram(
     bins: int = 100,
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Histogram loss: Σ_r h⁻_r Σ_{q≤r} h⁺_q, how probably a negative pair is more similar than a positive one.
 
     h⁺ and h⁻ are the histograms of all positive and of all negative pairs over bins + 1 nodes from −1 to 1, to the two
@@ -135,7 +135,7 @@ def dynamic_soft_margin(
     distance: Callable[[Array, Array], Array] = distances.chord,
     triplets: Callable[[Array, Array, Array], mining.Triplets] = mining.batch_hard,
     **options: Unpack[AnchorOptions],
-) -> tuple[Float[Array, ""], Float[Array, " nodes"]]:
+) -> tuple[Loss, Float[Array, " nodes"]]:
     """Triplets with a dynamic soft margin: mean of F(x) x over x = d_ap − d_an, and the new state.
 
     F is the distribution function of x as seen so far, without a gradient. The state is a histogram over equally spaced

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Shaped
 from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_anchors
 from metricjax.numerics import logsumexp, safe_sqrt, softplus
+from metricjax.reductions import Loss
 
 
 def _nt_xent_rows(positive_scores, positives, negative_scores, negatives, temperature):
@@ -28,7 +29,7 @@ def nt_xent(
     temperature: ArrayLike = 0.1,
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """NT-Xent (InfoNCE): mean over positive pairs of −log(e^{s_ap/τ} / (e^{s_ap/τ} + Σ_n e^{s_an/τ})).
 
     Other positives of the anchor are not in the denominator. A pair whose anchor has no negatives adds 0 and counts.
@@ -50,7 +51,7 @@ def n_pairs(
     *,
     similarity: Callable[[Array, Array], Array] = similarities.dot,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Multi-class N-pair loss: mean over positive pairs of log(1 + Σ_n e^{s_an − s_ap}), with dot products.
 
     The paper's batch, one pair of each class, is `n_pairs(anchors, classes, references=positives,
@@ -104,7 +105,7 @@ def decoupled_contrastive(
     sigma: ArrayLike | None = None,
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Decoupled contrastive loss (DCL): mean over positive pairs of −w s_ap/τ + log Σ_n e^{s_an/τ}.
 
     The positive is not in the denominator. w is 1, or with `sigma` (DCLW) 2 − e^{s_ap/σ} / mean e^{s/σ}, the mean taken
@@ -174,7 +175,7 @@ def supcon(
     grade: Callable[[Array, Array], Array] | None = None,
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Supervised contrastive loss: mean over anchors of (1/|P|) Σ_p −log(e^{s_ap/τ} / Σ_{j≠a} e^{s_aj/τ}).
 
     The mean is over anchors that have a positive. This is the paper's better form, with the sum over positives
@@ -216,7 +217,7 @@ def nca(
     temperature: ArrayLike = 1.0,
     distance: Callable[[Array, Array], Array] = distances.squared_euclidean,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """NCA, or soft nearest neighbours: mean over anchors of −log(Σ_p e^{−d_ap/T} / Σ_{j≠a} e^{−d_aj/T}).
 
     The mean is over anchors that have a positive, however far it is. Options: `AnchorOptions`.
@@ -247,7 +248,7 @@ def tuplet_margin(
     margin: ArrayLike = 0.1,
     scale: ArrayLike = 64.0,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Tuplet margin loss: mean over positive pairs of log(1 + Σ_n e^{s (cos θ_an − cos(θ_ap − β))}).
 
     β is `margin`, in radians: the slack that a positive is given. cos(θ − β) is computed without an arccos. A pair
@@ -280,7 +281,7 @@ def multi_similarity(
     base: ArrayLike = 0.5,
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Multi-similarity loss: mean over anchors of log(1 + Σ_p e^{−α(s_ap−λ)})/α + log(1 + Σ_n e^{β(s_an−λ)})/β.
 
     The mean is over anchors that have a pair of either kind. λ is `base`. Options: `AnchorOptions`.
@@ -318,7 +319,7 @@ def unified_pair(
     negative_weight: Callable[[Array, Array], Array] | None = None,
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Circle loss's general form: mean over anchors of log(1 + Σ_n Σ_p e^{γ (α_n (s_an − Δ_n) − α_p (s_ap − Δ_p))}).
 
     The weights are functions of a similarity and its margin, `positive_weight(s_ap, Δ_p)` and `negative_weight(s_an,
@@ -355,7 +356,7 @@ def circle(
     scale: ArrayLike = 80.0,
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Circle loss: mean over anchors of log(1 + Σ_n e^{γ α_n (s_an − m)} Σ_p e^{−γ α_p (s_ap − 1 + m)}).
 
     α_p = [1 + m − s_ap]₊ and α_n = [s_an + m]₊ carry no gradient; γ is `scale`. The mean is over anchors that have

@@ -12,6 +12,7 @@ from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
 from metricjax.mining import Triplets
 from metricjax.numerics import logsumexp
+from metricjax.reductions import Loss
 
 
 def check_average(average: str) -> None:
@@ -45,7 +46,7 @@ def contrastive(
     distance: Callable[[Array, Array], Array] = distances.chord,
     average: Literal["active", "valid"] = "active",
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Contrastive loss: mean over positive pairs of ½[d − m₊]₊², plus mean over negative pairs of ½[m − d]₊².
 
     With `squared=False`, [d − m₊]₊ and [m − d]₊. Each mean is over its non-zero terms, or over all of its pairs with
@@ -72,7 +73,7 @@ def signal_to_noise(
     positive_margin: ArrayLike = 0.0,
     average: Literal["active", "valid"] = "active",
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Contrastive loss on signal-to-noise: mean over positives of [d − m₊]₊, plus over negatives of [m − d]₊.
 
     d = var(x − y) / var(x) with the anchor as the signal x: it is not symmetric, and embeddings are not normalised. The
@@ -128,7 +129,7 @@ def margin(
     triplets: Callable[[Array, Array, Array], Triplets] | None = None,
     average: Literal["active", "valid"] = "active",
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Margin loss: mean over pairs of [m ± (d − β)]₊ + ν β, with + for positive and − for negative pairs.
 
     The mean is over the non-zero terms of both kinds together, or over all pairs with `average="valid"`. β, the
@@ -173,7 +174,7 @@ def threshold_consistent_margin(
     negative_weight: ArrayLike = 1.0,
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Threshold-consistent margin: λ₊ · mean of (m₊ − s) over positives with s ≤ m₊, plus λ₋ · mean of (s − m₋) over
     negatives with s ≥ m₋.
 
@@ -218,7 +219,7 @@ def ranked_list(
     balance: ArrayLike = 0.5,
     distance: Callable[[Array, Array], Array] = distances.chord,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Ranked list loss: mean over anchors of (1 − λ) · mean_p of (d_ap − (α − m)) + λ · mean_n of (α − d_an).
 
     The means are over positives farther than α − m and negatives nearer than α, weighted by e^{T_p (d_ap − α + m)} and
@@ -263,7 +264,7 @@ def log_ratio(
     label_distance: Callable[[Array, Array], Array] = _squared_label_distances,
     distance: Callable[[Array, Array], Array] = distances.squared_euclidean,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Log-ratio loss for continuous labels: mean over anchors a and i ≠ j of (log D_ai/D_aj − log Y_ai/Y_aj)².
 
     D are distances of embeddings and Y of labels, `label_distance(row labels [r, ...], column labels [m, ...]) ->

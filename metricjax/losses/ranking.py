@@ -19,6 +19,7 @@ from metricjax.anchors import AnchorOptions, Mean, over_anchors
 from metricjax.losses.pairs import hinge_mean
 from metricjax.numerics import next_marked
 from metricjax.panels import varying
+from metricjax.reductions import Loss
 
 
 def _fast_ap_rows(d_positive, positives, d_negative, negatives, edges):
@@ -45,7 +46,7 @@ def fast_ap(
     bins: int = 10,
     distance: Callable[[Array, Array], Array] = distances.squared_chord,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """FastAP: mean over anchors of 1 − (1/|P|) Σ_b h⁺_b H⁺_b / H_b, average precision from histograms of distances.
 
     h⁺_b is how many positives lie in bin b, H⁺_b and H_b how many positives and how many columns lie in it or nearer.
@@ -88,7 +89,7 @@ def smooth_ap(
     temperature: ArrayLike = 0.01,
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Smooth-AP: mean over anchors of 1 − (1/|P|) Σ_p R⁺_p / (R⁺_p + R⁻_p), average precision with soft ranks.
 
     R⁺_p = 1 + Σ_{q∈P, q≠p} σ((s_q − s_p)/τ) and R⁻_p = Σ_n σ((s_n − s_p)/τ). The mean is over anchors that have a
@@ -129,7 +130,7 @@ def recall_at_k(
     k_temperature: ArrayLike = 1.0,
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Recall@k surrogate: mean over anchors and `ks` of 1 − Σ_p σ((k − r_p)/τ₁) / min(k, |P|), with soft ranks r_p.
 
     r_p = 1 + Σ_{j≠p} σ((s_j − s_p)/τ₂) over all positives and negatives j; τ₁ is `k_temperature`, τ₂ `temperature`.
@@ -187,7 +188,7 @@ def roadmap(
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     average: Literal["active", "valid"] = "active",
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """ROADMAP: (1 − λ) SupAP + λ (mean over positive pairs of [m₊ − s]₊ + mean over negative pairs of [s − m₋]₊).
 
     SupAP is the mean, over anchors that have a positive, of 1 − (1/|P|) Σ_p R⁺_p / (R⁺_p + R⁻_p). R⁺_p, without a
@@ -236,7 +237,7 @@ def pnp(
     b: ArrayLike = 2.0,
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """PNP: mean over anchors of (1/|P|) Σ_p f(R_p), where R_p = Σ_n σ((s_n − s_p)/τ) softly counts negatives before p.
 
     f(R) by `variant`: "O": R; "Iu": (1 + R) log(1 + R); "Ib": (bR − log(1 + bR)) / b²; "Ds": log(1 + R);

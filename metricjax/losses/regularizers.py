@@ -13,7 +13,7 @@ from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, existing, over_anchors
 from metricjax.checks import check_per_row, check_rows
 from metricjax.numerics import first_largest, norm, normalize, widen
-from metricjax.reductions import quotient, reduced
+from metricjax.reductions import Loss, quotient, reduced
 
 
 class RowOptions(TypedDict, total=False):
@@ -35,9 +35,7 @@ def _squared_gap(x, target):
     return jnp.square(norm(x)[:, 0] - target)
 
 
-def embedding_norm(
-    embeddings: Float[Array, "n d"], *, target: ArrayLike = 0.0, **options: Unpack[RowOptions]
-) -> Float[Array, ""]:
+def embedding_norm(embeddings: Float[Array, "n d"], *, target: ArrayLike = 0.0, **options: Unpack[RowOptions]) -> Loss:
     """Regulariser of lengths: mean over rows of (‖x‖ − r)², with r the `target`; ‖x‖² by default.
 
     At a zero row the gradient is 0, whatever r. Options: `RowOptions`.
@@ -58,7 +56,7 @@ def _absolute_sum(x):
     return total * lax.stop_gradient(jnp.sign(total))  # the gradient of JAX's abs is 1 at 0
 
 
-def zero_mean(embeddings: Float[Array, "n d"], **options: Unpack[RowOptions]) -> Float[Array, ""]:
+def zero_mean(embeddings: Float[Array, "n d"], **options: Unpack[RowOptions]) -> Loss:
     """Regulariser towards features of mean 0 in each embedding: mean over rows of |Σ_k x_k|, with gradient 0 at 0.
 
     Under it the `snr` distance, which subtracts the mean, measures what the embeddings are. Options: `RowOptions`.
@@ -84,7 +82,7 @@ def koleo(
     epsilon: ArrayLike = 1e-8,
     block_size: int | Literal["auto"] | None = "auto",
     **options: Unpack[RowOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """KoLeo, the Kozachenko-Leonenko entropy: mean over rows of −log(‖x_i − x_nn(i)‖ + ε), nn the nearest other row.
 
     Rows are normalised. The neighbour is selected in panels, by cosine and without a gradient; the distance to it is
@@ -124,7 +122,7 @@ def _negative_rows(scores, positives, negatives, squared):
 
 def spread_out(
     embeddings: Float[Array, "n d"], labels: Shaped[Array, "n ..."], **options: Unpack[AnchorOptions]
-) -> Float[Array, ""]:
+) -> Loss:
     """Global orthogonal regularisation: M₁² + [M₂ − 1/d]₊, with M₁ and M₂ the means of s and s² over negative pairs.
 
     s is the cosine. Points that lie uniformly on the sphere have M₁ = 0 and M₂ = 1/d. 0 without negative pairs.

@@ -13,6 +13,7 @@ from metricjax.anchors import AnchorOptions, Mean, over_anchors
 from metricjax.losses.pairs import check_average, hinge_mean
 from metricjax.mining import batch_hard
 from metricjax.numerics import logsumexp, softplus
+from metricjax.reductions import Loss
 from metricjax.sides import summed_over_positives
 
 
@@ -52,7 +53,7 @@ def lifted_structure(
     margin: ArrayLike = 1.0,
     distance: Callable[[Array, Array], Array] = distances.euclidean,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Lifted structured loss: mean over positive pairs of ½[log(Σ_n e^{m − d_an} + Σ_n' e^{m − d_pn'}) + d_ap]₊².
 
     n runs over the negatives of the anchor and n' over those of the positive, among the same columns. A pair without
@@ -90,7 +91,7 @@ def generalized_lifted_structure(
     margin: ArrayLike = 1.0,
     distance: Callable[[Array, Array], Array] = distances.euclidean,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Generalised lifted structured loss: mean over anchors of [log Σ_p e^{d_ap} + log Σ_n e^{m − d_an}]₊.
 
     The mean is over anchors that have both a positive and a negative (the paper sums). Options: `AnchorOptions`.
@@ -123,7 +124,7 @@ def angular(
     angle: ArrayLike = jnp.pi / 4,
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Angular loss: mean over positive pairs of log(1 + Σ_n e^{4 tan²α (a + p)·n − 2 (1 + tan²α) a·p}).
 
     All three vectors are normalised, the negatives too. α is `angle`, in radians: an upper bound on the angle at the
@@ -161,7 +162,7 @@ def quadruplet(
     distance: Callable[[Array, Array], Array] = distances.squared_chord,
     average: Literal["active", "valid"] = "active",
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Quadruplet loss, batch-hard: mean over anchors of [d_ap − d_an + m]₊, plus mean of [d_ap − d_nn' + m']₊.
 
     p is the anchor's farthest positive and n its closest negative; n' is the column closest to n among those that are

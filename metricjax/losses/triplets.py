@@ -14,6 +14,7 @@ from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
 from metricjax.losses.pairs import check_average, hinge_mean
 from metricjax.numerics import next_marked, ordered_integers, softplus
 from metricjax.panels import varying
+from metricjax.reductions import Loss
 from metricjax.sides import LIST, summed_over_positives
 
 
@@ -27,7 +28,7 @@ def triplet(
     swap: bool = False,
     average: Literal["active", "valid"] = "active",
     **options: Unpack[AnchorOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Triplet loss: mean of [d_ap − d_an + m]₊ over the triplets that `triplets` selects.
 
     The mean is over non-zero terms, or over all selected triplets with `average="valid"`. `margin=None` is the soft

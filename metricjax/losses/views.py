@@ -13,7 +13,7 @@ from metricjax import distances, similarities
 from metricjax.anchors import Mean, existing, over_anchors, static_or_traced
 from metricjax.checks import check_per_row, check_rows
 from metricjax.numerics import logsumexp, normalize, safe_sqrt, softplus, widen
-from metricjax.reductions import quotient, reduced
+from metricjax.reductions import Loss, quotient, reduced
 
 
 class ViewOptions(TypedDict, total=False):
@@ -50,7 +50,7 @@ def info_nce(
     temperature: ArrayLike = 0.1,
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[ViewOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """InfoNCE of x against y: mean over rows of −log(e^{s(x_i, y_i)/τ} / Σ_j e^{s(x_i, y_j)/τ}).
 
     Negatives are rows of the other view only; `nt_xent` of both views, stacked, also has those of the own view. A row
@@ -74,7 +74,7 @@ def clip(
     scale: ArrayLike = 1 / 0.07,
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[ViewOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """CLIP: half of InfoNCE of x against y plus half of InfoNCE of y against x, with logits `scale`·s(x_i, y_j).
 
     The default is where the paper starts `scale`, which it learns as e^a and keeps below 100. Options: `ViewOptions`.
@@ -105,7 +105,7 @@ def siglip(
     bias: ArrayLike = -10.0,
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[ViewOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """SigLIP: mean over rows of Σ_j log(1 + e^{−z_ij (t s(x_i, y_j) + b)}), z_ij = 1 where i = j and −1 elsewhere.
 
     t is `scale` and b is `bias`; the paper learns both (t as e^a) from these defaults. Options: `ViewOptions`.
@@ -141,7 +141,7 @@ def alignment_uniformity(
     t: ArrayLike = 2.0,
     uniformity: ArrayLike = 1.0,
     **options: Unpack[ViewOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Alignment and uniformity: mean of ‖x_i − y_i‖^α + λ/2 · (U(x) + U(y)), U(x) = log mean_{i≠j} e^{−t‖x_i − x_j‖²}.
 
     Rows are normalised; λ is `uniformity`. U is summed in log-sum-exp form, and 0 with fewer than two rows. A zero row

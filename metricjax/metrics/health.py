@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from metricjax import distances, losses, mining
+from metricjax.reductions import with_count
 
 
 def health(embeddings: Float[Array, "n d"], labels: Int[Array, " n"]) -> dict[str, Float[Array, ""]]:
@@ -22,7 +23,7 @@ def health(embeddings: Float[Array, "n d"], labels: Int[Array, " n"]) -> dict[st
     same = labels[:, None] == labels[None]
     positives, negatives = same & ~jnp.eye(len(labels), dtype=bool), ~same
     mean = lambda where: jnp.sum(jnp.where(where, d, 0)) / jnp.maximum(jnp.sum(where, dtype=d.dtype), 1)
-    active = losses.triplet(embeddings, labels, triplets=mining.all_triplets, reduction=_count)
+    active = losses.triplet(embeddings, labels, triplets=mining.all_triplets, reduction=with_count)[1]
     number = lambda mask: jnp.sum(mask, axis=1, dtype=d.dtype)
     unit = distances.chord.embed(embeddings)
     return {
@@ -31,7 +32,3 @@ def health(embeddings: Float[Array, "n d"], labels: Int[Array, " n"]) -> dict[st
         "distance/negative": mean(negatives),
         "spread": jnp.sqrt(jnp.sum(jnp.var(unit, axis=0))),
     }
-
-
-def _count(mean):
-    return jnp.sum(mean.count)
