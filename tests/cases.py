@@ -216,6 +216,13 @@ PAIRS = {
     "pnp": _pair("pnp", "cosine_similarity", "alpha", values=(1.0, 2.0, 4.0), oracle=oracle_ranking),
 }  # fmt: skip
 
+# One for each way through the driver, for tests of the driver that no row function can fail.
+PATHS = (
+    "contrastive", "triplet", "triplet-semi-hard", "triplet-all", "triplet-all-soft", "triplet-swap-all",
+    "margin-by-class", "log_ratio", "supcon", "decoupled_contrastive-weighted", "circle", "angular", "lifted_structure",
+    "histogram", "dynamic_soft_margin", "centroid_triplet", "fast_ap", "smooth_ap",
+)  # fmt: skip
+
 
 class ClassCase(NamedTuple):
     loss: Callable

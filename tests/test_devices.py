@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import metricjax as mj
 from tests import two_processes
-from tests.cases import PAIRS
+from tests.cases import PAIRS, PATHS
 
 SPLIT, WHOLE = PartitionSpec("data"), PartitionSpec()
 Z = jnp.asarray(np.random.default_rng(0).standard_normal((32, 4)), jnp.float32)
@@ -50,10 +50,14 @@ def check(case, axis, size, weighted, **options):
     assert_same(over(jax.grad(local), SPLIT)(*arrays), one[1])
 
 
-@pytest.mark.parametrize("axis, size", [(AxisType.Auto, None), (AxisType.Explicit, 3)], ids=str)
 @pytest.mark.parametrize("name", PAIRS)
-def test_eight_devices_equal_one(name, axis, size):
-    check(PAIRS[name], axis, size, weighted=name != "contrastive")
+def test_eight_devices_equal_one(name):
+    check(PAIRS[name], AxisType.Explicit, 3, weighted=name != "contrastive")
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_eight_devices_equal_one_in_dense_form(name):
+    check(PAIRS[name], AxisType.Auto, None, weighted=name != "contrastive")
 
 
 @axes

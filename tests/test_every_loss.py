@@ -15,10 +15,11 @@ from jax.test_util import check_grads
 import metricjax as mj
 from metricjax.sides import LIST
 from tests import oracle
-from tests.cases import CLASSES, NOT_LOSSES, PAIRS, VIEWS
+from tests.cases import CLASSES, NOT_LOSSES, PAIRS, PATHS, VIEWS
 
 N, D, C = 14, 6, 5
 pairs = pytest.mark.parametrize("case", PAIRS.values(), ids=PAIRS)
+paths = pytest.mark.parametrize("case", [PAIRS[name] for name in PATHS], ids=PATHS)
 classes = pytest.mark.parametrize("case", CLASSES.values(), ids=CLASSES)
 
 
@@ -94,7 +95,7 @@ def test_miner_equals_the_oracle_on_what_it_keeps(case):
         close(case(z, y, miner=nearest_negatives, block_size=block_size), expected)
 
 
-@pairs
+@paths
 @pytest.mark.parametrize("block_size", [None, 17])
 def test_classes_too_large_for_lists_of_positives(case, block_size):
     rng = np.random.default_rng(5)
@@ -104,9 +105,9 @@ def test_classes_too_large_for_lists_of_positives(case, block_size):
     close(case(z, y, block_size=block_size), case.expected(z, y), rtol=1e-4)
 
 
-@pairs_with("same")
-def test_lists_of_positives_equal_whole_rows(case):
-    rng = np.random.default_rng(6)
+@pytest.mark.parametrize("name", [name for name in PATHS if "same" not in PAIRS[name].lacks])
+def test_lists_of_positives_equal_whole_rows(name):
+    case, rng = PAIRS[name], np.random.default_rng(6)
     y = jnp.asarray(rng.permutation(LIST + 8) // 6)
     z = jnp.asarray(rng.standard_normal((LIST // 6 + 2, D))[y] + rng.standard_normal((len(y), D)), jnp.float32)
     f = lambda **how: jax.value_and_grad(lambda z: case(z, y, block_size=30, **how))(z)
@@ -147,6 +148,12 @@ def every(test):
     return pytest.mark.parametrize("case", cases.values(), ids=cases)(test)
 
 
+def every_path(test):
+    """Run a test for one loss over pairs for each way through the driver, and for the losses over classes."""
+    cases = {**{name: PAIRS[name] for name in PATHS}, **CLASSES}
+    return pytest.mark.parametrize("case", cases.values(), ids=cases)(test)
+
+
 def inputs(case, seed=0, **options):
     z, y, prototypes = batch(seed, **options)
     return (z, y, prototypes) if case in CLASSES.values() else (z, y)
@@ -163,7 +170,7 @@ def test_where_equals_the_smaller_batch(case):
     close(gradient, np.concatenate([small_gradient, np.zeros((5, D))]))
 
 
-@every
+@every_path
 def test_order_of_the_batch_does_not_matter(case):
     z, y, *rest = inputs(case, 6)
     order = np.random.default_rng(0).permutation(N)
@@ -219,10 +226,15 @@ DEGENERATE = {
 NOTHING = ("all masked", "one row", "two strangers")
 
 
+@paths
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_degenerate_batches_of_pairs_in_panels(case, name, debug_nans):
+    test_degenerate_batches_of_pairs(case, name, debug_nans, block_size=4)
+
+
 @pairs
 @pytest.mark.parametrize("name", DEGENERATE)
-@pytest.mark.parametrize("block_size", [None, 4])
-def test_degenerate_batches_of_pairs(case, name, block_size, debug_nans):
+def test_degenerate_batches_of_pairs(case, name, debug_nans, block_size=None):
     make, options = DEGENERATE[name]
     z, y = make(*batch(9)[:2])
     value, gradient = value_and_grad(case, z, y, block_size=block_size, **options)
@@ -278,7 +290,7 @@ def test_gradient_is_finite_where_the_cosine_is_one(name, sign, debug_nans):
         assert_finite((value, gradients))
 
 
-@pairs
+@paths
 @pytest.mark.parametrize("block_size", [None, 4])
 def test_vmap_over_batches_equals_a_loop(case, block_size):
     batches = [batch(seed)[:2] for seed in (30, 31, 32)]
@@ -309,7 +321,7 @@ def test_labels_are_compared_as_given():
 # --- transformations ------------------------------------------------------------------------------------------------
 
 
-@every
+@every_path
 def test_jit_equals_eager(case):
     arguments = inputs(case, 10)
     chex.assert_trees_all_close(jax.jit(lambda *a: case(*a))(*arguments), case(*arguments), rtol=1e-6)
@@ -320,16 +332,20 @@ def test_vmap_over_a_hyper_parameter_equals_a_loop(name):
     case = {**PAIRS, **CLASSES}[name]
     arguments = inputs(case, 11)
     values = jnp.array(case.values)
-    for options in ({}, {"block_size": 4}) if case in PAIRS.values() else ({},):
+    for options in ({}, {"block_size": 4}) if name in PATHS else ({},):
         f = jax.value_and_grad(lambda z, v, o=options: case(z, *arguments[1:], **{case.varied: v}, **o), (0, 1))
         mapped = jax.vmap(f, (None, 0))(arguments[0], values)
         loop = [f(arguments[0], v) for v in values]
         chex.assert_trees_all_close(mapped, jax.tree.map(lambda *a: jnp.stack(a), *loop), rtol=1e-4, atol=1e-5)
 
 
+@paths
+def test_blocks_equal_dense_with_a_reduction_of_ones_own(case):
+    test_blocks_equal_dense(case, lambda mean: jnp.sum(jnp.square(mean.total)) / 7)
+
+
 @pairs
-@pytest.mark.parametrize("reduction", [None, lambda mean: jnp.sum(jnp.square(mean.total)) / 7])
-def test_blocks_equal_dense(case, reduction):
+def test_blocks_equal_dense(case, reduction=None):
     z, y, _ = batch(12)
     varied = {case.varied: case.values[0]} if case.varied else {}
     rng = np.random.default_rng(0)
@@ -386,7 +402,7 @@ def test_float64_stays_and_gradients_match_finite_differences(case, x64):
         close(jax.grad(blocked)(floats[0]), jax.grad(f)(*floats), rtol=1e-9, atol=1e-12)
 
 
-@pairs
+@paths
 def test_forward_mode_and_second_derivatives_in_panels(case, x64):
     z, y, _ = batch(16, dtype=np.float64)
     along = jnp.asarray(np.random.default_rng(1).standard_normal(z.shape))
@@ -401,7 +417,7 @@ def test_forward_mode_and_second_derivatives_in_panels(case, x64):
         close(twice(z), curved(None), rtol=1e-9, atol=1e-10)
 
 
-@pairs
+@paths
 @pytest.mark.parametrize("block_size", [None, 4])
 def test_the_count_comes_beside_the_loss(case, block_size):
     z, y, _ = batch(17)
@@ -460,7 +476,7 @@ def test_gradient_with_weights_held_fixed(name, x64):
         close(gradient[i, j], slope, rtol=1e-5, atol=1e-8)
 
 
-@every
+@every_path
 def test_one_trace_for_each_shape(case):
     arguments = inputs(case, 18)
     varied = {case.varied: 0.5} if case.varied else {}
@@ -476,7 +492,7 @@ def test_one_trace_for_each_shape(case):
     assert len(traces) == 1
 
 
-@every
+@every_path
 def test_eager_calls_compile_once(case):
     arguments = inputs(case, 19)
     case(*arguments)
@@ -484,7 +500,7 @@ def test_eager_calls_compile_once(case):
         case(*arguments)
 
 
-@pairs
+@paths
 def test_no_leaked_tracers(case):
     with jax.checking_leaks():
         z, y, _ = batch(20)
