@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from metricjax.anchors import Part, as_part, static_or_traced
 from metricjax.problems import Mean, Static
@@ -16,7 +17,9 @@ from metricjax.problems import Mean, Static
 _ROWS = ("embeddings", "x", "y", "prototypes", "centers", "references")  # arguments whose features are cut
 
 
-def weighted_sum(*losses: Callable[..., Any], weights: Sequence[ArrayLike] | None = None) -> Callable[..., Any]:
+def weighted_sum(
+    *losses: Callable[..., Any], weights: Sequence[ArrayLike] | Float[Array, " k"] | None = None
+) -> Callable[..., Any]:
     """The loss Σ_k w_k · losses_k(embeddings, labels, **options); all weights are 1 by default.
 
     Pair-based losses with the same similarity (or distance) share one matrix of it and one matrix product for each
@@ -52,7 +55,7 @@ def weighted_sum(*losses: Callable[..., Any], weights: Sequence[ArrayLike] | Non
 
 
 def matryoshka(
-    loss: Callable[..., Any], sizes: Sequence[int], weights: Sequence[ArrayLike] | None = None
+    loss: Callable[..., Any], sizes: Sequence[int], weights: Sequence[ArrayLike] | Float[Array, " k"] | None = None
 ) -> Callable[..., Any]:
     """The loss Σ_k w_k · loss over the first `sizes[k]` features of embeddings; all weights are 1 by default.
 

@@ -132,7 +132,7 @@ def test_weights_are_differentiable_over_devices():
 # --- what compiled programs hold ------------------------------------------------------------------------------------
 
 
-def program(loss, n=64, d=48, **options):
+def program(loss, n=80, d=48, **options):
     z, y = jax.ShapeDtypeStruct((n, d), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.int32)
     return jax.jit(jax.value_and_grad(lambda z, y: loss(z, y, **options))).lower(z, y)
 
@@ -236,7 +236,7 @@ def test_matryoshka_over_devices():
     close(jax.jit(jax.value_and_grad(mj.over_mesh(nested, "data", mesh)))(*put(mesh, Z, Y)), wanted)
 
 
-def test_matryoshka_cuts_numpy_arrays():
+def test_matryoshka_cuts_numpy_arrays(unchecked):
     nested = mj.matryoshka(losses.cosface, (2, 6))
     close(nested(np.asarray(Z), np.asarray(Y), np.asarray(W)), nested(Z, Y, W))
 

@@ -427,7 +427,7 @@ def test_the_count_comes_beside_the_loss(case, block_size):
     close(value, expected)
     close(gradient, expected_gradient)
     close(count, case(z, y, reduction=lambda mean: jnp.sum(mean.count), **how))
-    assert count > 0
+    assert count > 0 or value == 0
 
 
 @pytest.mark.parametrize("name", ["circle", "circle_class"])
