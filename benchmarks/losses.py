@@ -1,6 +1,6 @@
 """What do value and gradient of each pair-based loss cost, beside the three matrix products that most cannot avoid?
 
-    python -m benchmarks.losses [--shapes 4096x128 4096x512]
+    python -m benchmarks.losses [--shapes 4096x128 4096x512] [--losses ... | further]
 
 mm3 is the time of S = X Xᵀ, S X and Xᵀ S and nothing else. "autodiff" is the dense form, differentiated by JAX.
 """
@@ -40,6 +40,15 @@ LOSSES = {
     "triplet, all, soft": partial(mj.losses.triplet, triplets=mj.mining.all_triplets, margin=None),
     "the README's own": own_loss,
 }
+FURTHER = {
+    name: getattr(mj.losses, name)
+    for name in (
+        "margin", "ranked_list", "log_ratio", "nca", "tuplet_margin", "signal_to_noise", "intra_pair_variance",
+        "histogram", "quadruplet", "centroid_triplet", "lifted_structure", "angular",
+        "fast_ap", "smooth_ap", "recall_at_k", "roadmap", "pnp",
+    )
+}  # fmt: skip
+FURTHER["three in one sum"] = mj.weighted_sum(mj.losses.supcon, mj.losses.multi_similarity, mj.losses.circle)
 LINE = (
     "{shape}  {loss:20} mm3 {mm3_ms:6.1f} ms   blocked {blocked:5.2f}   autodiff {autodiff:5.2f}   "
     "temporaries {temporaries_MiB:6.1f} MiB"
@@ -62,15 +71,15 @@ def batch(n: int, d: int, per_class: int):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["4096x128", "4096x512"])
-    parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES))
+    parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=[*LOSSES, *FURTHER, "further"])
     parser.add_argument("--per-class", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     rows = []
     for shape in args.shapes:
         z, y = batch(*map(int, shape.split("x")), args.per_class)
-        for name in args.losses:
-            rows.append({"shape": shape, "loss": name, **measured(LOSSES[name], z, y, args.rounds)})
+        for name in FURTHER if args.losses == ["further"] else args.losses:
+            rows.append({"shape": shape, "loss": name, **measured((LOSSES | FURTHER)[name], z, y, args.rounds)})
             print(LINE.format(**rows[-1]), flush=True)
     drawn = [{**row, "name": f"{row['loss']}, {row['shape']}"} for row in rows]
     legend = {"blocked": "panels", "autodiff": "dense, differentiated by JAX"}

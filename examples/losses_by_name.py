@@ -19,7 +19,7 @@ SMALL = {
 
 def chosen_losses(names: str, settings: list[str]) -> dict:
     """{name: hyper-parameters} of the losses to add up."""
-    known = sorted(name for name, f in vars(mj.losses).items() if inspect.isfunction(f) and _takes_labels(f))
+    known = offered()
     losses: dict[str, dict] = {name: {} for name in names.split("+")}
     for name in losses:
         if name not in known:
@@ -37,18 +37,24 @@ def chosen_losses(names: str, settings: list[str]) -> dict:
     return losses
 
 
-def _takes_labels(f) -> bool:
-    return list(inspect.signature(f).parameters)[:2] == ["embeddings", "labels"]
+def offered() -> list[str]:
+    """The losses that need no more than embeddings, labels, and prototypes or centres."""
+
+    def is_one(f) -> bool:
+        names = [p.name for p in inspect.signature(f).parameters.values() if p.default is p.empty]
+        return names[:2] == ["embeddings", "labels"] and set(names[2:]) <= {"prototypes", "centers", "options"}
+
+    return sorted(name for name, f in vars(mj.losses).items() if inspect.isfunction(f) and is_one(f))
 
 
 def value_of(text: str):
-    """A number, None, True or False; a distance, similarity or triplet miner by its name; else the text itself."""
+    """A number, None, True or False; a distance, similarity or selection of triplets by its name; else the text."""
     words = {"None": None, "True": True, "False": False}
     if text in words:
         return words[text]
     for module in (mj.distances, mj.similarities, mj.mining):
-        if text in vars(module):
-            return getattr(module, text)
+        if callable(named := vars(module).get(text)):
+            return named
     try:
         return float(text)
     except ValueError:
