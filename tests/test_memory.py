@@ -20,8 +20,8 @@ def compiled(case, n):
 # Arrays of the size of the embeddings, and MiB, for losses that reach rows of columns, or make columns of their own.
 ALLOWED = {
     **dict.fromkeys(("angular", "triplet-swap-all", "quadruplet", "quadruplet-valid"), (6, 48)),
-    **dict.fromkeys(("lifted_structure", "histogram", "intra_pair_variance"), (3, 48)),
-    **dict.fromkeys(("centroid_triplet", "centroid_triplet-hardest"), (8, 32)),
+    **dict.fromkeys(("lifted_structure", "histogram", "intra_pair_variance", "signal_to_noise"), (3, 48)),
+    **dict.fromkeys(("centroid_triplet", "centroid_triplet-hardest"), (8, 48)),
 }
 
 
