@@ -91,7 +91,7 @@ def over_anchors(
     [r, p] and mask of the positives, in any order, and of the negatives. Where no class is large the positives come
     as a short list, and what is computed for them costs next to nothing.
 
-    With `reaching` it is `rows(scores, positives, negatives, reach, *hyper)`, and `panels.Reach` says where the
+    With `reaching` it is `rows(scores, positives, negatives, reach, *hyper)`, and `problems.Reach` says where the
     positives stand and gives the rows of columns: for terms in which a positive meets the anchor's negatives.
 
     `by_pair` promises that each total is a sum of terms that depend on one score each, in the same way for all anchors:

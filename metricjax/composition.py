@@ -33,11 +33,7 @@ def weighted_sum(
     >>> bool(jnp.isclose(both(z, y), mj.losses.supcon(z, y) + 0.5 * mj.losses.circle(z, y)))
     True
     """
-    scales = [1.0] * len(losses) if weights is None else list(weights)
-    if not losses or len(scales) != len(losses):
-        raise ValueError(
-            f"weights has {len(scales)} numbers for {len(losses)} losses; wanted one for each, at least one"
-        )
+    scales = _scales(weights, len(losses), "losses")
 
     def loss(embeddings, labels, **options):
         if options.pop("reduction", as_part) is not as_part:
@@ -71,10 +67,7 @@ def matryoshka(
     >>> bool(jnp.isclose(nested(z, y), mj.losses.supcon(z[:, :2], y) + mj.losses.supcon(z, y)))
     True
     """
-    scales = [1.0] * len(sizes) if weights is None else list(weights)
-    if not sizes or len(scales) != len(sizes):
-        raise ValueError(f"weights has {len(scales)} numbers for {len(sizes)} sizes; wanted one for each, at least one")
-
+    scales = _scales(weights, len(sizes), "sizes")
     whole = loss if isinstance(loss, functools.partial) else functools.partial(loss)
 
     @functools.wraps(loss)
@@ -93,6 +86,14 @@ def matryoshka(
         return sum(weight * value for weight, value in zip(scales, values, strict=True))
 
     return nested
+
+
+def _scales(weights: Sequence[ArrayLike] | Array | None, count: int, parts: str) -> list[Any]:
+    """One weight for each part, of which there is one at least."""
+    scales = [1.0] * count if weights is None else list(weights)
+    if not count or len(scales) != count:
+        raise ValueError(f"weights has {len(scales)} numbers for {count} {parts}; wanted one for each, at least one")
+    return scales
 
 
 def _number(value: Any, name: str) -> Any:

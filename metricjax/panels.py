@@ -21,6 +21,7 @@ from metricjax.mining.compound import needs_batch, prepared_by
 from metricjax.problems import (
     Mean,
     Problem,
+    as_distances,
     chosen_triplets,
     distances_of,
     given_of,
@@ -70,8 +71,7 @@ def prepared(problem: Problem, size: int, x, columns, row: Side, column: Side, a
 
         def of_panel(x, row):
             scores, *masks = scores_and_masks(bare, _rows(x, columns, row), columns, row, column)
-            distances = lax.stop_gradient(1 - scores if problem.is_similarity else scores)
-            return f(distances, *masks, partial(distances_of, problem, columns))
+            return f(as_distances(problem, scores), *masks, partial(distances_of, problem, columns))
 
         def step(sums, block):
             return jax.tree.map(jnp.add, sums, of_panel(*block)), None

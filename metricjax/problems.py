@@ -99,16 +99,20 @@ def scores_and_masks(problem: Problem, x, columns, row: Side, column: Side):
     other = exist & (row.ids[:, None] != column.ids[None])
     positives, negatives = match & other, differ & (exist if problem.same is None else other)
     if problem.miner is not None:
-        distances = lax.stop_gradient(1 - scores if problem.is_similarity else scores)
         row_of = partial(distances_of, problem, columns)
+        distances = as_distances(problem, scores)
         positives, negatives = mined(keyed(problem.miner, row), distances, positives, negatives, row_of)
     return scores, positives, negatives
 
 
+def as_distances(problem: Problem, scores: Float[Array, "r m"]) -> Float[Array, "r m"]:
+    """What miners get: distances, without a gradient."""
+    return lax.stop_gradient(1 - scores if problem.is_similarity else scores)
+
+
 def distances_of(problem: Problem, columns, index: Int[Array, " r"]) -> Float[Array, "r m"]:
     """The rows of distances of some columns to all columns."""
-    scores = lax.stop_gradient(problem.score.compare(columns[index], columns))
-    return 1 - scores if problem.is_similarity else scores
+    return as_distances(problem, problem.score.compare(columns[index], columns))
 
 
 def keyed(f: Partial, row: Side) -> Partial:
