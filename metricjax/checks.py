@@ -72,3 +72,32 @@ def check_batch(
         check_per_row("reference_where", reference_where, len(references))
     if not (block_size is None or block_size == "auto" or (isinstance(block_size, int) and block_size > 0)):
         raise ValueError(f"block_size is {block_size!r}; wanted 'auto', None or a positive int")
+
+
+def check_class_batch(
+    embeddings: Any,
+    labels: Any,
+    prototypes: Any,
+    where: Any,
+    weights: Any,
+    classes: Any = None,
+    several: bool = False,
+    name: str = "prototypes",
+) -> None:
+    """The arguments of a class-based loss fit together; with `several` prototypes [c, k, d] of each class."""
+    check_rows("embeddings", embeddings)
+    n, d = embeddings.shape
+    if not several:
+        check_rows(name, prototypes, d)
+    elif getattr(prototypes, "ndim", 0) != 3 or prototypes.shape[2] != d:
+        raise ValueError(f"{name} has shape {jnp.shape(prototypes)}; wanted [classes, prototypes of each, {d}]")
+    if len(prototypes) == 0:
+        raise ValueError(f"{name} has shape {prototypes.shape}; wanted at least one class")
+    check_labels("labels", labels, n)
+    if labels.ndim != 1:
+        raise ValueError(f"labels has shape {labels.shape}; wanted one class index for each row")
+    check_per_row("where", where, n)
+    check_per_row("weights", weights, n, jnp.floating)
+    if classes is not None and (classes.shape != (len(prototypes),) or not jnp.issubdtype(classes.dtype, jnp.integer)):
+        got = f"{classes.dtype}{list(classes.shape)}"
+        raise ValueError(f"classes is {got}; wanted one integer id for each of the {len(prototypes)} {name} given")

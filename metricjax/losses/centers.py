@@ -4,13 +4,26 @@ from typing import Unpack
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from metricjax.anchors import Mean, existing
+from metricjax.anchors import existing
+from metricjax.checks import check_class_batch
 from metricjax.numerics import widen
-from metricjax.prototypes import PrototypeOptions, check_class_batch, targets
-from metricjax.reductions import quotient, reduced
+from metricjax.pairwise import pairwise
+from metricjax.prototypes import PrototypeOptions, over_prototypes, targets
+from metricjax.reductions import Loss
+
+
+@pairwise()
+def _half_squares(x, y):
+    """½‖x − y‖² of differences, which does not cancel."""
+    return jnp.sum(jnp.square(x[:, None] - y[None]), axis=-1) / 2
+
+
+def _as_it_is(own):
+    return own
 
 
 def center(
@@ -18,7 +31,7 @@ def center(
     labels: Int[Array, " n"],
     centers: Float[Array, "c d"],
     **options: Unpack[PrototypeOptions],
-) -> Float[Array, ""]:
+) -> Loss:
     """Center loss: mean over rows of ½‖x − c_y‖².
 
     It is meant to be added to a classification loss with a small weight (0.003 in the paper) while `update_centers`,
@@ -31,21 +44,11 @@ def center(
     >>> float(center(jnp.array([[3.0, 4.0]]), jnp.array([0]), jnp.zeros((1, 2))))
     12.5
     """
-    where, weights = options.get("where"), options.get("weights")
-    check_class_batch(embeddings, labels, centers, where, weights, name="centers")
-    return _center(options.get("reduction", quotient), embeddings, labels, centers, where, weights)
+    check_class_batch(embeddings, labels, centers, None, None, name="centers")
+    return over_prototypes(_as_it_is, None, embeddings, labels, centers, similarity=_half_squares, **options)
 
 
-@jax.jit(static_argnums=0, inline=True)
-def _center(reduction, embeddings, labels, centers, where, weights):
-    x = existing(widen(embeddings), where)
-    index, exists = targets(labels, len(centers), where)
-    squares = jnp.sum(jnp.square(x - centers[index].astype(x.dtype)), axis=-1)
-    mean = Mean(jnp.where(exists, squares / 2, 0), exists.astype(x.dtype))
-    return reduced((mean,), None if weights is None else weights.astype(x.dtype), reduction)
-
-
-@jax.jit(inline=True)
+@jax.jit(static_argnames="axis_name", inline=True)
 def update_centers(
     centers: Float[Array, "c d"],
     embeddings: Float[Array, "n d"],
@@ -53,10 +56,12 @@ def update_centers(
     *,
     rate: ArrayLike = 0.5,
     where: Bool[Array, " n"] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Float[Array, "c d"]:
     """The centres after one batch: c_j − α Δc_j with Δc_j = Σ_{y_i=j} (c_j − x_i) / (1 + n_j).
 
-    α is `rate` (0.5 in the paper) and n_j how many rows have class j; a class without rows stays where it is.
+    α is `rate` (0.5 in the paper) and n_j how many rows have class j; a class without rows stays where it is. With
+    `axis_name`, rows and centres are split over devices as in `PrototypeOptions`.
 
     Wen et al. 2016, "A discriminative feature learning approach for deep face recognition".
 
@@ -66,8 +71,11 @@ def update_centers(
     """
     check_class_batch(embeddings, labels, centers, where, None, name="centers")
     c, x = widen(centers), existing(widen(embeddings), where)
-    index, exists = targets(labels, len(centers), where)
-    counted = exists.astype(c.dtype)
+    labels = labels if where is None else jnp.where(where, labels, -1)
+    if axis_name is not None:
+        x, labels = lax.all_gather((x, labels), axis_name, tiled=True)
+    own = targets(labels, len(centers), axis=axis_name).own
+    index, counted = jnp.maximum(own, 0), (own >= 0).astype(c.dtype)
     count = jnp.zeros(len(c), c.dtype).at[index].add(counted)
     pull = jnp.zeros_like(c).at[index].add(counted[:, None] * (c[index] - x.astype(c.dtype)))
     return (c - jnp.asarray(rate, c.dtype) * pull / (1 + count)[:, None]).astype(centers.dtype)

@@ -9,10 +9,15 @@ from jaxtyping import Array, Float, Int
 
 from metricjax import similarities
 from metricjax.numerics import safe_sqrt
-from metricjax.prototypes import PrototypeOptions, over_prototypes
+from metricjax.prototypes import SoftmaxOptions, over_prototypes
+from metricjax.reductions import Loss
 
 
-def _scaled(scores, target, is_target, scale):
+def _scaled(scores, scale):
+    return scale * scores
+
+
+def _others_scaled(scores, own, scale, *margins):
     return scale * scores
 
 
@@ -22,11 +27,11 @@ def softmax(
     prototypes: Float[Array, "c d"],
     *,
     bias: Float[Array, " c"] | None = None,
-    **options: Unpack[PrototypeOptions],
-) -> Float[Array, ""]:
+    **options: Unpack[SoftmaxOptions],
+) -> Loss:
     """The plain softmax loss: mean over rows of −log softmax(W x + b)_y, the baseline that the others improve on.
 
-    Neither embeddings nor prototypes (W) are normalised. Options: `PrototypeOptions`.
+    Neither embeddings nor prototypes (W) are normalised. Options: `SoftmaxOptions`.
 
     >>> import jax.numpy as jnp
     >>> float(softmax(jnp.zeros((1, 2)), jnp.array([0]), jnp.ones((4, 2))))  # log 4
@@ -38,7 +43,9 @@ def softmax(
         one = jnp.ones((len(embeddings), 1), embeddings.dtype)
         embeddings = jnp.concatenate([embeddings, one], axis=1)
         prototypes = jnp.concatenate([prototypes, bias[:, None].astype(prototypes.dtype)], axis=1)
-    return over_prototypes(_scaled, embeddings, labels, prototypes, 1.0, similarity=similarities.dot, **options)
+    return over_prototypes(
+        _scaled, _others_scaled, embeddings, labels, prototypes, 1.0, similarity=similarities.dot, **options
+    )
 
 
 def normalized_softmax(
@@ -47,9 +54,9 @@ def normalized_softmax(
     prototypes: Float[Array, "c d"],
     *,
     temperature: ArrayLike = 0.05,
-    **options: Unpack[PrototypeOptions],
-) -> Float[Array, ""]:
-    """Softmax over cosines: mean over rows of −log softmax(cos θ_j / τ)_y. Options: `PrototypeOptions`.
+    **options: Unpack[SoftmaxOptions],
+) -> Loss:
+    """Softmax over cosines: mean over rows of −log softmax(cos θ_j / τ)_y. Options: `SoftmaxOptions`.
 
     Zhai & Wu 2018, arXiv:1811.12649 (τ = 0.05); also known as NormFace.
 
@@ -58,11 +65,13 @@ def normalized_softmax(
     0.3133
     """
     scale = 1 / jnp.asarray(temperature)
-    return over_prototypes(_scaled, embeddings, labels, prototypes, scale, similarity=similarities.cosine, **options)
+    return over_prototypes(
+        _scaled, _others_scaled, embeddings, labels, prototypes, scale, similarity=similarities.cosine, **options
+    )
 
 
-def _cosface_logits(scores, target, is_target, scale, margin):
-    return scale * jnp.where(is_target, scores - margin, scores)
+def _cosface_target(own, scale, margin):
+    return scale * (own - margin)
 
 
 def cosface(
@@ -72,11 +81,11 @@ def cosface(
     *,
     scale: ArrayLike = 64.0,
     margin: ArrayLike = 0.35,
-    **options: Unpack[PrototypeOptions],
-) -> Float[Array, ""]:
+    **options: Unpack[SoftmaxOptions],
+) -> Loss:
     """CosFace (AM-softmax): softmax over s·cos θ_j with the target s·(cos θ_y − m), mean over rows.
 
-    Options: `PrototypeOptions`.
+    Options: `SoftmaxOptions`.
 
     Wang et al. 2018, arXiv:1801.09414 (s = 64, m = 0.35).
 
@@ -87,14 +96,20 @@ def cosface(
     """
     hyper = (scale, margin)
     return over_prototypes(
-        _cosface_logits, embeddings, labels, prototypes, *hyper, similarity=similarities.cosine, **options
+        _cosface_target,
+        _others_scaled,
+        embeddings,
+        labels,
+        prototypes,
+        *hyper,
+        similarity=similarities.cosine,
+        **options,
     )
 
 
-def _arcface_logits(scores, target, is_target, scale, margin):
-    turned = target * jnp.cos(margin) - safe_sqrt(1 - jnp.square(target)) * jnp.sin(margin)
-    shifted = jnp.where(target > -jnp.cos(margin), turned, target - margin * jnp.sin(margin))
-    return scale * jnp.where(is_target, shifted, scores)
+def _arcface_target(own, scale, margin):
+    turned = own * jnp.cos(margin) - safe_sqrt(1 - jnp.square(own)) * jnp.sin(margin)
+    return scale * jnp.where(own > -jnp.cos(margin), turned, own - margin * jnp.sin(margin))
 
 
 def arcface(
@@ -104,12 +119,12 @@ def arcface(
     *,
     scale: ArrayLike = 64.0,
     margin: ArrayLike = 0.5,
-    **options: Unpack[PrototypeOptions],
-) -> Float[Array, ""]:
+    **options: Unpack[SoftmaxOptions],
+) -> Loss:
     """ArcFace: softmax over s·cos θ_j with the target s·cos(θ_y + m), mean over rows; m in radians.
 
     cos(θ + m) is computed as cos θ cos m − sin θ sin m, without an arccos; where θ > π − m, cos θ − m sin m takes its
-    place, which keeps the target falling with θ. Options: `PrototypeOptions`.
+    place, which keeps the target falling with θ. Options: `SoftmaxOptions`.
 
     Deng et al. 2019, arXiv:1801.07698 (s = 64, m = 0.5).
 
@@ -119,15 +134,23 @@ def arcface(
     """
     hyper = (scale, margin)
     return over_prototypes(
-        _arcface_logits, embeddings, labels, prototypes, *hyper, similarity=similarities.cosine, **options
+        _arcface_target,
+        _others_scaled,
+        embeddings,
+        labels,
+        prototypes,
+        *hyper,
+        similarity=similarities.cosine,
+        **options,
     )
 
 
-def _circle_logits(scores, target, is_target, scale, margin):
-    fixed = lax.stop_gradient(scores)
-    pull = jnp.maximum(1 + margin - fixed, 0) * (scores - (1 - margin))
-    push = jnp.maximum(fixed + margin, 0) * (scores - margin)
-    return scale * jnp.where(is_target, pull, push)
+def _circle_target(own, scale, margin):
+    return scale * jnp.maximum(1 + margin - lax.stop_gradient(own), 0) * (own - (1 - margin))
+
+
+def _circle_others(scores, own, scale, margin):
+    return scale * jnp.maximum(lax.stop_gradient(scores) + margin, 0) * (scores - margin)
 
 
 def circle_class(
@@ -137,12 +160,12 @@ def circle_class(
     *,
     scale: ArrayLike = 256.0,
     margin: ArrayLike = 0.25,
-    **options: Unpack[PrototypeOptions],
-) -> Float[Array, ""]:
+    **options: Unpack[SoftmaxOptions],
+) -> Loss:
     """Circle loss with class labels: softmax over γ α_j (s_j − Δ_j) of the cosines s_j, mean over rows.
 
     Target: α = [1 + m − s_y]₊, Δ = 1 − m; others: α = [s_j + m]₊, Δ = m. The weights α carry no gradient; γ is
-    `scale`. Options: `PrototypeOptions`.
+    `scale`. Options: `SoftmaxOptions`.
 
     Sun et al. 2020, arXiv:2002.10857 (m = 0.25, γ = 256 for faces).
 
@@ -153,5 +176,12 @@ def circle_class(
     """
     hyper = (scale, margin)
     return over_prototypes(
-        _circle_logits, embeddings, labels, prototypes, *hyper, similarity=similarities.cosine, **options
+        _circle_target,
+        _circle_others,
+        embeddings,
+        labels,
+        prototypes,
+        *hyper,
+        similarity=similarities.cosine,
+        **options,
     )
