@@ -297,9 +297,9 @@ def _sides(score: Pairwise, batch: Batch, axis_name):
     return x, columns, row, Side(labels, where, -1 - jnp.arange(len(columns), dtype=jnp.int32)), weights
 
 
-def existing(x: Float[Array, "n d"], where: Bool[Array, " n"] | None) -> Float[Array, "n d"]:
+def existing(x: Float[Array, "n ..."], where: Bool[Array, " n"] | None) -> Float[Array, "n ..."]:
     """Rows that do not exist become 0: whatever stood there, NaN included, reaches neither value nor gradient."""
-    return x if where is None else jnp.where(where[:, None], x, 0)
+    return x if where is None else jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
 
 
 def _panel_height(batch: Batch, how: Settings) -> int | None:

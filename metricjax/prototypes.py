@@ -6,9 +6,7 @@ A class-based loss is written as two elementwise functions of scores, similariti
     others(scores [n, c], own [n, 1], *rows [n, 1], *hyper) -> [n, c]  logits of some classes, as if none were own
 
 where `own` is each row's score against its own class. The driver joins both into one loss for each row, and everything
-else is here: labels to targets, padding, blocks of classes, classes split over devices or sampled, reduction. Blocks
-keep nothing of size n·c: one pass sums over the other classes, the backward pass computes each block again and finishes
-the gradient of its prototypes there.
+else is here: labels to targets, padding, blocks of classes, classes split over devices or sampled, reduction.
 """
 
 from collections.abc import Callable
@@ -24,6 +22,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.anchors import Mean, existing, static_or_traced
 from metricjax.checks import check_class_batch
+from metricjax.class_blocks import Scores, Sweep, dense, in_blocks, take, take_and_pass
+from metricjax.classes import add_classes as add_classes
+from metricjax.classes import class_means as class_means
+from metricjax.classes import none_unknown
+from metricjax.classes import sample as sample
 from metricjax.numerics import logsumexp, softplus, widen
 from metricjax.pairwise import Pairwise
 from metricjax.panels import varying
@@ -136,11 +139,6 @@ class Settings:
         if smooth and self.join != "softmax":
             raise TypeError("label_smoothing is for losses that are a softmax cross-entropy, which this one is not")
 
-    def scores(self, x, w, hyper) -> Float[Array, "n c"]:
-        """Scores of embedded rows against prototypes [c, d] or [c, k, d]."""
-        one = lambda w: self.similarity.compare(x, self.similarity.embed(w.astype(x.dtype)))
-        return one(w) if self.pool is None else self.pool(jax.vmap(one, 1)(w), *hyper)
-
 
 class Targets(NamedTuple):
     """Which classes the prototypes here are, and where each row finds its own.
@@ -160,23 +158,24 @@ def _over_prototypes(how: Settings, arrays, hyper):
     embeddings, labels, prototypes, where, weights, classes, rows = arrays
     axis, n = how.axis_name, len(embeddings)
     x = how.similarity.embed(existing(widen(embeddings), where))
-    rows = tuple(existing(a.astype(x.dtype)[:, None], where)[:, 0] for a in rows)
+    rows = tuple(existing(a.astype(x.dtype), where) for a in rows)
     x, rows, hyper = varying(((x, rows, hyper), prototypes[:1]))[0]
     everyone = (x, labels, rows) if axis is None else lax.all_gather((x, labels, rows), axis, tiled=True)
     all_x, all_labels, all_rows = everyone
     to = targets(all_labels, len(prototypes), classes, how.num_classes, axis)
     _, smoothing, *own_hyper = unwrapped(hyper)
     size = _block_size(how, len(all_x), len(prototypes))
-    own_rows, prototypes = (_take if size is None else _take_and_pass)(prototypes, jnp.maximum(to.own, 0))
-    here = jax.vmap(lambda x, w: how.scores(x[None], w[None], own_hyper)[0, 0])(all_x, own_rows)
+    own_rows, prototypes = (take if size is None else take_and_pass)(prototypes, jnp.maximum(to.own, 0))
+    scores = Scores(how.similarity, how.pool)
+    here = jax.vmap(lambda x, w: scores(x[None], w[None], own_hyper)[0, 0])(all_x, own_rows)
     own = _joined(jnp.where(to.own >= 0, here, 0), axis)
     mine = partial(_mine, n=n, axis=axis)
     logit = how.target(mine(own), *rows, *own_hyper)
     total = logit
     if how.others is not None:
-        sweep = Sweep(how, size, how.join != "sum", how.join == "sum" or smoothing is not None)
+        sweep = Sweep(scores, how.others, size, how.join != "sum", how.join == "sum" or smoothing is not None)
         arguments = (all_x, prototypes, to.own, to.real, (own, *all_rows), hyper)
-        log_total, plain_total = (_dense if size is None else _in_blocks)(sweep, *arguments)
+        log_total, plain_total = (dense if size is None else in_blocks)(sweep, *arguments)
         rest = _log_joined(log_total, n, axis) if sweep.exponential else mine(_joined(plain_total, axis))
         if how.join == "log_odds":
             some = jnp.isfinite(rest)
@@ -197,15 +196,14 @@ def targets(labels, here: int, classes=None, num_classes: int | None = None, axi
     if classes is None:
         devices, index = (1, 0) if axis is None else (lax.axis_size(axis), lax.axis_index(axis))
         first, limit = index * here, here * devices if num_classes is None else num_classes
-        in_range = (labels >= 0) & (labels < limit)
-        position = jnp.where(in_range, labels, -1).astype(jnp.int32) - first
-        own = jnp.where(in_range & (position >= 0) & (position < here), position, -1)
+        position = none_unknown(labels, None, limit) - first
+        own = jnp.where((position >= 0) & (position < here) & (labels >= 0), position, -1)
         real = None if num_classes is None else jnp.arange(here, dtype=jnp.int32) + first < limit
     else:
-        column = jnp.arange(here, dtype=jnp.int32)[None]
-        own = jnp.max(jnp.where(labels[:, None] == classes[None], column, -1), axis=1, initial=-1)
-        real = None if num_classes is None else classes < num_classes
-        own = own if num_classes is None else jnp.where(labels < num_classes, own, -1)
+        limit = jnp.iinfo(jnp.int32).max if num_classes is None else num_classes
+        matches = none_unknown(labels, None, limit)[:, None] == classes.astype(jnp.int32)[None]
+        real = (classes >= 0) & (classes < limit)
+        own = jnp.max(jnp.where(matches & real[None], jnp.arange(here, dtype=jnp.int32)[None], -1), axis=1)
     return Targets(own, _joined((own >= 0).astype(jnp.int32), axis) > 0, real)
 
 
@@ -239,117 +237,36 @@ def _log_joined(a: Float[Array, " all"], n: int, axis) -> Float[Array, " n"]:
     return logsumexp(each.T, jnp.isfinite(each.T))
 
 
-# --- over classes ---------------------------------------------------------------------------------------------------
+# --- numbers of each row --------------------------------------------------------------------------------------------
 
 
-def _take(prototypes, index):
-    return prototypes[index], prototypes
+def gathered(
+    values: Callable[..., Array],
+    embeddings: Float[Array, "n d"],
+    labels: Int[Array, " n"],
+    prototypes: Float[Array, "c *k d"],
+    options: Any,
+    *rows: Float[Array, " n"],
+    similarity: Pairwise,
+) -> Mean:
+    """`values(own, *rows)` of the rows of all devices, and which of them count, whatever their weights."""
+    scope = {name: options[name] for name in ("where", "axis_name", "num_classes", "classes") if name in options}
+    arrays = (embeddings, labels, prototypes)
+    return over_prototypes(values, None, *arrays, rows=rows, similarity=similarity, reduction=_as_it_is, **scope)
 
 
-@jax.custom_vjp
-def _take_and_pass(prototypes, index):
-    """Some rows, and all: so that the gradient of some is added into that of all, without another array as large."""
-    return _take(prototypes, index)
+def _as_it_is(mean: Mean) -> Mean:
+    return mean
 
 
-def _add_into(index, cotangents):
-    some, every = cotangents
-    return every.at[index].add(some), None
+def row_ids(embeddings: Float[Array, "n d"], options: Any) -> Int[Array, " n"]:
+    """Where this device's rows stand among those of all."""
+    n, axis = len(embeddings), options.get("axis_name")
+    return jnp.arange(n, dtype=jnp.int32) + (0 if axis is None else lax.axis_index(axis) * n)
 
 
-_take_and_pass.defvjp(lambda prototypes, index: (_take(prototypes, index), index), _add_into)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A pass over the other classes: blocks of `size` classes, and which sums of the logits are wanted."""
-
-    how: Settings
-    size: int | None
-    exponential: bool
-    plain: bool
-
-    def logits(self, x, w, own, real, rows, hyper):
-        """Logits [n, b] of some classes, and which of them count for which row."""
-        ignore_above, _, *own_hyper = unwrapped(hyper)
-        scores = self.how.scores(x, w, own_hyper)
-        counts = jnp.arange(len(w), dtype=jnp.int32)[None] != own[:, None]
-        counts = counts if real is None else counts & real[None]
-        counts = counts if ignore_above is None else counts & (scores <= ignore_above)
-        assert self.how.others is not None
-        return self.how.others(scores, *(a[:, None] for a in rows), *own_hyper), counts
-
-    def block(self, start, size, prototypes, own, real):
-        """Prototypes, positions of targets and mask of `size` classes from `start` on."""
-        part = lambda a: None if a is None else lax.dynamic_slice_in_dim(a, start, size)
-        return part(prototypes), own - start, part(real)
-
-    def fold(self, step, carry, classes: int):
-        """`step(carry, start, size)` over blocks of classes, the last one smaller if need be."""
-        assert self.size is not None
-        count, rest = divmod(classes, self.size)
-        carry = lax.fori_loop(0, count, lambda i, carry: step(carry, i * self.size, self.size), carry)
-        return step(carry, count * self.size, rest) if rest else carry
-
-
-def _dense(sweep: Sweep, x, prototypes, own, real, rows, hyper):
-    """log Σ exp and Σ of the logits of all other classes, [n] each."""
-    z, counts = sweep.logits(x, prototypes, own, real, rows, hyper)
-    log_total = logsumexp(z, counts) if sweep.exponential else None
-    return log_total, jnp.sum(jnp.where(counts, z, 0), axis=-1) if sweep.plain else None
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _in_blocks(sweep: Sweep, x, prototypes, own, real, rows, hyper):
-    """`_dense`, a block of classes at a time."""
-    nothing = jnp.zeros(len(x), x.dtype)
-
-    def step(carry, start, size):
-        top, exponential, plain = carry
-        z, counts = sweep.logits(x, *sweep.block(start, size, prototypes, own, real), rows, hyper)
-        if sweep.exponential:
-            now = jnp.maximum(top, jnp.max(z, axis=-1, where=counts, initial=-jnp.inf))
-            base = jnp.where(jnp.isfinite(now), now, 0)
-            terms = jnp.exp(jnp.where(counts, z - base[:, None], -jnp.inf))
-            top, exponential = now, exponential * jnp.exp(top - base) + jnp.sum(terms, axis=-1)
-        if sweep.plain:
-            plain += jnp.sum(jnp.where(counts, z, 0), axis=-1)
-        return top, exponential, plain
-
-    start = varying((nothing - jnp.inf, nothing, nothing, x))[:3]
-    top, exponential, plain = sweep.fold(step, start, len(prototypes))
-    some = exponential > 0
-    log_total = jnp.where(some, jnp.where(some, top, 0) + jnp.log(jnp.where(some, exponential, 1)), -jnp.inf)
-    return log_total if sweep.exponential else None, plain if sweep.plain else None
-
-
-def _forward(sweep: Sweep, *arguments):
-    totals = _in_blocks(sweep, *arguments)
-    return totals, (arguments, totals[0])
-
-
-def _backward(sweep: Sweep, kept, cotangents):
-    (x, prototypes, own, real, rows, hyper), log_total = kept
-    to_log, to_plain = cotangents
-    finite = None if log_total is None else jnp.where(jnp.isfinite(log_total), log_total, 0)[:, None]
-
-    def step(carry, start, size):
-        sums, whole = carry
-        w, *where = sweep.block(start, size, prototypes, own, real)
-        logits = lambda x, w, rows, hyper: sweep.logits(x, w, *where, rows, hyper)
-        z, pull, counts = jax.vjp(logits, x, w, rows, hyper, has_aux=True)
-        dz = jnp.zeros_like(z)
-        if sweep.exponential:
-            dz += to_log[:, None] * jnp.exp(jnp.where(counts, z - finite, -jnp.inf))
-        if sweep.plain:
-            dz += jnp.where(counts, to_plain[:, None], 0)
-        dx, dw, *rest = pull(dz)
-        sums = jax.tree.map(jnp.add, sums, (dx, *rest))
-        return sums, lax.dynamic_update_slice_in_dim(whole, dw, start, axis=0)
-
-    zeros = varying((jax.tree.map(jnp.zeros_like, ((x, rows, hyper), prototypes)), x))[0]
-    (dx, drows, dhyper), dw = sweep.fold(step, zeros, len(prototypes))
-    return dx, dw, None, None, drows, dhyper
-
-
-_in_blocks.defvjp(_forward, _backward)
+def class_count(prototypes: Float[Array, "c *k d"], options: Any) -> int:
+    """How many classes take part."""
+    axis, number = options.get("axis_name"), options.get("num_classes")
+    given = len(prototypes) * (1 if axis is None else lax.axis_size(axis))
+    return given if number is None or options.get("classes") is not None else number

@@ -49,6 +49,12 @@ Miners: `AngularMiner` takes embeddings as they are, `mining.angular` the distan
 `mining.hard_fraction` keeps them; `TripletMarginMiner` and `AngularMiner` return triplets, ours the pairs in them.
 """
 
+from metricjax.losses.adaptive_margins import adacos as adacos
+from metricjax.losses.adaptive_margins import adacos_scale as adacos_scale
+from metricjax.losses.adaptive_margins import adaface as adaface
+from metricjax.losses.adaptive_margins import curricularface as curricularface
+from metricjax.losses.adaptive_margins import elasticface as elasticface
+from metricjax.losses.adaptive_margins import magface as magface
 from metricjax.losses.centers import center as center
 from metricjax.losses.centers import update_centers as update_centers
 from metricjax.losses.centroids import centroid_triplet as centroid_triplet
@@ -66,22 +72,40 @@ from metricjax.losses.exponential import tuplet_margin as tuplet_margin
 from metricjax.losses.exponential import unified_pair as unified_pair
 from metricjax.losses.margin_softmax import arcface as arcface
 from metricjax.losses.margin_softmax import circle_class as circle_class
+from metricjax.losses.margin_softmax import combined_margin as combined_margin
 from metricjax.losses.margin_softmax import cosface as cosface
 from metricjax.losses.margin_softmax import normalized_softmax as normalized_softmax
 from metricjax.losses.margin_softmax import softmax as softmax
+from metricjax.losses.margin_softmax import sub_center_arcface as sub_center_arcface
+from metricjax.losses.margin_softmax import sub_center_outliers as sub_center_outliers
+from metricjax.losses.multiplied_margins import large_margin_softmax as large_margin_softmax
+from metricjax.losses.multiplied_margins import sphereface as sphereface
+from metricjax.losses.multiplied_margins import sphereface2 as sphereface2
+from metricjax.losses.multiplied_margins import sphereface2_bias as sphereface2_bias
+from metricjax.losses.multiplied_margins import sphereface_annealing as sphereface_annealing
+from metricjax.losses.multiplied_margins import sphereface_r as sphereface_r
 from metricjax.losses.pairs import contrastive as contrastive
 from metricjax.losses.pairs import log_ratio as log_ratio
 from metricjax.losses.pairs import margin as margin
 from metricjax.losses.pairs import ranked_list as ranked_list
 from metricjax.losses.pairs import signal_to_noise as signal_to_noise
 from metricjax.losses.pairs import threshold_consistent_margin as threshold_consistent_margin
+from metricjax.losses.proxies import p2s_grad as p2s_grad
+from metricjax.losses.proxies import proxy_anchor as proxy_anchor
+from metricjax.losses.proxies import proxy_nca as proxy_nca
+from metricjax.losses.proxies import proxy_nca_pp as proxy_nca_pp
+from metricjax.losses.proxies import soft_triple as soft_triple
+from metricjax.losses.proxies import uniface as uniface
 from metricjax.losses.ranking import fast_ap as fast_ap
 from metricjax.losses.ranking import pnp as pnp
 from metricjax.losses.ranking import recall_at_k as recall_at_k
 from metricjax.losses.ranking import roadmap as roadmap
 from metricjax.losses.ranking import smooth_ap as smooth_ap
 from metricjax.losses.regularizers import embedding_norm as embedding_norm
+from metricjax.losses.regularizers import hyperspherical_energy as hyperspherical_energy
 from metricjax.losses.regularizers import koleo as koleo
+from metricjax.losses.regularizers import merged_centers as merged_centers
+from metricjax.losses.regularizers import regular_face as regular_face
 from metricjax.losses.regularizers import spread_out as spread_out
 from metricjax.losses.regularizers import zero_mean as zero_mean
 from metricjax.losses.structured import angular as angular

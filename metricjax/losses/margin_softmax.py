@@ -1,24 +1,50 @@
 """Softmax losses over class prototypes, with and without a margin on the target. Angles are in radians."""
 
-from typing import Unpack
+import math
+from typing import Literal, NamedTuple, Unpack
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from metricjax import similarities
-from metricjax.numerics import safe_sqrt
-from metricjax.prototypes import SoftmaxOptions, over_prototypes
+from metricjax.anchors import existing
+from metricjax.checks import check_class_batch
+from metricjax.numerics import normalize, safe_sqrt, widen
+from metricjax.prototypes import SoftmaxOptions, over_prototypes, targets
 from metricjax.reductions import Loss
 
-
-def _scaled(scores, scale):
-    return scale * scores
+Gradient = Literal["exact", "straight_through"]
 
 
-def _others_scaled(scores, own, scale, *margins):
-    return scale * scores
+def scaled(own, scale):
+    return scale * own
+
+
+def others_scaled(scores, own, *rows_and_hyper):
+    """The other cosines times the scale, which comes first of the hyper-parameters."""
+    return rows_and_hyper[0] * scores
+
+
+def turned(own, margin):
+    """cos(θ + m), without an arccos."""
+    return own * jnp.cos(margin) - safe_sqrt(1 - jnp.square(own)) * jnp.sin(margin)
+
+
+def with_margin(own, margin, easy_margin):
+    """cos(θ + m), and something that falls with θ past π − m; or with `easy_margin` only where cos θ > 0."""
+    if easy_margin:
+        return jnp.where(own > 0, turned(own, margin), own)
+    return jnp.where(own > -jnp.cos(margin), turned(own, margin), own - margin * jnp.sin(margin))
+
+
+def with_gradient(own, changed, gradient: Gradient):
+    """The changed cosine, with its own gradient or with that of the cosine it was made of."""
+    if gradient not in ("exact", "straight_through"):
+        raise ValueError(f"gradient is {gradient!r}; wanted 'exact' or 'straight_through'")
+    return changed if gradient == "exact" else own + lax.stop_gradient(changed - own)
 
 
 def softmax(
@@ -44,7 +70,7 @@ def softmax(
         embeddings = jnp.concatenate([embeddings, one], axis=1)
         prototypes = jnp.concatenate([prototypes, bias[:, None].astype(prototypes.dtype)], axis=1)
     return over_prototypes(
-        _scaled, _others_scaled, embeddings, labels, prototypes, 1.0, similarity=similarities.dot, **options
+        scaled, others_scaled, embeddings, labels, prototypes, 1.0, similarity=similarities.dot, **options
     )
 
 
@@ -66,7 +92,7 @@ def normalized_softmax(
     """
     scale = 1 / jnp.asarray(temperature)
     return over_prototypes(
-        _scaled, _others_scaled, embeddings, labels, prototypes, scale, similarity=similarities.cosine, **options
+        scaled, others_scaled, embeddings, labels, prototypes, scale, similarity=similarities.cosine, **options
     )
 
 
@@ -94,22 +120,14 @@ def cosface(
     >>> float(cosface(z, jnp.array([0]), jnp.eye(2), scale=1.0))  # log(1 + e^0.35)
     0.8834
     """
-    hyper = (scale, margin)
+    arrays = (embeddings, labels, prototypes)
     return over_prototypes(
-        _cosface_target,
-        _others_scaled,
-        embeddings,
-        labels,
-        prototypes,
-        *hyper,
-        similarity=similarities.cosine,
-        **options,
+        _cosface_target, others_scaled, *arrays, scale, margin, similarity=similarities.cosine, **options
     )
 
 
-def _arcface_target(own, scale, margin):
-    turned = own * jnp.cos(margin) - safe_sqrt(1 - jnp.square(own)) * jnp.sin(margin)
-    return scale * jnp.where(own > -jnp.cos(margin), turned, own - margin * jnp.sin(margin))
+def _arcface_target(own, scale, margin, easy_margin, gradient):
+    return scale * with_gradient(own, with_margin(own, margin, easy_margin), gradient)
 
 
 def arcface(
@@ -119,12 +137,16 @@ def arcface(
     *,
     scale: ArrayLike = 64.0,
     margin: ArrayLike = 0.5,
+    easy_margin: bool = False,
+    gradient: Gradient = "exact",
     **options: Unpack[SoftmaxOptions],
 ) -> Loss:
     """ArcFace: softmax over s·cos θ_j with the target s·cos(θ_y + m), mean over rows; m in radians.
 
     cos(θ + m) is computed as cos θ cos m − sin θ sin m, without an arccos; where θ > π − m, cos θ − m sin m takes its
-    place, which keeps the target falling with θ. Options: `SoftmaxOptions`.
+    place, which keeps the target falling with θ. With `easy_margin` the margin is applied only where cos θ > 0.
+    `gradient="straight_through"` differentiates as if the target were s·cos θ_y, as the authors' PyTorch code does.
+    Options: `SoftmaxOptions`.
 
     Deng et al. 2019, arXiv:1801.07698 (s = 64, m = 0.5).
 
@@ -132,17 +154,114 @@ def arcface(
     >>> float(arcface(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2), scale=1.0))  # log(1 + e^-cos 0.5)
     0.3477
     """
-    hyper = (scale, margin)
+    arrays, similarity = (embeddings, labels, prototypes, scale, margin, easy_margin, gradient), similarities.cosine
+    return over_prototypes(_arcface_target, others_scaled, *arrays, similarity=similarity, **options)
+
+
+def _combined_target(own, scale, times, angle, offset):
+    theta = jnp.arctan2(safe_sqrt(1 - jnp.square(own)), own)
+    return scale * (jnp.cos(times * theta + angle) - offset)
+
+
+def combined_margin(
+    embeddings: Float[Array, "n d"],
+    labels: Int[Array, " n"],
+    prototypes: Float[Array, "c d"],
+    *,
+    scale: ArrayLike = 64.0,
+    margins: tuple[ArrayLike, ArrayLike, ArrayLike] = (1.0, 0.3, 0.2),
+    **options: Unpack[SoftmaxOptions],
+) -> Loss:
+    """The margins of SphereFace, ArcFace and CosFace together: the target is s·(cos(m₁ θ_y + m₂) − m₃), mean over rows.
+
+    Nothing is changed where m₁ θ + m₂ > π, unlike in `arcface`. Options: `SoftmaxOptions`.
+
+    Deng et al. 2019, arXiv:1801.07698 (their code's defaults are (1, 0.3, 0.2) and s = 64).
+
+    >>> import jax.numpy as jnp
+    >>> z, y, w = jnp.eye(2), jnp.array([0, 1]), jnp.eye(2)
+    >>> float(combined_margin(z, y, w, scale=1.0, margins=(1, 0.5, 0.1)))  # log(1 + e^(0.1 - cos 0.5))
+    0.3781
+    """
+    if len(margins) != 3:
+        raise ValueError(f"margins has {len(margins)} numbers; wanted three: factor, angle and offset")
+    arrays = (embeddings, labels, prototypes)
     return over_prototypes(
-        _arcface_target,
-        _others_scaled,
-        embeddings,
-        labels,
-        prototypes,
-        *hyper,
-        similarity=similarities.cosine,
-        **options,
+        _combined_target, others_scaled, *arrays, scale, *margins, similarity=similarities.cosine, **options
     )
+
+
+def _nearest(scores, *hyper):
+    return jnp.max(scores, axis=0)
+
+
+def sub_center_arcface(
+    embeddings: Float[Array, "n d"],
+    labels: Int[Array, " n"],
+    prototypes: Float[Array, "c k d"],
+    *,
+    scale: ArrayLike = 64.0,
+    margin: ArrayLike = 0.5,
+    easy_margin: bool = False,
+    gradient: Gradient = "exact",
+    **options: Unpack[SoftmaxOptions],
+) -> Loss:
+    """ArcFace with several prototypes [c, k, d] of each class, of which the nearest counts: cos θ_j = max_k cos θ_jk.
+
+    Noisy photographs of a class gather around prototypes of their own, which `sub_center_outliers` finds.
+    Other arguments and options as for `arcface`.
+
+    Deng et al. 2020, "Sub-center ArcFace: boosting face recognition by large-scale noisy web faces" (k = 3).
+
+    >>> import jax.numpy as jnp
+    >>> prototypes = jnp.stack([jnp.eye(2), -jnp.eye(2)])  # two of each class
+    >>> float(sub_center_arcface(jnp.eye(2), jnp.array([0, 0]), prototypes, scale=1.0))  # log(1 + e^-cos 0.5)
+    0.3477
+    """
+    arrays, similarity = (embeddings, labels, prototypes, scale, margin, easy_margin, gradient), similarities.cosine
+    return over_prototypes(_arcface_target, others_scaled, *arrays, similarity=similarity, pool=_nearest, **options)
+
+
+class SubCenters(NamedTuple):
+    """dominant: the prototype of each class that most of its rows are nearest to. outliers: rows far from it."""
+
+    dominant: Int[Array, " c"]
+    outliers: Bool[Array, " n"]
+
+
+@jax.jit(inline=True)
+def sub_center_outliers(
+    embeddings: Float[Array, "n d"],
+    labels: Int[Array, " n"],
+    prototypes: Float[Array, "c k d"],
+    *,
+    angle: ArrayLike = 5 * math.pi / 12,
+    where: Bool[Array, " n"] | None = None,
+) -> SubCenters:
+    """Clean up after `sub_center_arcface`: each class's dominant prototype, and rows farther from it than `angle`.
+
+    The first wins among equals, and in a class without rows. Rows without a class are outliers. Training then goes on
+    with `prototypes[jnp.arange(c), dominant]` and without the outliers.
+
+    Deng et al. 2020, "Sub-center ArcFace: boosting face recognition by large-scale noisy web faces" (75 degrees).
+
+    >>> import jax.numpy as jnp
+    >>> z = jnp.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+    >>> found = sub_center_outliers(z, jnp.array([0, 0, 0]), jnp.eye(2)[None])
+    >>> found.dominant.tolist(), found.outliers.tolist()
+    ([0], [False, False, True])
+    """
+    check_class_batch(embeddings, labels, prototypes, where, None, several=True)
+    x = normalize(existing(widen(embeddings), where))
+    w = normalize(prototypes.astype(x.dtype))
+    own = targets(labels, len(w)).own
+    counts = own >= 0 if where is None else (own >= 0) & where
+    index = jnp.maximum(own, 0)
+    cosines = jnp.sum(x[:, None] * w[index], axis=-1)
+    votes = jnp.zeros(w.shape[:2], jnp.int32).at[index, jnp.argmax(cosines, axis=1)].add(counts.astype(jnp.int32))
+    dominant = jnp.argmax(votes, axis=1).astype(jnp.int32)
+    to_dominant = jnp.take_along_axis(cosines, dominant[index][:, None], axis=1)[:, 0]
+    return SubCenters(dominant, ~counts | (to_dominant < jnp.cos(jnp.asarray(angle, x.dtype))))
 
 
 def _circle_target(own, scale, margin):
@@ -174,14 +293,7 @@ def circle_class(
     >>> float(circle_class(z, jnp.array([0]), jnp.eye(2), scale=1.0))  # log(1 + e^{-0.0625 - 0.0625})
     0.6326
     """
-    hyper = (scale, margin)
+    arrays = (embeddings, labels, prototypes)
     return over_prototypes(
-        _circle_target,
-        _circle_others,
-        embeddings,
-        labels,
-        prototypes,
-        *hyper,
-        similarity=similarities.cosine,
-        **options,
+        _circle_target, _circle_others, *arrays, scale, margin, similarity=similarities.cosine, **options
     )

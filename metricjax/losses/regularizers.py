@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, existing, over_anchors
 from metricjax.checks import check_per_row, check_rows
-from metricjax.numerics import first_largest, norm, normalize, widen
+from metricjax.numerics import first_largest, norm, normalize, safe_sqrt, widen
 from metricjax.reductions import Loss, quotient, reduced
 
 
@@ -156,3 +156,97 @@ def _mean_of(terms, there, weights, reduction, axis_name):
     check_per_row("weights", weights, len(terms), jnp.floating)
     mean = Mean(jnp.where(there, terms, 0), there.astype(terms.dtype))
     return reduced((mean,), None if weights is None else weights.astype(terms.dtype), reduction, axis_name)
+
+
+# --- of prototypes --------------------------------------------------------------------------------------------------
+
+
+def _energy_rows(d, positives, others, power):
+    z = jnp.maximum(d, 1e-4)
+    energy = jnp.where(power > 0, z**-power, -jnp.log(z))
+    return Mean(jnp.sum(jnp.where(others, energy, 0), axis=-1), jnp.sum(others, axis=-1))
+
+
+def hyperspherical_energy(
+    prototypes: Float[Array, "c d"],
+    *,
+    power: ArrayLike = 2.0,
+    angular: bool = False,
+    block_size: int | Literal["auto"] | None = "auto",
+    **options: Unpack[RowOptions],
+) -> Loss:
+    """Minimum hyperspherical energy (MHE): mean over pairs of prototypes of z^−s, z = ‖ŵ_i − ŵ_j‖ the chord.
+
+    It spreads prototypes evenly. s is the `power`; for 0 the energy is −log z. With `angular`, z is the angle instead:
+    SphereFace+ adds this, over the classes of the batch (which `where` marks). z counts as 10⁻⁴ where it is less. Taken
+    in panels of rows. Options: `RowOptions`, and `block_size` as in `AnchorOptions`.
+
+    Liu et al. 2018, arXiv:1805.09298 (s = 2).
+
+    >>> import jax.numpy as jnp
+    >>> float(hyperspherical_energy(jnp.eye(3)))  # chords of √2
+    0.5
+    """
+    check_rows("prototypes", prototypes)
+    distance = distances.geodesic if angular else distances.chord
+    ids = _own_ids(prototypes, options)
+    return over_anchors(_energy_rows, prototypes, ids, power, distance=distance, block_size=block_size, **options)
+
+
+def _nearest_rows_of_prototypes(scores, positives, others):
+    return Mean(jnp.max(scores, axis=-1, where=others, initial=-1), jnp.any(others, axis=-1))
+
+
+def regular_face(
+    prototypes: Float[Array, "c d"],
+    *,
+    block_size: int | Literal["auto"] | None = "auto",
+    **options: Unpack[RowOptions],
+) -> Loss:
+    """RegularFace's exclusive regularisation: mean over prototypes of max_{j≠i} cos(w_i, w_j).
+
+    Taken in panels of rows. Options: `RowOptions`, and `block_size` as in `AnchorOptions`.
+
+    Zhao, Xu, Cheng 2019, "RegularFace: deep face recognition via exclusive regularization".
+
+    >>> import jax.numpy as jnp
+    >>> float(regular_face(jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])))
+    0.0
+    """
+    check_rows("prototypes", prototypes)
+    ids, similarity = _own_ids(prototypes, options), similarities.cosine
+    return over_anchors(
+        _nearest_rows_of_prototypes, prototypes, ids, similarity=similarity, block_size=block_size, **options
+    )
+
+
+def _own_ids(prototypes, options):
+    """A class of its own for each row, over devices too."""
+    axis, n = options.get("axis_name"), len(prototypes)
+    return jnp.arange(n, dtype=jnp.int32) + (0 if axis is None else lax.axis_index(axis) * n)
+
+
+def _half_mean_chord(x):
+    """Of the chords between the [k, d] prototypes of one class, Σ_{t<s} / (k (k − 1))."""
+    k = x.shape[1]
+    unit = normalize(x)
+    cosines = jnp.einsum("ckd,cld->ckl", unit, unit)
+    apart = safe_sqrt(2 - 2 * cosines) * (1 - jnp.eye(k, dtype=x.dtype))[None]
+    return jnp.sum(apart, axis=(1, 2)) / (2 * max(k * (k - 1), 1))
+
+
+def merged_centers(prototypes: Float[Array, "c k d"], **options: Unpack[RowOptions]) -> Loss:
+    """SoftTriple's regulariser: mean over classes of Σ_{t<s} ‖ŵ_t − ŵ_s‖ / (k (k − 1)), over its k prototypes.
+
+    It merges prototypes of one class, and is half their mean chord; 0 for a single one. Equal prototypes have gradient
+    0. Options: `RowOptions`, where rows are classes.
+
+    Qian et al. 2019, arXiv:1909.05235 (weight 0.2).
+
+    >>> import jax.numpy as jnp
+    >>> float(merged_centers(jnp.stack([jnp.eye(2), jnp.ones((2, 2))])))  # (√2 / 2 + 0) / 2
+    0.3536
+    """
+    if prototypes.ndim != 3:
+        raise ValueError(f"prototypes has shape {prototypes.shape}; wanted [classes, prototypes of each, features]")
+    return _over_rows(_half_mean_chord, prototypes, **options)

@@ -1,0 +1,145 @@
+"""Blocks of classes: sums over the logits of all but each row's own class, and their gradient, block after block.
+
+One pass takes the sums, keeping the largest logit of each row as it goes (an online log-sum-exp). The backward pass
+computes each block again and finishes the gradient of its prototypes there: no other array is as large as they are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from metricjax.numerics import logsumexp
+from metricjax.pairwise import Pairwise
+from metricjax.panels import varying
+from metricjax.problems import unwrapped
+
+
+def take(prototypes, index):
+    """Some rows, and all."""
+    return prototypes[index], prototypes
+
+
+@jax.custom_vjp
+def take_and_pass(prototypes, index):
+    """`take`, such that the gradient of some rows is added into that of all, without another array as large."""
+    return take(prototypes, index)
+
+
+def _add_into(index, cotangents):
+    some, every = cotangents
+    return every.at[index].add(some), None
+
+
+take_and_pass.defvjp(lambda prototypes, index: (take(prototypes, index), index), _add_into)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of embedded rows against prototypes [c, d], or [c, k, d] with a pool."""
+
+    similarity: Pairwise
+    pool: Callable[..., Array] | None
+
+    def __call__(self, x, w, hyper) -> Float[Array, "n c"]:
+        one = lambda w: self.similarity.compare(x, self.similarity.embed(w.astype(x.dtype)))
+        return one(w) if self.pool is None else self.pool(jax.vmap(one, 1)(w), *hyper)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A pass over the other classes: blocks of `size` classes, and which sums of the logits are wanted."""
+
+    scores: Scores
+    others: Callable[..., Array]
+    size: int | None
+    exponential: bool
+    plain: bool
+
+    def logits(self, x, w, own, real, rows, hyper):
+        """Logits [n, b] of some classes, and which of them count for which row."""
+        ignore_above, _, *own_hyper = unwrapped(hyper)
+        scores = self.scores(x, w, own_hyper)
+        counts = jnp.arange(len(w), dtype=jnp.int32)[None] != own[:, None]
+        counts = counts if real is None else counts & real[None]
+        counts = counts if ignore_above is None else counts & (scores <= ignore_above)
+        return self.others(scores, *(a[:, None] for a in rows), *own_hyper), counts
+
+    def block(self, start, size, prototypes, own, real):
+        """Prototypes, positions of targets and mask of `size` classes from `start` on."""
+        part = lambda a: None if a is None else lax.dynamic_slice_in_dim(a, start, size)
+        return part(prototypes), own - start, part(real)
+
+    def fold(self, step, carry, classes: int):
+        """`step(carry, start, size)` over blocks of classes, the last one smaller if need be."""
+        assert self.size is not None
+        count, rest = divmod(classes, self.size)
+        carry = lax.fori_loop(0, count, lambda i, carry: step(carry, i * self.size, self.size), carry)
+        return step(carry, count * self.size, rest) if rest else carry
+
+
+def dense(sweep: Sweep, x, prototypes, own, real, rows, hyper):
+    """log Σ exp and Σ of the logits of all other classes, [n] each."""
+    z, counts = sweep.logits(x, prototypes, own, real, rows, hyper)
+    log_total = logsumexp(z, counts) if sweep.exponential else None
+    return log_total, jnp.sum(jnp.where(counts, z, 0), axis=-1) if sweep.plain else None
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def in_blocks(sweep: Sweep, x, prototypes, own, real, rows, hyper):
+    """`dense`, a block of classes at a time."""
+    nothing = jnp.zeros(len(x), x.dtype)
+
+    def step(carry, start, size):
+        top, exponential, plain = carry
+        z, counts = sweep.logits(x, *sweep.block(start, size, prototypes, own, real), rows, hyper)
+        if sweep.exponential:
+            now = jnp.maximum(top, jnp.max(z, axis=-1, where=counts, initial=-jnp.inf))
+            base = jnp.where(jnp.isfinite(now), now, 0)
+            terms = jnp.exp(jnp.where(counts, z - base[:, None], -jnp.inf))
+            top, exponential = now, exponential * jnp.exp(top - base) + jnp.sum(terms, axis=-1)
+        if sweep.plain:
+            plain += jnp.sum(jnp.where(counts, z, 0), axis=-1)
+        return top, exponential, plain
+
+    start = varying((nothing - jnp.inf, nothing, nothing, x))[:3]
+    top, exponential, plain = sweep.fold(step, start, len(prototypes))
+    some = exponential > 0
+    log_total = jnp.where(some, jnp.where(some, top, 0) + jnp.log(jnp.where(some, exponential, 1)), -jnp.inf)
+    return log_total if sweep.exponential else None, plain if sweep.plain else None
+
+
+def _forward(sweep: Sweep, *arguments):
+    totals = in_blocks(sweep, *arguments)
+    return totals, (arguments, totals[0])
+
+
+def _backward(sweep: Sweep, kept, cotangents):
+    (x, prototypes, own, real, rows, hyper), log_total = kept
+    to_log, to_plain = cotangents
+    finite = None if log_total is None else jnp.where(jnp.isfinite(log_total), log_total, 0)[:, None]
+
+    def step(carry, start, size):
+        sums, whole = carry
+        w, *where = sweep.block(start, size, prototypes, own, real)
+        logits = lambda x, w, rows, hyper: sweep.logits(x, w, *where, rows, hyper)
+        z, pull, counts = jax.vjp(logits, x, w, rows, hyper, has_aux=True)
+        dz = jnp.zeros_like(z)
+        if sweep.exponential:
+            dz += to_log[:, None] * jnp.exp(jnp.where(counts, z - finite, -jnp.inf))
+        if sweep.plain:
+            dz += jnp.where(counts, to_plain[:, None], 0)
+        dx, dw, *rest = pull(dz)
+        sums = jax.tree.map(jnp.add, sums, (dx, *rest))
+        return sums, lax.dynamic_update_slice_in_dim(whole, dw, start, axis=0)
+
+    zeros = varying((jax.tree.map(jnp.zeros_like, ((x, rows, hyper), prototypes)), x))[0]
+    (dx, drows, dhyper), dw = sweep.fold(step, zeros, len(prototypes))
+    return dx, dw, None, None, drows, dhyper
+
+
+in_blocks.defvjp(_forward, _backward)
