@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 import metricjax as mj
-from tests import oracle, oracle_pairs, oracle_ranking, oracle_views
+from tests import oracle, oracle_classes, oracle_pairs, oracle_ranking, oracle_views
 
 
 def _array(a):
@@ -225,28 +226,97 @@ PATHS = (
 
 
 class ClassCase(NamedTuple):
+    """One loss over prototypes with some of its hyper-parameters fixed.
+
+    several: it has several prototypes of each class.
+    extra: the positional argument after the prototypes, a state or "key".
+    lacks: options that it refuses; "weights" too where weighing rows is not like leaving them out.
+    held: some of its weights carry no gradient, or under the settings `still` none does.
+    """
+
     loss: Callable
     oracle: Callable
-    varied: str
+    varied: str = ""
     values: tuple[float, ...] = (0.1, 0.3, 0.5)
+    fixed: Mapping = MappingProxyType({})
+    several: bool = False
+    extra: Any = None
+    lacks: tuple[str, ...] = ()
+    held: bool = False
+    still: Mapping = MappingProxyType({})
 
     def __call__(self, z, y, prototypes, **options):
-        return self.loss(z, y, prototypes, **options)
+        value = self.loss(z, y, prototypes, *self._extra(), **{**self.fixed, **options})
+        return value[0] if isinstance(value, tuple) and self.extra is not None else value
+
+    def _extra(self):
+        if self.extra is None:
+            return ()
+        return (jax.random.key(0),) if isinstance(self.extra, str) else (jnp.asarray(self.extra),)
 
     def expected(self, z, y, prototypes, w=None, **hyper):
-        keep = np.ones(len(y), bool) if w is None else w
-        losses = self.oracle(np.asarray(z)[keep], np.asarray(y)[keep], np.asarray(prototypes), **hyper)
-        return float(np.mean(losses)) if len(losses) else 0.0
+        keep = np.ones(len(y), bool) if w is None else np.asarray(w)
+        settings = {**self.fixed, **hyper}
+        if self.loss is mj.losses.elasticface:
+            one = lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (), z.dtype)
+            drawn = np.array([float(one(i)) for i in range(len(y))])[keep]
+            given = (settings.pop("margin") + settings.pop("deviation") * drawn,)
+        else:
+            given = () if self.extra is None else tuple(np.float64(self.extra).ravel())
+        losses = self.oracle(np.asarray(z)[keep], np.asarray(y)[keep], np.asarray(prototypes), *given, **settings)
+        losses = losses[0] if isinstance(losses, tuple) else losses
+        return float(np.mean(losses)) if np.size(losses) else 0.0
 
 
+def _class(name: str, varied: str = "", *values: float, **settings) -> ClassCase:
+    base, module = name.split("-")[0], settings.pop("oracle", oracle_classes)
+    case = ClassCase(getattr(mj.losses, base), getattr(module, base), varied, **settings)
+    return case._replace(values=values) if values else case
+
+
+_row_statistics = {"held": True, "lacks": ("weights",)}
 CLASSES = {
-    "softmax": ClassCase(mj.losses.softmax, oracle.softmax, ""),
-    "normalized_softmax": ClassCase(mj.losses.normalized_softmax, oracle.normalized_softmax, "temperature"),
-    "cosface": ClassCase(mj.losses.cosface, oracle.cosface, "margin"),
-    "arcface": ClassCase(mj.losses.arcface, oracle.arcface, "margin"),
-    "circle_class": ClassCase(mj.losses.circle_class, oracle.circle_class, "margin"),
-    "center": ClassCase(mj.losses.center, oracle.center, ""),
-}
+    "softmax": _class("softmax", oracle=oracle),
+    "normalized_softmax": _class("normalized_softmax", "temperature", oracle=oracle),
+    "large_margin_softmax": _class("large_margin_softmax", "annealing", 0.5, 5.0),
+    "sphereface": _class("sphereface", "annealing", 0.5, 5.0),
+    "sphereface-3": _class("sphereface", "margin", 2.0, 3.0, fixed={"annealing": 1.0}),
+    "sphereface_r": _class("sphereface_r", "margin", 1.2, 2.0),
+    "sphereface_r-v2": _class("sphereface_r", "margin", 1.2, 2.0, fixed={"variant": "v2"}),
+    "sphereface2": _class("sphereface2", "power", 2.0, 3.5),
+    "cosface": _class("cosface", "margin", oracle=oracle),
+    "arcface": _class("arcface", "margin"),
+    "arcface-easy": _class("arcface", "scale", 8.0, 16.0, fixed={"easy_margin": True}),
+    "combined_margin": _class("combined_margin", "scale", 8.0, 16.0, fixed={"margins": (0.9, 0.4, 0.15)}),
+    "sub_center_arcface": _class("sub_center_arcface", "margin", several=True),
+    "circle_class": _class("circle_class", "margin", oracle=oracle, held=True),
+    "curricularface": _class(
+        "curricularface", "margin", extra=np.float32(0.25), still={"momentum": 0.0}, **_row_statistics
+    ),
+    "adaface": _class(
+        "adaface", "margin", extra=np.float32([2.5, 0.5]), still={"concentration": 0.0}, **_row_statistics
+    ),
+    "magface": _class("magface", "scale", 8.0, 16.0, fixed={"norms": (2.0, 4.0), "regularizer": 3.0}),
+    "elasticface": _class("elasticface", "scale", 8.0, 16.0, fixed={"margin": 0.5, "deviation": 0.25}, extra="key"),
+    "elasticface-plus": _class(
+        "elasticface", "scale", 8.0, 16.0, extra="key", lacks=("weights",),
+        fixed={"margin": 0.35, "deviation": 0.25, "variant": "cos", "plus": True},
+    ),
+    "adacos": _class("adacos", extra=np.float32(3.0), **_row_statistics),
+    "proxy_nca": _class("proxy_nca"),
+    "proxy_nca_pp": _class("proxy_nca_pp", "temperature"),
+    "proxy_anchor": _class("proxy_anchor", "margin", lacks=("weights", "ignore_above")),
+    "soft_triple": _class("soft_triple", "gamma", several=True),
+    "p2s_grad": _class("p2s_grad"),
+    "uniface": _class("uniface", "balance", fixed={"scale": 8.0}),
+    "center": _class("center", oracle=oracle),
+}  # fmt: skip
+
+# One for each way through the driver.
+CLASS_PATHS = (
+    "softmax", "cosface", "sphereface", "sphereface2", "sub_center_arcface", "curricularface", "adaface", "proxy_nca",
+    "proxy_anchor", "center",
+)  # fmt: skip
 
 
 class ViewCase(NamedTuple):
@@ -268,8 +338,8 @@ class ViewCase(NamedTuple):
         return self.oracle(*(np.asarray(a)[keep] for a in arrays), **weighted, **hyper)
 
 
-def _view(name: str, *takes: str, weighted=True, panels=True, **varied) -> ViewCase:
-    return ViewCase(getattr(mj.losses, name), getattr(oracle_views, name), takes, varied, weighted, panels)
+def _view(name: str, *takes: str, weighted=True, panels=True, module=oracle_views, **varied) -> ViewCase:
+    return ViewCase(getattr(mj.losses, name), getattr(module, name), takes, varied, weighted, panels)
 
 
 VIEWS = {
@@ -290,5 +360,10 @@ VIEWS = {
     "zero_mean": _view("zero_mean", "x", panels=False),
     "koleo": _view("koleo", "x", epsilon=(0.01, 0.3)),
     "spread_out": _view("spread_out", "x", "labels"),
+    "hyperspherical_energy": _view("hyperspherical_energy", "x", power=(1.0, 2.0), module=oracle_classes),
+    "regular_face": _view("regular_face", "x", module=oracle_classes),
 }  # fmt: skip
-NOT_LOSSES = {"update_centers"}
+NOT_LOSSES = {
+    "update_centers", "sphereface_annealing", "sphereface2_bias", "sub_center_outliers", "adacos_scale",
+    "merged_centers",
+}  # fmt: skip

@@ -200,17 +200,6 @@ def cosface(x, y, w, scale=64.0, margin=0.35):
     return _cosine_softmax(x, y, w, lambda c, target: scale * (c - margin if target else c))
 
 
-def arcface(x, y, w, scale=64.0, margin=0.5):
-    def logit(c, target):
-        if not target:
-            return scale * c
-        theta = math.acos(min(max(c, -1.0), 1.0))
-        turned = math.cos(theta + margin) if theta + margin < math.pi else c - margin * math.sin(margin)
-        return scale * turned
-
-    return _cosine_softmax(x, y, w, logit)
-
-
 def circle_class(x, y, w, scale=256.0, margin=0.25):
     def logit(c, target):
         if target:

@@ -274,18 +274,21 @@ def merged_centers(w):
     return total / (len(w) * size * (size - 1)) if size > 1 else 0.0
 
 
-def hyperspherical_energy(w, power=2.0, angular=False):
+def hyperspherical_energy(w, weights=None, power=2.0, angular=False):
     """Infinite (or for power 0 undefined) where two prototypes coincide; 0 for a single one."""
-    terms = []
+    total, count = 0.0, 0.0
     for i in range(len(w)):
         for j in range(len(w)):
             if i != j:
-                theta = angle(w[i], w[j])
+                theta, weight = angle(w[i], w[j]), 1.0 if weights is None else weights[i]
                 z = theta if angular else 2 * math.sin(theta / 2)
-                terms.append(z**-power if power > 0 else -math.log(z))
-    return _mean(terms)
+                total += weight * (z**-power if power > 0 else -math.log(z))
+                count += weight
+    return total / count if count else 0.0
 
 
-def regular_face(w):
+def regular_face(w, weights=None):
     others = lambda i: [cosine_similarity(w[i], w[j]) for j in range(len(w)) if j != i]
-    return _mean(max(others(i)) for i in range(len(w))) if len(w) > 1 else 0.0
+    weights = np.ones(len(w)) if weights is None else weights
+    nearest = [max(others(i)) * weights[i] for i in range(len(w))] if len(w) > 1 else []
+    return sum(nearest) / sum(weights) if nearest else 0.0

@@ -26,13 +26,13 @@ def _lengths(embeddings, options: SoftmaxOptions) -> Float[Array, " n"]:
     return norm(existing(widen(embeddings), options.get("where")))[:, 0]
 
 
-def _kept(state: State | None, shape: tuple[int, ...], *initial: Any) -> tuple[State, jnp.dtype]:
-    """The state in float32 or wider, and the dtype it came in."""
-    if state is None:
-        state = jnp.reshape(jnp.asarray(initial, jnp.float32), shape)
-    if state.shape != shape:
-        raise ValueError(f"state has shape {state.shape}; wanted {shape}")
-    return widen(state), state.dtype
+def _kept(state: State | None, embeddings: Array, initial: Any) -> tuple[State, jnp.dtype]:
+    """The state in the dtype that losses are computed in, and the dtype it came in."""
+    dtype = computing_dtype(embeddings.dtype)
+    first = jnp.asarray(initial, dtype)
+    if state is not None and state.shape != first.shape:
+        raise ValueError(f"state has shape {state.shape}; wanted {first.shape}")
+    return (first, dtype) if state is None else (state.astype(dtype), state.dtype)
 
 
 def _own(own, *rows):
@@ -57,7 +57,11 @@ def _values(a, embeddings, labels, prototypes, options):
 
 
 def _mean(values, exists):
-    return jnp.sum(jnp.where(exists, values, 0)) / jnp.maximum(jnp.sum(exists), 1)
+    return jnp.sum(jnp.where(exists, values, 0)) / _at_least_one(jnp.sum(exists), values)
+
+
+def _at_least_one(count, values):
+    return jnp.maximum(count, 1).astype(values.dtype)
 
 
 def _followed(old, new, momentum, known):
@@ -100,7 +104,7 @@ def curricularface(
     >>> float(loss), float(t)  # no hard class: log(1 + e^-cos 0.5); 0.99 · 0.5 + 0.01
     (0.3477, 0.505)
     """
-    t, dtype = _kept(state, (), 0.0)
+    t, dtype = _kept(state, embeddings, 0.0)
     own, exists = _target_cosines(embeddings, labels, prototypes, options)
     t = _followed(t, _mean(own, exists), momentum, jnp.any(exists))
     arrays, similarity = (embeddings, labels, prototypes, scale, margin, t), similarities.cosine
@@ -151,11 +155,11 @@ def adaface(
     >>> float(loss), state.tolist()  # log(1 + e^-(cos 0.001 - 0.4))
     (0.4375, [20.0, 99.0])
     """
-    (mean, deviation), dtype = _kept(state, (2,), 20.0, 100.0)
+    (mean, deviation), dtype = _kept(state, embeddings, (20.0, 100.0))
     length = jnp.clip(lax.stop_gradient(_lengths(embeddings, options)), 0.001, 100)
     lengths, exists = _values(length, embeddings, labels, prototypes, options)
     average, count = _mean(lengths, exists), jnp.sum(exists)
-    spread = safe_sqrt(jnp.sum(jnp.where(exists, jnp.square(lengths - average), 0)) / jnp.maximum(count - 1, 1))
+    spread = safe_sqrt(jnp.sum(jnp.where(exists, jnp.square(lengths - average), 0)) / _at_least_one(count - 1, lengths))
     mean = _followed(mean, average, momentum, count > 0)
     deviation = _followed(deviation, spread, momentum, count > 1)
     distance = (length.astype(mean.dtype) - mean) / (deviation + jnp.asarray(epsilon, mean.dtype))
@@ -271,7 +275,7 @@ def adacos_scale(classes: ArrayLike) -> Float[Array, ""]:
     >>> float(adacos_scale(10_000))
     13.0252
     """
-    return math.sqrt(2) * jnp.log(jnp.maximum(jnp.asarray(classes, jnp.float32) - 1, 1))
+    return math.sqrt(2) * jnp.log(jnp.maximum(jnp.asarray(classes, float) - 1, 1))
 
 
 def _nothing(own, *hyper):
@@ -299,13 +303,13 @@ def adacos(
     >>> float(loss), float(s)  # log(1 + 3 e^-s) with s = log 3
     (0.6931, 1.0986)
     """
-    s, dtype = _kept(state, (), adacos_scale(class_count(prototypes, options)))
+    s, dtype = _kept(state, embeddings, adacos_scale(class_count(prototypes, options)))
     own, exists = _target_cosines(embeddings, labels, prototypes, options)
     count, similarity = jnp.sum(exists), similarities.cosine
     arrays = (*lax.stop_gradient((embeddings, labels, prototypes)), s)
     each: SoftmaxOptions = {**options, "weights": None, "reduction": _as_means, "label_smoothing": None}
     log_sums = over_prototypes(_nothing, others_scaled, *arrays, similarity=similarity, join="log_odds", **each).total
-    log_b = jax.nn.logsumexp(log_sums, where=exists) - jnp.log(jnp.maximum(count, 1))
+    log_b = jax.nn.logsumexp(log_sums, where=exists) - jnp.log(_at_least_one(count, own))
     angles = jnp.sort(jnp.where(exists, jnp.arccos(jnp.clip(own, -1, 1)), jnp.inf))
     middle = jnp.array([(count - 1) // 2, count // 2]).astype(jnp.int32)
     median = jnp.mean(angles[jnp.maximum(middle, 0)])

@@ -122,8 +122,8 @@ def sphereface_annealing(
     >>> [round(float(sphereface_annealing(step))) for step in (0, 100, 10_000)]
     [1000, 77, 5]
     """
-    step = jnp.asarray(step, jnp.float32)
-    return jnp.maximum(base * (1 + gamma * step) ** -jnp.asarray(power, jnp.float32), minimum)
+    step = jnp.asarray(step, float)
+    return jnp.maximum(base * (1 + gamma * step) ** -jnp.asarray(power, float), minimum)
 
 
 def _r1_target(own, scale, margin, gradient):
@@ -238,7 +238,7 @@ def sphereface2_bias(
     >>> float(sphereface2_bias(10572))
     5.5817
     """
-    numbers = (jnp.asarray(a, jnp.float32) for a in (classes, scale, margin, power, balance))
+    numbers = (jnp.asarray(a, float) for a in (classes, scale, margin, power, balance))
     classes, scale, margin, power, balance = numbers
     odds = balance / ((1 - balance) * jnp.maximum(classes - 1, 1))
     flat = 2 * 0.5**power - 1

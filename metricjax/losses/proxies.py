@@ -70,7 +70,8 @@ def proxy_nca_pp(
 def _anchor_rows(scores, positives, negatives, scale, margin):
     pull = softplus(logsumexp(-scale * (scores - margin), positives))
     push = softplus(logsumexp(scale * (scores + margin), negatives))
-    return Mean(pull, jnp.any(positives, axis=-1)), Mean(push, jnp.ones_like(push))
+    some = jnp.any(positives, axis=-1)
+    return Mean(pull, some), Mean(push, some | jnp.any(negatives, axis=-1))
 
 
 def proxy_anchor(
@@ -107,8 +108,7 @@ def proxy_anchor(
     everyone = labels if axis is None else lax.all_gather(labels, axis, tiled=True)
     to = targets(everyone, len(prototypes), classes, number, axis)
     known = to.known[row_ids(embeddings, options)]
-    if classes is None:
-        classes = row_ids(prototypes, options)
+    classes = (row_ids(prototypes, options) if classes is None else classes).astype(labels.dtype)
     given |= {"references": embeddings, "reference_labels": labels, "where": to.real}
     given["reference_where"] = known if where is None else known & where
     return over_anchors(_anchor_rows, prototypes, classes, scale, margin, similarity=similarities.cosine, **given)

@@ -194,7 +194,8 @@ def hyperspherical_energy(
 
 
 def _nearest_rows_of_prototypes(scores, positives, others):
-    return Mean(jnp.max(scores, axis=-1, where=others, initial=-1), jnp.any(others, axis=-1))
+    some = jnp.any(others, axis=-1)
+    return Mean(jnp.where(some, jnp.max(scores, axis=-1, where=others, initial=-1), 0), some)
 
 
 def regular_face(
