@@ -1,6 +1,7 @@
-"""Pair-based losses of batches that lie split over the devices of a mesh."""
+"""Losses of batches, and of class prototypes, that lie split over the devices of a mesh."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,16 +12,19 @@ from jax.tree_util import Partial
 
 from metricjax.anchors import Batch
 
+_SPLIT = {*Batch._fields, "prototypes", "centers", "classes"}  # and a bias for each class
+
 
 def over_mesh(
     loss: Callable[..., Any], axis_name: str | tuple[str, ...], mesh: Mesh | None = None
 ) -> Callable[..., Any]:
-    """The pair-based `loss`, for arrays whose rows are split over the mesh axis (or axes) `axis_name`.
+    """The `loss`, for arrays whose rows are split over the mesh axis (or axes) `axis_name`.
 
-    It takes what `loss` takes, whole arrays, and its value and gradient are those of one device: each device holds the
-    scores of its own rows, against the embeddings of all. The numbers of rows and of references must be multiples of
-    the number of devices: fill up, and mark with `where` what exists. `mesh` defaults to that of `jax.set_mesh`. Use it
-    inside `jax.jit`.
+    It takes what `loss` takes, whole arrays, and its value and gradient are those of one device. Of a pair-based loss
+    each device holds the scores of its own rows, against the embeddings of all; of a class-based one those of all rows,
+    against its own prototypes, which are split by class and never leave it, nor does their gradient. The numbers of
+    rows, references and classes must be multiples of the number of devices: fill up, and mark with `where` and
+    `num_classes` what exists. `mesh` defaults to that of `jax.set_mesh`. Use it inside `jax.jit`.
 
     >>> import jax, jax.numpy as jnp, metricjax as mj
     >>> mesh = jax.make_mesh((jax.device_count(),), ("data",))
@@ -31,13 +35,14 @@ def over_mesh(
     """
 
     @functools.wraps(loss)
-    def wrapped(embeddings, labels, *hyper, **options):
+    def wrapped(*arguments, **options):
         if "axis_name" in options:
             raise TypeError("axis_name is given to over_mesh already; leave it out of the loss's options")
-        options = {"embeddings": embeddings, "labels": labels, **options}
-        rows = {name: options.pop(name) for name in Batch._fields if options.get(name) is not None}
-        numbered = {str(i): value for i, value in enumerate(hyper)}
-        traced = {name: value for name, value in (numbered | options).items() if isinstance(value, jax.Array | Partial)}
+        named = dict(zip(_names_of_arguments(loss, len(arguments)), arguments, strict=True))
+        every = {**named, **options}
+        rows = {name: value for name, value in every.items() if value is not None and _is_split(name, value)}
+        rest = {name: value for name, value in every.items() if name not in rows}
+        traced = {name: value for name, value in rest.items() if isinstance(value, jax.Array | Partial)}
         on = jax.sharding.get_abstract_mesh() if mesh is None else mesh
         _check(rows, on, axis_name)
         specs = PartitionSpec(axis_name), PartitionSpec()
@@ -45,13 +50,25 @@ def over_mesh(
             rows, traced = jax.sharding.reshard((rows, traced), tuple(NamedSharding(on, spec) for spec in specs))
 
         def local(rows, traced):
-            named = {**rows, **numbered, **options, **traced}
-            positional = [named.pop(name) for name in ("embeddings", "labels", *numbered)]
-            return loss(*positional, **named, axis_name=axis_name)
+            given = {**rest, **rows, **traced}
+            positional = [given.pop(name) for name in named]
+            return loss(*positional, **given, axis_name=axis_name)
 
         return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(rows, traced)
 
     return wrapped
+
+
+def _names_of_arguments(loss: Callable[..., Any], count: int) -> list[str]:
+    """Names of the positional arguments of a loss, as far as it has any; numbers for what is in `*args`."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named = [p.name for p in inspect.signature(loss).parameters.values() if p.kind in kinds]
+    first = ["embeddings", "labels", *named[2:]][:count]
+    return first + [str(i) for i in range(count - len(first))]
+
+
+def _is_split(name: str, value: Any) -> bool:
+    return name in _SPLIT or (name == "bias" and getattr(value, "ndim", 0) == 1)
 
 
 def _names(axis_name: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -70,4 +87,5 @@ def _check(rows: dict[str, Any], mesh: Mesh | AbstractMesh, axis_name: str | tup
     devices = math.prod(mesh.shape[name] for name in _names(axis_name))
     for name, array in rows.items():
         if len(array) % devices:
-            raise ValueError(f"{name} has {len(array)} rows; wanted a multiple of the {devices} devices (see `where`)")
+            hint = "`num_classes`" if name in ("prototypes", "centers", "classes", "bias") else "`where`"
+            raise ValueError(f"{name} has {len(array)} rows; wanted a multiple of the {devices} devices (see {hint})")

@@ -114,7 +114,7 @@ def over_prototypes(
     limits = [given.pop(name, None) for name in ("ignore_above", "label_smoothing")]
     how = Settings(target, others, similarity, pool, join, **given)
     check_class_batch(embeddings, labels, prototypes, where, weights, classes, pool is not None)
-    how.check(limits[1] is not None)
+    how.check(len(prototypes), classes is not None, limits[1] is not None)
     arrays = (embeddings, labels, prototypes, where, weights, classes, tuple(jnp.asarray(a) for a in rows))
     return _over_prototypes(how, arrays, static_or_traced((*limits, *hyper), embeddings))
 
@@ -133,7 +133,11 @@ class Settings:
     axis_name: str | tuple[str, ...] | None = None
     num_classes: int | None = None
 
-    def check(self, smooth: bool) -> None:
+    def check(self, given: int, sampled: bool, smooth: bool) -> None:
+        """Options fit together, and the number of prototypes."""
+        number, most = self.num_classes, given * (1 if self.axis_name is None else lax.axis_size(self.axis_name))
+        if number is not None and not (1 <= number and (sampled or number <= most)):
+            raise ValueError(f"num_classes is {number}; wanted 1 to {most}, the number of prototypes")
         if not (self.block_size in (None, "auto") or (isinstance(self.block_size, int) and self.block_size > 0)):
             raise ValueError(f"block_size is {self.block_size!r}; wanted 'auto', None or a positive int")
         if smooth and self.join != "softmax":
@@ -168,7 +172,7 @@ def _over_prototypes(how: Settings, arrays, hyper):
     own_rows, prototypes = (take if size is None else take_and_pass)(prototypes, jnp.maximum(to.own, 0))
     scores = Scores(how.similarity, how.pool)
     here = jax.vmap(lambda x, w: scores(x[None], w[None], own_hyper)[0, 0])(all_x, own_rows)
-    own = _joined(jnp.where(to.own >= 0, here, 0), axis)
+    own = varying((_joined(jnp.where(to.own >= 0, here, 0), axis), x))[0]
     mine = partial(_mine, n=n, axis=axis)
     logit = how.target(mine(own), *rows, *own_hyper)
     total = logit
