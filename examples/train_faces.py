@@ -18,11 +18,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import losses_by_name
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
-from losses_by_name import chosen_losses, total_loss
 from tqdm import tqdm
 
 import metricjax as mj
@@ -60,7 +60,7 @@ def arguments(argv=None) -> argparse.Namespace:
     if args.steps < 1:
         parser.error(f"--steps is {args.steps}; wanted at least 1")
     try:
-        args.losses = chosen_losses(args.loss, args.set)
+        args.losses = losses_by_name.chosen_losses(args.loss, args.set)
     except ValueError as error:
         parser.error(str(error))
     return args
@@ -106,25 +106,28 @@ class Trainer:
         shape = (*args.image_size, faces.images.shape[-1])
         model = mj.encoders.SmallResNet(args.embedding_size, shape, rngs=nnx.Rngs(args.seed))
         self.graph, encoder = nnx.split(model, nnx.Param)
+        self.classes = 2 * len(faces.people)
         key = jax.random.key(args.seed + 1)
-        prototypes = mj.sphere.project(jax.random.normal(key, (2 * len(faces.people), args.embedding_size)))
+        heads = losses_by_name.heads(self.losses, self.classes, args.embedding_size, key)
         rate = optax.warmup_cosine_decay_schedule(0, args.learning_rate, args.steps // 10, args.steps)
-        on_sphere = optax.chain(optax.adam(rate), mj.transforms.project_to_sphere())
-        by_leaf = {
+        by_kind = {
             "encoder": optax.adamw(rate, weight_decay=0.1),
-            "prototypes": optax.adam(rate) if "softmax" in self.losses else on_sphere,  # plain softmax learns lengths
+            "sphere": optax.chain(optax.adam(rate), mj.transforms.project_to_sphere()),
+            "free": optax.adam(rate),
         }
-        self.optimizer = optax.partition(by_leaf, {"encoder": "encoder", "prototypes": "prototypes"})
-        params = {"encoder": encoder, "prototypes": prototypes}
+        kinds = {"encoder": "encoder", "heads": losses_by_name.kinds(heads)}
+        self.optimizer = optax.partition(by_kind, kinds)
+        params = {"encoder": encoder, "heads": heads}
         self.state = {
             "params": params,
             "average": jax.tree.map(jnp.copy, params),  # over the last steps: what is evaluated
             "optimizer": self.optimizer.init(params),
-            "centers": jnp.zeros_like(prototypes),
+            "kept": losses_by_name.kept(self.losses, self.classes, args.embedding_size),
         }
 
     def encode(self, params, images):
-        return nnx.merge(self.graph, params["encoder"])(images)
+        """Embeddings before they are projected to the sphere: some losses look at their length."""
+        return nnx.merge(self.graph, params["encoder"]).features(images)
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     def step(self, state, number, index):
@@ -135,20 +138,22 @@ class Trainer:
 
         def loss(params):
             embeddings = self.encode(params, images)
-            return total_loss(self.losses, embeddings, labels, params["prototypes"], state["centers"]), embeddings
+            given = (self.losses, embeddings, labels, params["heads"], state["kept"], number, key)
+            value, kept = losses_by_name.total_loss(*given)
+            return value, (kept, embeddings)
 
-        (value, embeddings), gradient = jax.value_and_grad(loss, has_aux=True)(state["params"])
+        (value, (kept, embeddings)), gradient = jax.value_and_grad(loss, has_aux=True)(state["params"])
         updates, optimizer = self.optimizer.update(gradient, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        centers = mj.losses.update_centers(state["centers"], embeddings, labels)
         average = optax.incremental_update(params, state["average"], step_size=0.01)
-        state = {"params": params, "average": average, "optimizer": optimizer, "centers": centers}
+        state = {"params": params, "average": average, "optimizer": optimizer, "kept": kept}
         return state, {"loss": value, **mj.metrics.health(embeddings, labels)}
 
     @partial(jax.jit, static_argnums=0)
     def _embed(self, params, images):
         images = mj.data.scaled(images, self.args.image_size)
-        return mj.sphere.project(self.encode(params, images) + self.encode(params, images[:, :, ::-1]))
+        one = lambda images: mj.sphere.project(self.encode(params, images))
+        return mj.sphere.project(one(images) + one(images[:, :, ::-1]))
 
     def embed(self, images: np.ndarray, size: int = 100) -> np.ndarray:
         """Embeddings averaged with those of the mirror images."""
@@ -183,9 +188,9 @@ def identity(args, trainer: Trainer) -> dict:
     """What a checkpoint must agree on with the run that goes on from it."""
     word = lambda value: getattr(value, "__name__", str(value))
     named = {name: {k: word(v) for k, v in hyper.items()} for name, hyper in args.losses.items()}
-    people = len(trainer.state["centers"])
-    keys = ("embedding_size", "image_size", "dataset", "steps", "seed", "learning_rate")
-    made = {"people": people, "losses": named, "batch": list(trainer.batch)} | {key: getattr(args, key) for key in keys}
+    made = {"people": trainer.classes, "losses": named, "batch": list(trainer.batch)}
+    for key in ("embedding_size", "image_size", "dataset", "steps", "seed", "learning_rate"):
+        made[key] = getattr(args, key)
     return json.loads(json.dumps(made))  # as it comes back from a checkpoint
 
 
@@ -271,13 +276,8 @@ def main(argv=None) -> dict:
         results[name], scores[name] = evaluate(points, tested_on, pairs)
     seconds = time.perf_counter() - started
     people = {"trained on": trained_on.people, "tested on": tested_on.people}
-    report = {
-        "results": results,
-        "seconds": seconds,
-        "run": identity(args, trainer),
-        "people": people,
-        "history": history,
-    }
+    report = {"results": results, "seconds": seconds, "run": identity(args, trainer), "people": people}
+    report["history"] = history
     (args.out / "metrics.json").write_text(json.dumps(report, indent=1))
     queries = np.linspace(0, len(embeddings) - 1, 8).astype(int)
     for name, figure in {

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from metricjax.anchors import existing
 from metricjax.checks import check_labels, check_per_row, check_rows
@@ -15,7 +15,7 @@ from metricjax.numerics import normalize, widen
 
 def sample(
     key: Key[Array, ""],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     num_classes: int,
     count: int,
     *,
@@ -38,6 +38,7 @@ def sample(
     >>> len(set(classes.tolist())), {3, 7} <= set(classes.tolist())
     (5, True)
     """
+    check_labels("labels", labels, len(labels))
     if labels.ndim != 1:
         raise ValueError(f"labels has shape {labels.shape}; wanted one class index for each row")
     check_per_row("where", where, len(labels))
@@ -77,7 +78,7 @@ def none_unknown(labels, where, num_classes: int) -> Int[Array, " n"]:
 
 def class_means(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     num_classes: int,
     *,
     where: Bool[Array, " n"] | None = None,

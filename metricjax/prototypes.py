@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from metricjax.anchors import Mean, existing, static_or_traced
 from metricjax.checks import check_class_batch
@@ -78,7 +78,7 @@ def over_prototypes(
     target: Callable[..., Array],
     others: Callable[..., Array] | None,
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c *k d"],
     *hyper: Any,
     similarity: Pairwise,
@@ -136,7 +136,7 @@ class Settings:
     def check(self, given: int, sampled: bool, smooth: bool) -> None:
         """Options fit together, and the number of prototypes."""
         number, most = self.num_classes, given * (1 if self.axis_name is None else lax.axis_size(self.axis_name))
-        if number is not None and not (1 <= number and (sampled or number <= most)):
+        if number is not None and not (number >= 1 and (sampled or number <= most)):
             raise ValueError(f"num_classes is {number}; wanted 1 to {most}, the number of prototypes")
         if not (self.block_size in (None, "auto") or (isinstance(self.block_size, int) and self.block_size > 0)):
             raise ValueError(f"block_size is {self.block_size!r}; wanted 'auto', None or a positive int")
@@ -205,8 +205,9 @@ def targets(labels, here: int, classes=None, num_classes: int | None = None, axi
         real = None if num_classes is None else jnp.arange(here, dtype=jnp.int32) + first < limit
     else:
         limit = jnp.iinfo(jnp.int32).max if num_classes is None else num_classes
-        matches = none_unknown(labels, None, limit)[:, None] == classes.astype(jnp.int32)[None]
-        real = (classes >= 0) & (classes < limit)
+        classes = none_unknown(classes, None, limit)
+        matches = none_unknown(labels, None, limit)[:, None] == classes[None]
+        real = classes >= 0
         own = jnp.max(jnp.where(matches & real[None], jnp.arange(here, dtype=jnp.int32)[None], -1), axis=1)
     return Targets(own, _joined((own >= 0).astype(jnp.int32), axis) > 0, real)
 
@@ -247,7 +248,7 @@ def _log_joined(a: Float[Array, " all"], n: int, axis) -> Float[Array, " n"]:
 def gathered(
     values: Callable[..., Array],
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c *k d"],
     options: Any,
     *rows: Float[Array, " n"],
@@ -269,8 +270,10 @@ def row_ids(embeddings: Float[Array, "n d"], options: Any) -> Int[Array, " n"]:
     return jnp.arange(n, dtype=jnp.int32) + (0 if axis is None else lax.axis_index(axis) * n)
 
 
-def class_count(prototypes: Float[Array, "c *k d"], options: Any) -> int:
+def class_count(prototypes: Float[Array, "c *k d"], options: Any) -> ArrayLike:
     """How many classes take part."""
-    axis, number = options.get("axis_name"), options.get("num_classes")
+    axis, number, classes = (options.get(name) for name in ("axis_name", "num_classes", "classes"))
+    if classes is not None and number is not None:
+        return _joined(jnp.sum(none_unknown(classes, None, number) >= 0), axis)
     given = len(prototypes) * (1 if axis is None else lax.axis_size(axis))
-    return given if number is None or options.get("classes") is not None else number
+    return given if number is None else number

@@ -59,7 +59,9 @@ def test_degenerate_blocks(case, name, debug_nans):
     value, gradients = jax.value_and_grad(lambda z, w: case(z, y, w, block_size=2, **options), (0, 1))(z, prototypes)
     chex.assert_tree_all_finite((value, gradients))
     dense = jax.value_and_grad(lambda z, w: case(z, y, w, block_size=None, **options), (0, 1))(z, prototypes)
-    chex.assert_trees_all_close((value, gradients), dense, rtol=1e-4, atol=1e-5)
+    rounding = 2e-3 if name == "huge" else 1e-5  # logits of 10⁴ are rounded to 10⁻³
+    largest = max(1.0, *(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(dense)))
+    chex.assert_trees_all_close((value, gradients), dense, rtol=1e-4, atol=rounding * largest)
 
 
 def test_bfloat16_prototypes_keep_their_dtype_in_blocks():
@@ -217,6 +219,25 @@ def test_states_are_those_of_one_device(name):
     assert_same(jax.jit(lambda *arrays: loss(*arrays, **how))(z, y, w, *case._extra()), one)
 
 
+@pytest.mark.parametrize("name", ["cosface", "adaface", "sphereface2", "proxy_anchor", "uniface", "adacos"])
+def test_samples_on_eight_devices_equal_one_with_their_real_classes(name):
+    """The last devices sample padding too, which counts nowhere, in default biases and scales neither."""
+    case, mesh, split = CLASSES[name], mesh_of(AxisType.Auto), jax.sharding.PartitionSpec("data")
+    z, y, where, w = spread(case)
+    sampled = lambda y: mj.prototypes.sample(jax.random.key(0), y, COUNT, 3, axis_name="data")
+    over = lambda f, count, out: jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(split,) * count, out_specs=out))
+    ids = over(sampled, 1, split)(y)
+    real = ids[ids < COUNT]
+
+    def local(z, y, where, w):
+        ids = sampled(y)
+        return case(z, y, w[ids % len(w)], where=where, classes=ids, num_classes=COUNT, axis_name="data", block_size=2)
+
+    got = jax.value_and_grad(over(local, 4, jax.sharding.PartitionSpec()), (0, 3))(*put(mesh, z, y, where, w))
+    one = jax.value_and_grad(lambda z, w: case(z, y, w[real], where=where, classes=real), (0, 1))(z, w)
+    assert_same(got, one)
+
+
 def test_centers_move_alike_on_eight_devices():
     z, y, where, w = spread(CLASSES["center"])
     mesh, split = mesh_of(AxisType.Auto), jax.sharding.PartitionSpec("data")
@@ -227,7 +248,7 @@ def test_centers_move_alike_on_eight_devices():
 
 def test_over_mesh_refuses_classes_that_do_not_fit():
     z, y, _, w = spread(CLASSES["cosface"])
-    with pytest.raises(ValueError, match="prototypes has 19 rows; wanted a multiple of the 8 devices .*num_classes"):
+    with pytest.raises(ValueError, match=r"prototypes has 19 rows; wanted .* 8 devices \(see `num_classes`\)"):
         mj.over_mesh(mj.losses.cosface, "data", mesh_of(AxisType.Auto))(z, y, w[:COUNT])
 
 

@@ -95,7 +95,10 @@ EVERY_LOSS = (
     "threshold_consistent_margin+tuplet_margin+intra_pair_variance+histogram+spread_out",
     "n_pairs+decoupled_contrastive+unified_pair+quadruplet+centroid_triplet",
     "angular+lifted_structure+generalized_lifted_structure",
-    "fast_ap+smooth_ap+recall_at_k+roadmap+pnp",
+    "fast_ap+smooth_ap+recall_at_k+roadmap+pnp", "supcon+dynamic_soft_margin",
+    "large_margin_softmax+sphereface", "sphereface_r+sphereface2+combined_margin+uniface",
+    "sub_center_arcface+soft_triple", "curricularface+adaface+magface", "elasticface+adacos",
+    "proxy_nca+proxy_nca_pp+proxy_anchor+p2s_grad",
 )  # fmt: skip
 
 
@@ -109,10 +112,10 @@ def test_every_loss_trains(example, people, loss, tmp_path):
     images, labels = example.mj.data.scaled(trainer.images[index], args.image_size), trainer.labels[index]
 
     def loss_on_clean_images():
-        embeddings = trainer.encode(trainer.state["params"], images)
-        return example.total_loss(args.losses, embeddings, labels, *held(trainer.state))
+        embeddings, made = trainer.encode(trainer.state["params"], images), trainer.state["params"]["heads"]
+        given = (args.losses, embeddings, labels, made, trainer.state["kept"], 30, jax.random.key(0))
+        return example.losses_by_name.total_loss(*given)[0]
 
-    held = lambda state: (state["params"]["prototypes"], state["centers"])
     before, first = jax.tree.map(np.array, trainer.state), loss_on_clean_images()
     for number in range(30):
         trainer.state, seen = trainer.step(trainer.state, number, index)
@@ -120,17 +123,21 @@ def test_every_loss_trains(example, people, loss, tmp_path):
     assert loss_on_clean_images() < first
     encoder = zip(*(jax.tree.leaves(s["params"]["encoder"]) for s in (before, trainer.state)), strict=True)
     assert all(not np.array_equal(a, b) for a, b in encoder)
-    prototypes = np.asarray(trainer.state["params"]["prototypes"])
-    if "softmax" not in loss.split("+"):
-        np.testing.assert_allclose(np.linalg.norm(prototypes.astype(np.float64), axis=1), 1, atol=2e-7)
-    assert np.any(np.asarray(trainer.state["centers"]))
+    for name, parts in trainer.state["params"]["heads"].items():
+        prototypes = np.asarray(parts["prototypes"], np.float64)
+        if name not in ("softmax", "large_margin_softmax"):
+            np.testing.assert_allclose(np.linalg.norm(prototypes, axis=-1), 1, atol=2e-7)
+        for part, value in parts.items():
+            assert not np.array_equal(value, before["params"]["heads"][name][part]), (name, part)
+    for name, value in trainer.state["kept"].items():
+        assert not np.array_equal(value, before["kept"][name]), name
 
 
 def test_every_loss_is_tried(example):
     import losses_by_name
 
     offered = losses_by_name.offered()
-    assert "dynamic_soft_margin" not in offered  # it has a state
+    assert {"adaface", "elasticface", "dynamic_soft_margin"} <= set(offered)  # with a state, with a key
     assert set(offered) == {part for name in EVERY_LOSS for part in name.split("+")}
 
 
@@ -194,7 +201,7 @@ def test_a_collapsed_or_not_finite_run_stops(example, people, tmp_path, capsys, 
 def test_wrong_arguments(example, people, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     wrong = {
-        ("--loss", "arcfase"): "--loss arcfase is unknown; wanted one of angular, arcface",
+        ("--loss", "arcfase"): "--loss arcfase is unknown; wanted one of adacos, adaface, angular, arcface",
         ("--set", "sacle=3"): "no hyper-parameter 'sacle'",
         ("--set", "prototypes=3"): "no hyper-parameter 'prototypes'",
         ("--steps", "0"): "--steps is 0",

@@ -27,7 +27,7 @@ class Block(nnx.Module):
 
 
 class SmallResNet(nnx.Module):
-    """Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1.
+    """Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
 
     A strided convolution, then one residual block for each of `widths`, each halving height and width but the first,
     then all positions of the last block joined and mapped to the embedding: faces are aligned, so position matters.
@@ -59,9 +59,13 @@ class SmallResNet(nnx.Module):
         self.norm = nnx.GroupNorm(before, num_groups=min(8, before), rngs=rngs)
         self.head = nnx.Linear(height * width * before, embedding_size, rngs=rngs)
 
-    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
+    def features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
+        """Embeddings before they are projected, for losses that look at their length."""
         x = self.stem(images)
         for block in self.blocks:
             x = block(x)
         x = jax.nn.relu(self.norm(x))
-        return sphere.project(self.head(x.reshape(len(x), -1)))
+        return self.head(x.reshape(len(x), -1))
+
+    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
+        return sphere.project(self.features(images))

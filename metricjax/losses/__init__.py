@@ -4,7 +4,10 @@ Losses of two views take `(x, y)` instead, and regularisers `embeddings` alone.
 
 What changes for a user of PyTorch Metric Learning ("is a bug": its result on such input is not that of its formula).
 `circle`, `intra_pair_variance`, `multi_similarity`, `threshold_consistent_margin`, `vicreg` and `zero_mean` have its
-formulas and its defaults. `tests/test_pytorch_metric_learning.py` has the settings that make the others equal.
+formulas and its defaults; of losses over classes `cosface`, `large_margin_softmax`, `normalized_softmax`,
+`proxy_anchor`, `soft_triple`, `sphereface`, and `regular_face` and `merged_centers` (`SparseCentersRegularizer`).
+`tests/test_pytorch_metric_learning.py` and `test_pytorch_metric_learning_classes.py` have the settings that make the
+others equal.
 
 | loss | PyTorch Metric Learning 2.9.0 | metricjax | reason |
 |---|---|---|---|
@@ -44,6 +47,22 @@ formulas and its defaults. `tests/test_pytorch_metric_learning.py` has the setti
 | `embedding_norm` | `LpRegularizer`: ‖x‖ | ‖x‖²: its `power=2` | the paper |
 | two views | `SelfSupervisedLoss(NTXentLoss())` | `nt_xent` of both, stacked | labels say it |
 | two views | the same with `symmetric=False` | `info_nce` | |
+| over classes | prototypes `W` [d, c], inside | `prototypes` [c, d], an argument | pure functions |
+| over classes | several of a class: [d, c k], side by side | [c, k, d] | one axis for each meaning |
+| over classes | a miner weighs rows: Σ w l / n | `weights=`: Σ w l / Σ w | no pairs; mean over what counts |
+| over classes | fails at a label that is no class | leaves the row out | padding, samples of classes |
+| over classes | `weight_regularizer` | a term of its own: `+ regular_face(prototypes)` | sums are sums |
+| `arcface`, `sub_center_arcface` | m = 28.6 degrees | 0.5, 28.65 degrees | the paper |
+| `arcface`, `sub_center_arcface` | gradient NaN where cos θ_y = ±1 | finite | is a bug: arccos |
+| `large_margin_softmax`, `sphereface` | a whole m; `scale` | any m; `annealing` | the authors' code |
+| `proxy_anchor` | a miner adds w − 1 to exponents | takes no weights | terms are those of proxies |
+| `proxy_nca_pp` | `ProxyNCALoss`: softmax_scale = 1 | `temperature` is 1/scale; 1/9 | the paper |
+| `proxy_nca_pp` | drops rows whose softmax underflows; NaN if all do | keeps them | is a bug: they are the hardest |
+| `proxy_nca` | `ProxyNCALoss`: own proxy in the denominator | not in it | the paper |
+| `p2s_grad` | mean over classes too | ½ of the sum over classes | the paper's gradient |
+| `p2s_grad` | gradient of `W` along `W`; NaN for a zero row | none; finite | is a bug: length not in the graph |
+| `sub_center_outliers` | rows and prototypes [d, c] | a mask of rows, numbers of prototypes | static shapes |
+| `sub_center_outliers` | a class without rows: memory as it was | its first prototype | is a bug: not initialised |
 
 Miners: `AngularMiner` takes embeddings as they are, `mining.angular` the distances of the loss; `HDCMiner` breaks ties,
 `mining.hard_fraction` keeps them; `TripletMarginMiner` and `AngularMiner` return triplets, ours the pairs in them.

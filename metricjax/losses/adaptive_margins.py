@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Integer, Key
 
 from metricjax import similarities
 from metricjax.anchors import existing
@@ -82,7 +82,7 @@ def _curricular_others(scores, own, scale, margin, progress):
 
 def curricularface(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     state: Float[Array, ""] | None = None,
     *,
@@ -129,7 +129,7 @@ def _others_at_scale(scores, own, row, scale, *hyper):
 
 def adaface(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     state: Float[Array, "2"] | None = None,
     *,
@@ -177,7 +177,7 @@ def _row_margin_target(own, margin, scale, easy_margin):
 
 def magface(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     *,
     scale: ArrayLike = 64.0,
@@ -222,7 +222,7 @@ def _row_offset_target(own, margin, scale, easy_margin):
 
 def elasticface(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     key: Key[Array, ""],
     *,
@@ -284,7 +284,7 @@ def _nothing(own, *hyper):
 
 def adacos(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     state: Float[Array, ""] | None = None,
     **options: Unpack[SoftmaxOptions],

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Integer
 
 from metricjax.anchors import existing
 from metricjax.checks import check_class_batch
@@ -28,7 +28,7 @@ def _as_it_is(own):
 
 def center(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     centers: Float[Array, "c d"],
     **options: Unpack[PrototypeOptions],
 ) -> Loss:
@@ -52,7 +52,7 @@ def center(
 def update_centers(
     centers: Float[Array, "c d"],
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     *,
     rate: ArrayLike = 0.5,
     where: Bool[Array, " n"] | None = None,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from metricjax import distances
 from metricjax.anchors import AnchorOptions, existing, over_anchors
@@ -37,7 +37,7 @@ def _own_or_another(anchor: Int[Array, " 2"], column: Int[Array, " 3"]) -> tuple
 
 def centroid_triplet(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     *,
     margin: ArrayLike | None = 0.5,
     hardest: bool = False,
@@ -101,7 +101,7 @@ def _with_centroids(axis_name, embeddings, labels, where):
     }
 
 
-def _first_of_class(labels: Int[Array, " n"], where: Bool[Array, " n"]) -> Int[Array, " n"]:
+def _first_of_class(labels: Integer[Array, " n"], where: Bool[Array, " n"]) -> Int[Array, " n"]:
     """The first row of each row's class; rows that do not exist have classes of their own."""
     order = jnp.lexsort((labels, ~where)).astype(jnp.int32)
     ordered, there = labels[order], where[order]

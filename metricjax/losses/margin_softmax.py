@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from metricjax import similarities
 from metricjax.anchors import existing
@@ -49,7 +49,7 @@ def with_gradient(own, changed, gradient: Gradient):
 
 def softmax(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     *,
     bias: Float[Array, " c"] | None = None,
@@ -76,7 +76,7 @@ def softmax(
 
 def normalized_softmax(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     *,
     temperature: ArrayLike = 0.05,
@@ -102,7 +102,7 @@ def _cosface_target(own, scale, margin):
 
 def cosface(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     *,
     scale: ArrayLike = 64.0,
@@ -132,7 +132,7 @@ def _arcface_target(own, scale, margin, easy_margin, gradient):
 
 def arcface(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     *,
     scale: ArrayLike = 64.0,
@@ -165,7 +165,7 @@ def _combined_target(own, scale, times, angle, offset):
 
 def combined_margin(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     *,
     scale: ArrayLike = 64.0,
@@ -197,7 +197,7 @@ def _nearest(scores, *hyper):
 
 def sub_center_arcface(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c k d"],
     *,
     scale: ArrayLike = 64.0,
@@ -232,7 +232,7 @@ class SubCenters(NamedTuple):
 @jax.jit(inline=True)
 def sub_center_outliers(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c k d"],
     *,
     angle: ArrayLike = 5 * math.pi / 12,
@@ -274,7 +274,7 @@ def _circle_others(scores, own, scale, margin):
 
 def circle_class(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     *,
     scale: ArrayLike = 256.0,

@@ -4,7 +4,7 @@ from typing import Literal, Unpack
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from metricjax import similarities
 from metricjax.anchors import existing
@@ -48,7 +48,7 @@ def _as_they_are(scores, *rows_and_hyper):
 
 def large_margin_softmax(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     *,
     margin: ArrayLike = 4.0,
@@ -83,7 +83,7 @@ def _times_length(scores, own, length, *hyper):
 
 def sphereface(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     *,
     margin: ArrayLike = 4.0,
@@ -145,7 +145,7 @@ def _r2_others(scores, own, scale, margin, gradient):
 
 def sphereface_r(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     *,
     scale: ArrayLike = 30.0,
@@ -193,7 +193,7 @@ def _two_others(scores, own, scale, margin, power, balance, bias):
 
 def sphereface2(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     *,
     scale: ArrayLike = 40.0,

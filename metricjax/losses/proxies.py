@@ -5,7 +5,7 @@ from typing import Any, Unpack
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from metricjax import similarities
 from metricjax.anchors import Mean, over_anchors
@@ -26,7 +26,7 @@ def _minus_chords(scores, own, *hyper):
 
 def proxy_nca(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     **options: Unpack[PrototypeOptions],
 ) -> Loss:
@@ -47,7 +47,7 @@ def proxy_nca(
 
 def proxy_nca_pp(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     *,
     temperature: ArrayLike = 1 / 9,
@@ -76,7 +76,7 @@ def _anchor_rows(scores, positives, negatives, scale, margin):
 
 def proxy_anchor(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     *,
     scale: ArrayLike = 32.0,
@@ -131,7 +131,7 @@ def _soft_triple_others(scores, own, scale, gamma, margin):
 
 def soft_triple(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c k d"],
     *,
     scale: ArrayLike = 20.0,
@@ -167,7 +167,7 @@ def _half_squares(scores, own):
 
 def p2s_grad(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     **options: Unpack[PrototypeOptions],
 ) -> Loss:
@@ -196,7 +196,7 @@ def _uniface_others(scores, own, scale, margin, bias, balance):
 
 def uniface(
     embeddings: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     prototypes: Float[Array, "c d"],
     *,
     scale: ArrayLike = 64.0,
@@ -219,6 +219,6 @@ def uniface(
     >>> float(uniface(jnp.eye(2)[:1], jnp.array([0]), jnp.eye(2), scale=1.0, margin=0.0, bias=0.0))  # and log 2
     1.0064
     """
-    bias = jnp.log(10.0 * class_count(prototypes, options)) if bias is None else bias
+    bias = jnp.log(10 * jnp.asarray(class_count(prototypes, options), float)) if bias is None else bias
     arrays, similarity = (embeddings, labels, prototypes, scale, margin, bias, balance), similarities.cosine
     return over_prototypes(_uniface_target, _uniface_others, *arrays, similarity=similarity, join="sum", **options)
