@@ -18,6 +18,7 @@ from metricjax.anchors import over_triplets as over_triplets
 from metricjax.composition import matryoshka as matryoshka
 from metricjax.composition import weighted_sum as weighted_sum
 from metricjax.mesh import over_mesh as over_mesh
+from metricjax.prototypes import over_prototypes as over_prototypes
 from metricjax.reductions import with_count as with_count
 
 _WITH_EXTRAS = ("data", "encoders", "plots", "transforms")  # imported on first use, each needs an extra

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import metricjax as mj
 from tests import two_processes
-from tests.cases import PAIRS, PATHS
+from tests.cases import CLASSES, PAIRS, PATHS
 
 SPLIT, WHOLE = PartitionSpec("data"), PartitionSpec()
 Z = jnp.asarray(np.random.default_rng(0).standard_normal((32, 4)), jnp.float32)
@@ -132,11 +132,19 @@ def test_two_processes_equal_one():
     ]
     printed = [process.communicate(timeout=300) for process in started]
     z, y, where = map(jnp.asarray, two_processes.batch())
+    w, count = jnp.asarray(two_processes.prototypes()), two_processes.COUNT
     for process, (out, error) in zip(started, printed, strict=True):
         assert process.returncode == 0, error
         lines = dict(line.split(" ", 1) for line in out.splitlines() if not line.startswith("["))
-        assert tuple(lines) == two_processes.NAMES
-        for name, numbers in lines.items():
-            value, *gradient = map(float, numbers.split())
+        assert tuple(lines) == (*two_processes.NAMES, *two_processes.OVER_CLASSES)
+        for name in two_processes.NAMES:
+            value, *gradient = map(float, lines[name].split())
             f = jax.value_and_grad(lambda z, case=PAIRS[name]: case(z, y, where=where))
             assert_same((value, np.reshape(gradient, z.shape)), f(z))
+        for name in two_processes.OVER_CLASSES:
+            value, *gradient = map(float, lines[name].split())
+            f = jax.value_and_grad(
+                lambda z, w, case=CLASSES[name]: case(z, y, w, where=where, num_classes=count), (0, 1)
+            )
+            gradients = np.reshape(gradient[: z.size], z.shape), np.reshape(gradient[z.size :], w.shape)
+            assert_same((value, gradients), f(z, w))

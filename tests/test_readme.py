@@ -34,6 +34,6 @@ def test_table_lists_every_loss_with_its_defaults():
     assert {name for name, _, _ in rows} == public - NOT_LOSSES
     for name, _, defaults in rows:
         f = mj.losses.update_centers if name == "center" else getattr(mj.losses, name)
-        for parameter, text in re.findall(r"`(\w+)=([\w.]+)`", defaults):
+        for parameter, text in re.findall(r"`(\w+)=([^`]+)`", defaults):
             expected = inspect.signature(f).parameters[parameter].default
             assert eval(text, vars(mj)) == expected, (name, parameter)
