@@ -52,7 +52,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A pass over the other classes: blocks of `size` classes, and which sums of the logits are wanted."""
+    """A pass over the other classes: blocks of `size` classes, and which sums of the logits are wanted.
+
+    Sums are log Σ exp, if `exponential`, and Σ and how many there are, if `plain`; [n] each.
+    """
 
     scores: Scores
     others: Callable[..., Array]
@@ -83,15 +86,18 @@ class Sweep:
 
 
 def dense(sweep: Sweep, x, prototypes, own, real, rows, hyper):
-    """log Σ exp and Σ of the logits of all other classes, [n] each."""
+    """The sums over all other classes at once."""
     z, counts = sweep.logits(x, prototypes, own, real, rows, hyper)
-    log_total = logsumexp(z, counts) if sweep.exponential else None
-    return log_total, jnp.sum(jnp.where(counts, z, 0), axis=-1) if sweep.plain else None
+    return logsumexp(z, counts) if sweep.exponential else None, _plain(z, counts) if sweep.plain else None
+
+
+def _plain(z, counts):
+    return jnp.sum(jnp.where(counts, z, 0), axis=-1), jnp.sum(counts, axis=-1, dtype=z.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def in_blocks(sweep: Sweep, x, prototypes, own, real, rows, hyper):
-    """`dense`, a block of classes at a time."""
+    """`dense`, for a block of classes at a time."""
     nothing = jnp.zeros(len(x), x.dtype)
 
     def step(carry, start, size):
@@ -103,10 +109,10 @@ def in_blocks(sweep: Sweep, x, prototypes, own, real, rows, hyper):
             terms = jnp.exp(jnp.where(counts, z - base[:, None], -jnp.inf))
             top, exponential = now, exponential * jnp.exp(top - base) + jnp.sum(terms, axis=-1)
         if sweep.plain:
-            plain += jnp.sum(jnp.where(counts, z, 0), axis=-1)
+            plain = jax.tree.map(jnp.add, plain, _plain(z, counts))
         return top, exponential, plain
 
-    start = varying((nothing - jnp.inf, nothing, nothing, x))[:3]
+    start = varying((nothing - jnp.inf, nothing, (nothing, nothing), x))[:3]
     top, exponential, plain = sweep.fold(step, start, len(prototypes))
     some = exponential > 0
     log_total = jnp.where(some, jnp.where(some, top, 0) + jnp.log(jnp.where(some, exponential, 1)), -jnp.inf)
@@ -132,7 +138,7 @@ def _backward(sweep: Sweep, kept, cotangents):
         if sweep.exponential:
             dz += to_log[:, None] * jnp.exp(jnp.where(counts, z - finite, -jnp.inf))
         if sweep.plain:
-            dz += jnp.where(counts, to_plain[:, None], 0)
+            dz += jnp.where(counts, to_plain[0][:, None], 0)
         dx, dw, *rest = pull(dz)
         sums = jax.tree.map(jnp.add, sums, (dx, *rest))
         return sums, lax.dynamic_update_slice_in_dim(whole, dw, start, axis=0)

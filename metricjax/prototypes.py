@@ -68,7 +68,7 @@ class PrototypeOptions(TypedDict, total=False):
 class SoftmaxOptions(PrototypeOptions, total=False):
     """Options of class-based losses that are a softmax cross-entropy: `PrototypeOptions`, and
 
-    label_smoothing: ε, for the target distribution (1 − ε) [j = y] + ε / c over the c classes.
+    label_smoothing: ε, for the target distribution (1 − ε) [j = y] + ε / c over the c classes that take part.
     """
 
     label_smoothing: ArrayLike | None
@@ -179,17 +179,16 @@ def _over_prototypes(how: Settings, arrays, hyper):
     if how.others is not None:
         sweep = Sweep(scores, how.others, size, how.join != "sum", how.join == "sum" or smoothing is not None)
         arguments = (all_x, prototypes, to.own, to.real, (own, *all_rows), hyper)
-        log_total, plain_total = (dense if size is None else in_blocks)(sweep, *arguments)
-        rest = _log_joined(log_total, n, axis) if sweep.exponential else mine(_joined(plain_total, axis))
+        log_total, plain = (dense if size is None else in_blocks)(sweep, *arguments)
+        plain_total, number = jax.tree.map(mine, _joined(plain, axis)) if sweep.plain else (jnp.nan, 0)
+        rest = _log_joined(log_total, n, axis) if sweep.exponential else plain_total
         if how.join == "log_odds":
             some = jnp.isfinite(rest)
             total = jnp.where(some, jnp.where(some, rest, 0) - logit, 0)
         else:
             total = softplus(rest - logit) if how.join == "softmax" else logit + rest
         if smoothing is not None:
-            count = len(prototypes) if to.real is None else jnp.sum(to.real)
-            count = _joined(jnp.asarray(count, x.dtype), axis)
-            total += smoothing * (logit - (mine(_joined(plain_total, axis)) + logit) / count)
+            total += smoothing * (logit - (plain_total + logit) / (number + 1))
     exists = mine(to.known) if where is None else where & mine(to.known)
     mean = Mean(jnp.where(exists, total, 0), exists.astype(x.dtype))
     return reduced((mean,), None if weights is None else weights.astype(x.dtype), how.reduction, axis)
