@@ -21,7 +21,11 @@ from metricjax.problems import unwrapped
 
 def take(prototypes, index):
     """Some rows, and all."""
-    return prototypes[index], prototypes
+    return jax.tree.map(lambda a: a[index], prototypes), prototypes
+
+
+def how_many(prototypes) -> int:
+    return len(jax.tree.leaves(prototypes)[0])
 
 
 @jax.custom_vjp
@@ -32,7 +36,7 @@ def take_and_pass(prototypes, index):
 
 def _add_into(index, cotangents):
     some, every = cotangents
-    return every.at[index].add(some), None
+    return jax.tree.map(lambda a, rows: a.at[index].add(rows), every, some), None
 
 
 take_and_pass.defvjp(lambda prototypes, index: (take(prototypes, index), index), _add_into)
@@ -40,13 +44,14 @@ take_and_pass.defvjp(lambda prototypes, index: (take(prototypes, index), index),
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of embedded rows against prototypes [c, d], or [c, k, d] with a pool."""
+    """Scores of embedded rows against prototypes [c, d], or [c, k, d] with a pool, or (prototypes, biases [c])."""
 
     similarity: Pairwise
     pool: Callable[..., Array] | None
 
     def __call__(self, x, w, hyper) -> Float[Array, "n c"]:
-        one = lambda w: self.similarity.compare(x, self.similarity.embed(w.astype(x.dtype)))
+        wide = lambda w: jax.tree.map(lambda a: a.astype(x.dtype), w)
+        one = lambda w: self.similarity.compare(x, self.similarity.embed(wide(w)))
         return one(w) if self.pool is None else self.pool(jax.vmap(one, 1)(w), *hyper)
 
 
@@ -67,14 +72,14 @@ class Sweep:
         """Logits [n, b] of some classes, and which of them count for which row."""
         ignore_above, _, *own_hyper = unwrapped(hyper)
         scores = self.scores(x, w, own_hyper)
-        counts = jnp.arange(len(w), dtype=jnp.int32)[None] != own[:, None]
+        counts = jnp.arange(scores.shape[1], dtype=jnp.int32)[None] != own[:, None]
         counts = counts if real is None else counts & real[None]
         counts = counts if ignore_above is None else counts & (scores <= ignore_above)
         return self.others(scores, *(a[:, None] for a in rows), *own_hyper), counts
 
     def block(self, start, size, prototypes, own, real):
         """Prototypes, positions of targets and mask of `size` classes from `start` on."""
-        part = lambda a: None if a is None else lax.dynamic_slice_in_dim(a, start, size)
+        part = lambda tree: jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), tree)
         return part(prototypes), own - start, part(real)
 
     def fold(self, step, carry, classes: int):
@@ -113,7 +118,7 @@ def in_blocks(sweep: Sweep, x, prototypes, own, real, rows, hyper):
         return top, exponential, plain
 
     start = varying((nothing - jnp.inf, nothing, (nothing, nothing), x))[:3]
-    top, exponential, plain = sweep.fold(step, start, len(prototypes))
+    top, exponential, plain = sweep.fold(step, start, how_many(prototypes))
     some = exponential > 0
     log_total = jnp.where(some, jnp.where(some, top, 0) + jnp.log(jnp.where(some, exponential, 1)), -jnp.inf)
     return log_total if sweep.exponential else None, plain if sweep.plain else None
@@ -141,10 +146,11 @@ def _backward(sweep: Sweep, kept, cotangents):
             dz += jnp.where(counts, to_plain[0][:, None], 0)
         dx, dw, *rest = pull(dz)
         sums = jax.tree.map(jnp.add, sums, (dx, *rest))
-        return sums, lax.dynamic_update_slice_in_dim(whole, dw, start, axis=0)
+        put = lambda a, block: lax.dynamic_update_slice_in_dim(a, block, start, axis=0)
+        return sums, jax.tree.map(put, whole, dw)
 
     zeros = varying((jax.tree.map(jnp.zeros_like, ((x, rows, hyper), prototypes)), x))[0]
-    (dx, drows, dhyper), dw = sweep.fold(step, zeros, len(prototypes))
+    (dx, drows, dhyper), dw = sweep.fold(step, zeros, how_many(prototypes))
     return dx, dw, None, None, drows, dhyper
 
 

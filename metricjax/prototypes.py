@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from metricjax.anchors import Mean, existing, static_or_traced
 from metricjax.checks import check_class_batch
-from metricjax.class_blocks import Scores, Sweep, dense, in_blocks, take, take_and_pass
+from metricjax.class_blocks import Scores, Sweep, dense, how_many, in_blocks, take, take_and_pass
 from metricjax.classes import add_classes as add_classes
 from metricjax.classes import class_means as class_means
 from metricjax.classes import none_unknown
@@ -79,7 +79,7 @@ def over_prototypes(
     others: Callable[..., Array] | None,
     embeddings: Float[Array, "n d"],
     labels: Integer[Array, " n"],
-    prototypes: Float[Array, "c *k d"],
+    prototypes: Float[Array, "c *k d"] | tuple[Float[Array, "c d"], Float[Array, " c"]],
     *hyper: Any,
     similarity: Pairwise,
     rows: tuple[Float[Array, " n"], ...] = (),
@@ -97,6 +97,7 @@ def over_prototypes(
 
     Without `others` it is t alone. `rows` are numbers of each row that both functions get before the hyper-parameters.
     Several prototypes of each class [c, k, d] have their scores pooled by `pool(scores [k, n, c], *hyper) -> [n, c]`.
+    A pair (prototypes, biases [c]) goes to a similarity that knows what to do with it.
 
     >>> import jax.numpy as jnp, metricjax as mj
     >>> def scaled(scores, own, scale): return scale * scores
@@ -113,8 +114,8 @@ def over_prototypes(
     where, weights, classes = (given.pop(name, None) for name in ("where", "weights", "classes"))
     limits = [given.pop(name, None) for name in ("ignore_above", "label_smoothing")]
     how = Settings(target, others, similarity, pool, join, **given)
-    check_class_batch(embeddings, labels, prototypes, where, weights, classes, pool is not None)
-    how.check(len(prototypes), classes is not None, limits[1] is not None)
+    check_class_batch(embeddings, labels, jax.tree.leaves(prototypes)[0], where, weights, classes, pool is not None)
+    how.check(how_many(prototypes), classes is not None, limits[1] is not None)
     arrays = (embeddings, labels, prototypes, where, weights, classes, tuple(jnp.asarray(a) for a in rows))
     return _over_prototypes(how, arrays, static_or_traced((*limits, *hyper), embeddings))
 
@@ -163,15 +164,16 @@ def _over_prototypes(how: Settings, arrays, hyper):
     axis, n = how.axis_name, len(embeddings)
     x = how.similarity.embed(existing(widen(embeddings), where))
     rows = tuple(existing(a.astype(x.dtype), where) for a in rows)
-    x, rows, hyper = varying(((x, rows, hyper), prototypes[:1]))[0]
+    x, rows, hyper = varying(((x, rows, hyper), jax.tree.leaves(prototypes)[0][:1]))[0]
     everyone = (x, labels, rows) if axis is None else lax.all_gather((x, labels, rows), axis, tiled=True)
     all_x, all_labels, all_rows = everyone
-    to = targets(all_labels, len(prototypes), classes, how.num_classes, axis)
+    to = targets(all_labels, how_many(prototypes), classes, how.num_classes, axis)
     _, smoothing, *own_hyper = unwrapped(hyper)
-    size = _block_size(how, len(all_x), len(prototypes))
+    size = _block_size(how, len(all_x), how_many(prototypes))
     own_rows, prototypes = (take if size is None else take_and_pass)(prototypes, jnp.maximum(to.own, 0))
     scores = Scores(how.similarity, how.pool)
-    here = jax.vmap(lambda x, w: scores(x[None], w[None], own_hyper)[0, 0])(all_x, own_rows)
+    alone = lambda tree: jax.tree.map(lambda a: a[None], tree)
+    here = jax.vmap(lambda x, w: scores(alone(x), alone(w), own_hyper)[0, 0])(all_x, own_rows)
     own = varying((_joined(jnp.where(to.own >= 0, here, 0), axis), x))[0]
     mine = partial(_mine, n=n, axis=axis)
     logit = how.target(mine(own), *rows, *own_hyper)

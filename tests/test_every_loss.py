@@ -125,7 +125,10 @@ def test_class_loss_equals_the_oracle(case):
 def test_softmax_with_bias_equals_the_oracle(rng):
     z, y, prototypes = batch()
     bias = jnp.asarray(rng.standard_normal(C), jnp.float32)
-    close(mj.losses.softmax(z, y, prototypes, bias=bias), np.mean(oracle.softmax(z, y, prototypes, bias)))
+    f = lambda bias, size: mj.losses.softmax(z, y, prototypes, bias=bias, block_size=size)
+    for size in (None, 2):
+        close(f(bias, size), np.mean(oracle.softmax(z, y, prototypes, bias)))
+    close(jax.grad(f)(bias, 2), jax.grad(f)(bias, None))
 
 
 def test_update_centers_equals_the_oracle():

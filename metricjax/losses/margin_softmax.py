@@ -13,6 +13,7 @@ from metricjax import similarities
 from metricjax.anchors import existing
 from metricjax.checks import check_class_batch
 from metricjax.numerics import normalize, safe_sqrt, widen
+from metricjax.pairwise import pairwise
 from metricjax.prototypes import SoftmaxOptions, over_prototypes, targets
 from metricjax.reductions import Loss
 
@@ -47,6 +48,12 @@ def with_gradient(own, changed, gradient: Gradient):
     return changed if gradient == "exact" else own + lax.stop_gradient(changed - own)
 
 
+@pairwise(symmetric=False)
+def _affine(x, weights_and_bias):
+    weights, bias = weights_and_bias
+    return similarities.dot.compare(x, weights) + bias[None]
+
+
 def softmax(
     embeddings: Float[Array, "n d"],
     labels: Integer[Array, " n"],
@@ -66,12 +73,10 @@ def softmax(
     if bias is not None:
         if bias.shape != prototypes.shape[:1]:
             raise ValueError(f"bias has shape {bias.shape}; wanted one value for each of {len(prototypes)} prototypes")
-        one = jnp.ones((len(embeddings), 1), embeddings.dtype)
-        embeddings = jnp.concatenate([embeddings, one], axis=1)
-        prototypes = jnp.concatenate([prototypes, bias[:, None].astype(prototypes.dtype)], axis=1)
-    return over_prototypes(
-        scaled, others_scaled, embeddings, labels, prototypes, 1.0, similarity=similarities.dot, **options
-    )
+        affine = (prototypes, bias)
+        return over_prototypes(scaled, others_scaled, embeddings, labels, affine, 1.0, similarity=_affine, **options)
+    similarity = similarities.dot
+    return over_prototypes(scaled, others_scaled, embeddings, labels, prototypes, 1.0, similarity=similarity, **options)
 
 
 def normalized_softmax(
