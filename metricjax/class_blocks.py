@@ -93,7 +93,7 @@ class Sweep:
 def dense(sweep: Sweep, x, prototypes, own, real, rows, hyper):
     """The sums over all other classes at once."""
     z, counts = sweep.logits(x, prototypes, own, real, rows, hyper)
-    return logsumexp(z, counts) if sweep.exponential else None, _plain(z, counts) if sweep.plain else None
+    return logsumexp(z, counts) if sweep.exponential else None, _plain(z, counts) if sweep.plain else (None, None)
 
 
 def _plain(z, counts):
@@ -121,7 +121,7 @@ def in_blocks(sweep: Sweep, x, prototypes, own, real, rows, hyper):
     top, exponential, plain = sweep.fold(step, start, how_many(prototypes))
     some = exponential > 0
     log_total = jnp.where(some, jnp.where(some, top, 0) + jnp.log(jnp.where(some, exponential, 1)), -jnp.inf)
-    return log_total if sweep.exponential else None, plain if sweep.plain else None
+    return log_total if sweep.exponential else None, plain if sweep.plain else (None, None)
 
 
 def _forward(sweep: Sweep, *arguments):

@@ -181,19 +181,27 @@ def _over_prototypes(how: Settings, arrays, hyper):
     if how.others is not None:
         sweep = Sweep(scores, how.others, size, how.join != "sum", how.join == "sum" or smoothing is not None)
         arguments = (all_x, prototypes, to.own, to.real, (own, *all_rows), hyper)
-        log_total, plain = (dense if size is None else in_blocks)(sweep, *arguments)
-        plain_total, number = jax.tree.map(mine, _joined(plain, axis)) if sweep.plain else (jnp.nan, 0)
-        rest = _log_joined(log_total, n, axis) if sweep.exponential else plain_total
-        if how.join == "log_odds":
-            some = jnp.isfinite(rest)
-            total = jnp.where(some, jnp.where(some, rest, 0) - logit, 0)
-        else:
-            total = softplus(rest - logit) if how.join == "softmax" else logit + rest
-        if smoothing is not None:
-            total += smoothing * (logit - (plain_total + logit) / (number + 1))
+        log_sum, plain = (dense if size is None else in_blocks)(sweep, *arguments)
+        log_sum = _log_joined(log_sum, n, axis) if sweep.exponential else None
+        plain = jax.tree.map(mine, _joined(plain, axis))
+        total = _total(how.join, logit, log_sum, plain, smoothing)
     exists = mine(to.known) if where is None else where & mine(to.known)
     mean = Mean(jnp.where(exists, total, 0), exists.astype(x.dtype))
     return reduced((mean,), None if weights is None else weights.astype(x.dtype), how.reduction, axis)
+
+
+def _total(join: str, logit, log_sum, plain, smoothing):
+    """Each row's total: of its target's logit, and log Σ exp, Σ and number of the logits of other classes."""
+    plain_sum, number = plain
+    if join == "sum":
+        return logit + plain_sum
+    if join == "log_odds":
+        some = jnp.isfinite(log_sum)
+        return jnp.where(some, jnp.where(some, log_sum, 0) - logit, 0)
+    cross_entropy = softplus(log_sum - logit)
+    if smoothing is None:
+        return cross_entropy
+    return cross_entropy + smoothing * (logit - (plain_sum + logit) / (number + 1))
 
 
 def targets(labels, here: int, classes=None, num_classes: int | None = None, axis=None) -> Targets:
