@@ -13,33 +13,44 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from metricjax.numerics import logsumexp
+from metricjax.numerics import logsumexp, widen
 from metricjax.pairwise import Pairwise
 from metricjax.panels import varying
 from metricjax.problems import unwrapped
-
-
-def take(prototypes, index):
-    """Some rows, and all."""
-    return jax.tree.map(lambda a: a[index], prototypes), prototypes
 
 
 def how_many(prototypes) -> int:
     return len(jax.tree.leaves(prototypes)[0])
 
 
+def take(prototypes, index):
+    """Some rows, and all, in at least float32."""
+    wide = jax.tree.map(widen, prototypes)
+    return jax.tree.map(lambda a: a[index], wide), wide
+
+
 @jax.custom_vjp
 def take_and_pass(prototypes, index):
-    """`take`, such that the gradient of some rows is added into that of all, without another array as large."""
-    return take(prototypes, index)
+    """Some rows in at least float32, and all as they are.
+
+    The gradient of some rows is added into that of all, without another array as large. Rows of one class are added up
+    first, so that many of them do not vanish in a bfloat16 sum.
+    """
+    return jax.tree.map(lambda a: widen(a[index]), prototypes), prototypes
 
 
 def _add_into(index, cotangents):
-    some, every = cotangents
-    return jax.tree.map(lambda a, rows: a.at[index].add(rows), every, some), None
+    order = jnp.sort(index)
+    first = jnp.searchsorted(order, index)  # the first place of the row's class
+
+    def add(some, every):
+        sums = jnp.zeros_like(some).at[first].add(some)
+        return every.at[order].add(sums.astype(every.dtype))
+
+    return jax.tree.map(add, *cotangents), None
 
 
-take_and_pass.defvjp(lambda prototypes, index: (take(prototypes, index), index), _add_into)
+take_and_pass.defvjp(lambda prototypes, index: (take_and_pass(prototypes, index), index), _add_into)
 
 
 @dataclass(frozen=True)
@@ -136,8 +147,8 @@ def _backward(sweep: Sweep, kept, cotangents):
 
     def step(carry, start, size):
         sums, whole = carry
-        w, *where = sweep.block(start, size, prototypes, own, real)
-        logits = lambda x, w, rows, hyper: sweep.logits(x, w, *where, rows, hyper)
+        w, *here = sweep.block(start, size, prototypes, own, real)
+        logits = lambda x, w, rows, hyper: sweep.logits(x, w, *here, rows, hyper)
         z, pull, counts = jax.vjp(logits, x, w, rows, hyper, has_aux=True)
         dz = jnp.zeros_like(z)
         if sweep.exponential:

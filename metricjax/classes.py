@@ -27,7 +27,8 @@ def sample(
     A class-based loss then takes `prototypes[classes]` and `classes=classes`, and `transforms.on_rows` updates no other
     rows. With `axis_name`, inside `jax.shard_map` and for prototypes split by class over devices (see
     `PrototypeOptions`), each device samples `count` of its own classes for the labels of all devices: there the rows
-    are `prototypes[classes % len(prototypes)]`, and padding is sampled last; give the loss `num_classes` too.
+    are `prototypes[classes % len(prototypes)]`, and padding is sampled last; give the loss `num_classes` too, and fill
+    prototypes up to the next multiple of the number of devices, no further.
 
     ValueError unless `count` has room for a class of each row.
 
@@ -68,8 +69,9 @@ def _sample(key, labels, where, num_classes, here, count, axis_name):
     return jnp.nonzero(chosen, size=count)[0].astype(jnp.int32) + first
 
 
-def none_unknown(labels, where, num_classes: int) -> Int[Array, " n"]:
-    """Labels of 32 bits or more, −1 where there is none or it is no class."""
+def none_unknown(labels, where=None, num_classes: int | None = None) -> Int[Array, " n"]:
+    """Labels in 32 bits, −1 where there is none or it is no class; any is one without `num_classes`."""
+    num_classes = jnp.iinfo(jnp.int32).max if num_classes is None else num_classes
     if jnp.iinfo(labels.dtype).max < num_classes:  # which could not be compared in their dtype
         labels = labels.astype(jnp.int32)
     known = (labels >= 0) & (labels < num_classes)
@@ -110,7 +112,8 @@ def _class_means(embeddings, labels, where, num_classes, on_sphere):
     labels = none_unknown(labels, where, num_classes)
     index = jnp.where(labels < 0, num_classes, labels)
     total = lambda a: jnp.zeros((num_classes, *a.shape[1:]), x.dtype).at[index].add(a, mode="drop")
-    means = normalize(total(normalize(x))) if on_sphere else total(x) / jnp.maximum(total(jnp.ones(len(x))), 1)[:, None]
+    count = jnp.maximum(total(jnp.ones(len(x), x.dtype)), 1)
+    means = normalize(total(normalize(x))) if on_sphere else total(x) / count[:, None]
     return means.astype(embeddings.dtype)
 
 

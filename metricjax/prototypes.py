@@ -27,11 +27,11 @@ from metricjax.classes import add_classes as add_classes
 from metricjax.classes import class_means as class_means
 from metricjax.classes import none_unknown
 from metricjax.classes import sample as sample
-from metricjax.numerics import logsumexp, softplus, widen
+from metricjax.numerics import logsumexp, norm, softplus, widen
 from metricjax.pairwise import Pairwise
 from metricjax.panels import varying
 from metricjax.problems import unwrapped
-from metricjax.reductions import Loss, quotient, reduced
+from metricjax.reductions import Loss, as_mean, quotient, reduced
 
 _DENSE = 2**22  # scores up to which "auto" stays dense, which is faster
 _BLOCK = 2**19  # scores in one block above that
@@ -41,13 +41,13 @@ class PrototypeOptions(TypedDict, total=False):
     """Options of every class-based loss.
 
     where: [n] bool, rows that exist; a padded batch gives exactly the value and gradient of the unpadded one. A row
-        whose label is no class (−1, say) counts as not existing.
+        whose label is no class (−1, say) counts as not existing; its numbers must be finite.
     weights: [n], multiplies each row's total and count.
     reduction: function of the `Mean` of [n] totals and counts; default Σ total / Σ count.
     block_size: classes at a time, of which no more scores are held; "auto" (default: dense up to 4 million scores,
         blocks above), an int, or None (always dense: also forward mode and second derivatives).
     axis_name: mesh axis (or axes) inside `jax.shard_map`, over which rows are split, and prototypes by class: device i
-        holds classes i·c to (i + 1)·c − 1. Embeddings and labels are gathered, two numbers a row are exchanged, and the
+        holds classes i·c to (i + 1)·c − 1. Embeddings and labels are gathered, a few numbers a row are summed, and the
         gradient of prototypes stays on its device: value and gradient are those of one device.
     num_classes: how many classes there are; rows of prototypes from there on are padding. Default: all rows.
     classes: [c] int, ids of the prototypes given where they are a sample of all (see `sample`), each once.
@@ -112,12 +112,12 @@ def over_prototypes(
         raise TypeError(f"unknown options {unknown}; besides its own, a class-based loss takes {sorted(known)}")
     given = dict[str, Any](options)
     where, weights, classes = (given.pop(name, None) for name in ("where", "weights", "classes"))
-    limits = [given.pop(name, None) for name in ("ignore_above", "label_smoothing")]
+    ignore_above, smoothing = (given.pop(name, None) for name in ("ignore_above", "label_smoothing"))
     how = Settings(target, others, similarity, pool, join, **given)
     check_class_batch(embeddings, labels, jax.tree.leaves(prototypes)[0], where, weights, classes, pool is not None)
-    how.check(how_many(prototypes), classes is not None, limits[1] is not None)
+    how.check(how_many(prototypes), classes is not None, smoothing is not None)
     arrays = (embeddings, labels, prototypes, where, weights, classes, tuple(jnp.asarray(a) for a in rows))
-    return _over_prototypes(how, arrays, static_or_traced((*limits, *hyper), embeddings))
+    return _over_prototypes(how, arrays, static_or_traced((ignore_above, smoothing, *hyper), embeddings))
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Settings:
             raise ValueError(f"num_classes is {number}; wanted 1 to {most}, the number of prototypes")
         if not (self.block_size in (None, "auto") or (isinstance(self.block_size, int) and self.block_size > 0)):
             raise ValueError(f"block_size is {self.block_size!r}; wanted 'auto', None or a positive int")
-        if smooth and self.join != "softmax":
+        if smooth and (self.join != "softmax" or self.others is None):
             raise TypeError("label_smoothing is for losses that are a softmax cross-entropy, which this one is not")
 
 
@@ -165,11 +165,11 @@ def _over_prototypes(how: Settings, arrays, hyper):
     x = how.similarity.embed(existing(widen(embeddings), where))
     rows = tuple(existing(a.astype(x.dtype), where) for a in rows)
     x, rows, hyper = varying(((x, rows, hyper), jax.tree.leaves(prototypes)[0][:1]))[0]
-    everyone = (x, labels, rows) if axis is None else lax.all_gather((x, labels, rows), axis, tiled=True)
-    all_x, all_labels, all_rows = everyone
+    of_all = lambda tree: tree if axis is None else lax.all_gather(tree, axis, tiled=True)
+    all_x, all_labels, all_rows = of_all((x, labels, rows))
     to = targets(all_labels, how_many(prototypes), classes, how.num_classes, axis)
     _, smoothing, *own_hyper = unwrapped(hyper)
-    size = _block_size(how, len(all_x), how_many(prototypes))
+    size = _block_size(how, len(all_x), x.shape[1], how_many(prototypes))
     own_rows, prototypes = (take if size is None else take_and_pass)(prototypes, jnp.maximum(to.own, 0))
     scores = Scores(how.similarity, how.pool)
     alone = lambda tree: jax.tree.map(lambda a: a[None], tree)
@@ -183,7 +183,7 @@ def _over_prototypes(how: Settings, arrays, hyper):
         arguments = (all_x, prototypes, to.own, to.real, (own, *all_rows), hyper)
         log_sum, plain = (dense if size is None else in_blocks)(sweep, *arguments)
         log_sum = _log_joined(log_sum, n, axis) if sweep.exponential else None
-        plain = jax.tree.map(mine, _joined(plain, axis))
+        plain = mine(_joined(plain, axis))
         total = _total(how.join, logit, log_sum, plain, smoothing)
     exists = mine(to.known) if where is None else where & mine(to.known)
     mean = Mean(jnp.where(exists, total, 0), exists.astype(x.dtype))
@@ -209,23 +209,23 @@ def targets(labels, here: int, classes=None, num_classes: int | None = None, axi
     if classes is None:
         devices, index = (1, 0) if axis is None else (lax.axis_size(axis), lax.axis_index(axis))
         first, limit = index * here, here * devices if num_classes is None else num_classes
-        position = none_unknown(labels, None, limit) - first
-        own = jnp.where((position >= 0) & (position < here) & (labels >= 0), position, -1)
+        position = none_unknown(labels, num_classes=limit) - first
+        own = jnp.where((position >= 0) & (position < here), position, -1)
         real = None if num_classes is None else jnp.arange(here, dtype=jnp.int32) + first < limit
     else:
-        limit = jnp.iinfo(jnp.int32).max if num_classes is None else num_classes
-        classes = none_unknown(classes, None, limit)
-        matches = none_unknown(labels, None, limit)[:, None] == classes[None]
+        classes, labels = (none_unknown(a, num_classes=num_classes) for a in (classes, labels))
+        order = jnp.argsort(classes).astype(jnp.int32)
+        nearest = order[jnp.minimum(jnp.searchsorted(classes[order], labels), here - 1)]
+        own = jnp.where((labels >= 0) & (classes[nearest] == labels), nearest, -1)
         real = classes >= 0
-        own = jnp.max(jnp.where(matches & real[None], jnp.arange(here, dtype=jnp.int32)[None], -1), axis=1)
     return Targets(own, _joined((own >= 0).astype(jnp.int32), axis) > 0, real)
 
 
-def _block_size(how: Settings, n: int, c: int) -> int | None:
+def _block_size(how: Settings, n: int, d: int, c: int) -> int | None:
     """Classes in a block, None for the dense form."""
     if isinstance(how.block_size, int):
         return min(how.block_size, c)
-    if how.block_size is None or n * c <= _DENSE:
+    if how.block_size is None or max(n, d) * c <= _DENSE:  # the dense form holds a copy of the prototypes too
         return None
     return min(c, max(64, _BLOCK // n // 64 * 64))
 
@@ -238,9 +238,10 @@ def _joined(a, axis):
     return a if axis is None else lax.psum(a, axis)
 
 
-def _mine(a, n: int, axis):
+def _mine(tree, n: int, axis):
     """This device's rows, of numbers of all."""
-    return a if axis is None else lax.dynamic_slice_in_dim(a, lax.axis_index(axis) * n, n)
+    mine = lambda a: lax.dynamic_slice_in_dim(a, lax.axis_index(axis) * n, n)
+    return tree if axis is None else jax.tree.map(mine, tree)
 
 
 def _log_joined(a: Float[Array, " all"], n: int, axis) -> Float[Array, " n"]:
@@ -266,11 +267,16 @@ def gathered(
     """`values(own, *rows)` of the rows of all devices, and which of them count, whatever their weights."""
     scope = {name: options[name] for name in ("where", "axis_name", "num_classes", "classes") if name in options}
     arrays = (embeddings, labels, prototypes)
-    return over_prototypes(values, None, *arrays, rows=rows, similarity=similarity, reduction=_as_it_is, **scope)
+    return over_prototypes(values, None, *arrays, rows=rows, similarity=similarity, reduction=as_mean, **scope)
 
 
-def _as_it_is(mean: Mean) -> Mean:
-    return mean
+def the_own(own: Float[Array, " n"], *rows: Array) -> Float[Array, " n"]:
+    """A target that is the score itself."""
+    return own
+
+
+def row_lengths(embeddings: Float[Array, "n d"], options: Any) -> Float[Array, " n"]:
+    return norm(existing(widen(embeddings), options.get("where")))[:, 0]
 
 
 def row_ids(embeddings: Float[Array, "n d"], options: Any) -> Int[Array, " n"]:
@@ -282,7 +288,7 @@ def row_ids(embeddings: Float[Array, "n d"], options: Any) -> Int[Array, " n"]:
 def class_count(prototypes: Float[Array, "c *k d"], options: Any) -> ArrayLike:
     """How many classes take part."""
     axis, number, classes = (options.get(name) for name in ("axis_name", "num_classes", "classes"))
-    if classes is not None and number is not None:
-        return _joined(jnp.sum(none_unknown(classes, None, number) >= 0), axis)
+    if classes is not None:
+        return _joined(jnp.sum(none_unknown(classes, num_classes=number) >= 0), axis)
     given = len(prototypes) * (1 if axis is None else lax.axis_size(axis))
     return given if number is None else number

@@ -24,6 +24,11 @@ def with_count(mean: Mean) -> tuple[Float[Array, ""], Float[Array, ""]]:
     return quotient(mean), jnp.sum(mean.count)
 
 
+def as_mean(mean: Mean) -> Mean:
+    """A reduction: totals and counts of each anchor, as they are."""
+    return mean
+
+
 PLAIN = (quotient, with_count)  # reductions of one number for each anchor, by Σ total and Σ count
 OF_SUMS: set[Callable[[Mean], Any]] = {*PLAIN}  # reductions that need no more than Σ total and Σ count
 

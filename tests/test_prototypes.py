@@ -73,6 +73,16 @@ def test_bfloat16_prototypes_keep_their_dtype_in_blocks():
     close(gradient[2].astype(jnp.float32), gradient[None].astype(jnp.float32), rtol=2e-2, atol=1e-3)
 
 
+def test_many_rows_of_one_class_do_not_vanish_in_a_bfloat16_sum():
+    n = 600
+    z = jnp.tile(jnp.array([[0.6, 0.8, 0.0, 0.0, 0.0, 0.0]]), (n, 1))
+    half, y = jnp.eye(3, D, dtype=jnp.bfloat16), jnp.zeros(n, int)
+    gradient = lambda size: jax.grad(mj.losses.cosface, 2)(z, y, half, scale=1.0, block_size=size)
+    expected = jax.grad(mj.losses.cosface, 2)(z, y, half.astype(jnp.float32), scale=1.0)
+    for size in (None, 2):
+        close(gradient(size).astype(jnp.float32), expected, rtol=1e-2, atol=1e-4)
+
+
 @pytest.mark.parametrize("name, classes, size", [("cosface", 50_000, "auto"), ("adaface", 1_000_000, "auto")])
 def test_temporaries_in_blocks(name, classes, size):
     """At most a sixth of the dense form's, and a tenth of what the logits and their gradient would take."""

@@ -13,30 +13,24 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Key
 
 from metricjax import similarities
-from metricjax.anchors import existing
-from metricjax.losses.margin_softmax import others_scaled, scaled, turned, with_margin
-from metricjax.numerics import computing_dtype, norm, safe_sqrt, widen
-from metricjax.prototypes import SoftmaxOptions, class_count, gathered, over_prototypes, row_ids
-from metricjax.reductions import Loss
+from metricjax.anchors import Mean
+from metricjax.losses.margin_softmax import angle, others_scaled, scaled, turned, with_margin
+from metricjax.numerics import computing_dtype, safe_sqrt
+from metricjax.prototypes import SoftmaxOptions, class_count, gathered, over_prototypes, row_ids, row_lengths, the_own
+from metricjax.reductions import Loss, as_mean, quotient
 
 State = Float[Array, "..."]
-
-
-def _lengths(embeddings, options: SoftmaxOptions) -> Float[Array, " n"]:
-    return norm(existing(widen(embeddings), options.get("where")))[:, 0]
 
 
 def _kept(state: State | None, embeddings: Array, initial: Any) -> tuple[State, jnp.dtype]:
     """The state in the dtype that losses are computed in, and the dtype it came in."""
     dtype = computing_dtype(embeddings.dtype)
     first = jnp.asarray(initial, dtype)
-    if state is not None and state.shape != first.shape:
-        raise ValueError(f"state has shape {state.shape}; wanted {first.shape}")
-    return (first, dtype) if state is None else (state.astype(dtype), state.dtype)
-
-
-def _own(own, *rows):
-    return own
+    if state is None:
+        return first, dtype
+    if jnp.shape(state) != first.shape:
+        raise ValueError(f"state has shape {jnp.shape(state)}; wanted {first.shape}")
+    return jnp.asarray(state, dtype), jnp.result_type(state)
 
 
 def _of_row(own, value):
@@ -46,7 +40,7 @@ def _of_row(own, value):
 def _target_cosines(embeddings, labels, prototypes, options):
     """Of all rows on all devices, and which rows exist, without a gradient."""
     fixed = lax.stop_gradient((embeddings, prototypes))
-    own, exists = gathered(_own, fixed[0], labels, fixed[1], options, similarity=similarities.cosine)
+    own, exists = gathered(the_own, fixed[0], labels, fixed[1], options, similarity=similarities.cosine)
     return own, exists > 0
 
 
@@ -116,10 +110,10 @@ def curricularface(
 
 
 def _adaface_target(own, quality, scale, margin, epsilon):
-    angle = -margin * quality
-    theta = jnp.arctan2(safe_sqrt(1 - jnp.square(own)), own)
-    low, high = theta + angle < epsilon, theta + angle > jnp.pi - epsilon
-    changed = jnp.where(low, jnp.cos(epsilon), jnp.where(high, -jnp.cos(epsilon), turned(own, angle)))
+    added = -margin * quality
+    theta = angle(own) + added
+    low, high = theta < epsilon, theta > jnp.pi - epsilon
+    changed = jnp.where(low, jnp.cos(epsilon), jnp.where(high, -jnp.cos(epsilon), turned(own, added)))
     return scale * (changed - margin - margin * quality)
 
 
@@ -156,7 +150,7 @@ def adaface(
     (0.4375, [20.0, 99.0])
     """
     (mean, deviation), dtype = _kept(state, embeddings, (20.0, 100.0))
-    length = jnp.clip(lax.stop_gradient(_lengths(embeddings, options)), 0.001, 100)
+    length = jnp.clip(lax.stop_gradient(row_lengths(embeddings, options)), 0.001, 100)
     lengths, exists = _values(length, embeddings, labels, prototypes, options)
     average, count = _mean(lengths, exists), jnp.sum(exists)
     spread = safe_sqrt(jnp.sum(jnp.where(exists, jnp.square(lengths - average), 0)) / _at_least_one(count - 1, lengths))
@@ -200,17 +194,16 @@ def magface(
     >>> float(loss)  # log(1 + e^-cos 0.45) + 35 (1/10 + 10/110²)
     3.8699
     """
-    length = _lengths(embeddings, options)
+    length = row_lengths(embeddings, options)
     low, high, least, most, weight = (jnp.asarray(a, length.dtype) for a in (*norms, *margins, regularizer))
     length = jnp.clip(length, low, high)
     margin = least + (most - least) / (high - low) * (length - low)
     extra = weight * (1 / length + length / jnp.square(high))
     arrays, similarity = (embeddings, labels, prototypes, scale, easy_margin), similarities.cosine
-    loss = over_prototypes(
-        _row_margin_target, _others_at_scale, *arrays, similarity=similarity, rows=(margin,), **options
-    )
-    regular = over_prototypes(_of_row, None, *arrays[:3], rows=(extra,), similarity=similarity, **options)
-    return jax.tree.map(jnp.add, loss, regular)
+    each: SoftmaxOptions = {**options, "reduction": as_mean}
+    mean = over_prototypes(_row_margin_target, _others_at_scale, *arrays, similarity=similarity, rows=(margin,), **each)
+    extras, _ = _values(extra, embeddings, labels, prototypes, options)
+    return options.get("reduction", quotient)(Mean(mean.total + mean.count * extras, mean.count))
 
 
 # --- by chance ------------------------------------------------------------------------------------------------------
@@ -259,7 +252,8 @@ def elasticface(
         everyone = _values(drawn, embeddings, labels, prototypes, options)[0]
         order = jnp.argsort(jnp.where(exists, own, jnp.inf))  # the farthest first
         largest_first = jnp.flip(jnp.sort(jnp.where(exists, everyone, -jnp.inf)))
-        drawn = jnp.zeros_like(largest_first).at[order].set(largest_first)[ids]
+        handed_out = jnp.zeros_like(largest_first).at[order].set(largest_first)
+        drawn = jnp.where(exists, handed_out, 0)[ids]
     arrays, similarity = (embeddings, labels, prototypes, scale, False), similarities.cosine
     return over_prototypes(target, _others_at_scale, *arrays, similarity=similarity, rows=(drawn,), **options)
 
@@ -307,7 +301,7 @@ def adacos(
     own, exists = _target_cosines(embeddings, labels, prototypes, options)
     count, similarity = jnp.sum(exists), similarities.cosine
     arrays = (*lax.stop_gradient((embeddings, labels, prototypes)), s)
-    each: SoftmaxOptions = {**options, "weights": None, "reduction": _as_means, "label_smoothing": None}
+    each: SoftmaxOptions = {**options, "weights": None, "reduction": as_mean, "label_smoothing": None}
     log_sums = over_prototypes(_nothing, others_scaled, *arrays, similarity=similarity, join="log_odds", **each).total
     log_b = jax.nn.logsumexp(log_sums, where=exists) - jnp.log(_at_least_one(count, own))
     angles = jnp.sort(jnp.where(exists, jnp.arccos(jnp.clip(own, -1, 1)), jnp.inf))
@@ -317,7 +311,3 @@ def adacos(
     s = jnp.where((count > 0) & (log_b > 0), new, s)
     arrays = (embeddings, labels, prototypes, s)
     return over_prototypes(scaled, others_scaled, *arrays, similarity=similarity, **options), s.astype(dtype)
-
-
-def _as_means(mean):
-    return mean

@@ -10,9 +10,10 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from metricjax.anchors import existing
 from metricjax.checks import check_class_batch
+from metricjax.classes import none_unknown
 from metricjax.numerics import widen
 from metricjax.pairwise import pairwise
-from metricjax.prototypes import PrototypeOptions, over_prototypes, targets
+from metricjax.prototypes import PrototypeOptions, over_prototypes, targets, the_own
 from metricjax.reductions import Loss
 
 
@@ -20,10 +21,6 @@ from metricjax.reductions import Loss
 def _half_squares(x, y):
     """½‖x − y‖² of differences, which does not cancel."""
     return jnp.sum(jnp.square(x[:, None] - y[None]), axis=-1) / 2
-
-
-def _as_it_is(own):
-    return own
 
 
 def center(
@@ -45,7 +42,7 @@ def center(
     12.5
     """
     check_class_batch(embeddings, labels, centers, None, None, name="centers")
-    return over_prototypes(_as_it_is, None, embeddings, labels, centers, similarity=_half_squares, **options)
+    return over_prototypes(the_own, None, embeddings, labels, centers, similarity=_half_squares, **options)
 
 
 @jax.jit(static_argnames="axis_name", inline=True)
@@ -71,7 +68,7 @@ def update_centers(
     """
     check_class_batch(embeddings, labels, centers, where, None, name="centers")
     c, x = widen(centers), existing(widen(embeddings), where)
-    labels = labels if where is None else jnp.where(where, labels, -1)
+    labels = none_unknown(labels, where)
     if axis_name is not None:
         x, labels = lax.all_gather((x, labels), axis_name, tiled=True)
     own = targets(labels, len(centers), axis=axis_name).own

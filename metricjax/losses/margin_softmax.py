@@ -20,13 +20,18 @@ from metricjax.reductions import Loss
 Gradient = Literal["exact", "straight_through"]
 
 
-def scaled(own, scale):
+def scaled(own, scale, *hyper):
+    """The target's cosine without a margin."""
     return scale * own
 
 
-def others_scaled(scores, own, *rows_and_hyper):
-    """The other cosines times the scale, which comes first of the hyper-parameters."""
-    return rows_and_hyper[0] * scores
+def others_scaled(scores, own, scale, *hyper):
+    return scale * scores
+
+
+def angle(cosine):
+    """θ, with gradient 0 where the cosine is ±1."""
+    return jnp.arctan2(safe_sqrt(1 - jnp.square(cosine)), cosine)
 
 
 def turned(own, margin):
@@ -38,7 +43,8 @@ def with_margin(own, margin, easy_margin):
     """cos(θ + m), and something that falls with θ past π − m; or with `easy_margin` only where cos θ > 0."""
     if easy_margin:
         return jnp.where(own > 0, turned(own, margin), own)
-    return jnp.where(own > -jnp.cos(margin), turned(own, margin), own - margin * jnp.sin(margin))
+    turns = (own > -jnp.cos(margin)) | (margin < 0)  # θ ≤ π − m
+    return jnp.where(turns, turned(own, margin), own - margin * jnp.sin(margin))
 
 
 def with_gradient(own, changed, gradient: Gradient):
@@ -101,8 +107,9 @@ def normalized_softmax(
     )
 
 
-def _cosface_target(own, scale, margin):
-    return scale * (own - margin)
+def less_margin(own, scale, *hyper):
+    """s (cos θ − m) with m the last hyper-parameter."""
+    return scale * (own - hyper[-1])
 
 
 def cosface(
@@ -127,7 +134,7 @@ def cosface(
     """
     arrays = (embeddings, labels, prototypes)
     return over_prototypes(
-        _cosface_target, others_scaled, *arrays, scale, margin, similarity=similarities.cosine, **options
+        less_margin, others_scaled, *arrays, scale, margin, similarity=similarities.cosine, **options
     )
 
 
@@ -163,9 +170,8 @@ def arcface(
     return over_prototypes(_arcface_target, others_scaled, *arrays, similarity=similarity, **options)
 
 
-def _combined_target(own, scale, times, angle, offset):
-    theta = jnp.arctan2(safe_sqrt(1 - jnp.square(own)), own)
-    return scale * (jnp.cos(times * theta + angle) - offset)
+def _combined_target(own, scale, times, added, offset):
+    return scale * (jnp.cos(times * angle(own) + added) - offset)
 
 
 def combined_margin(

@@ -7,33 +7,33 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from metricjax import similarities
-from metricjax.anchors import existing
-from metricjax.losses.margin_softmax import Gradient, with_gradient
-from metricjax.numerics import norm, safe_sqrt, softplus, widen
+from metricjax.losses.margin_softmax import Gradient, angle, others_scaled, scaled, with_gradient
+from metricjax.numerics import norm, softplus
 from metricjax.pairwise import pairwise
-from metricjax.prototypes import PrototypeOptions, SoftmaxOptions, class_count, gathered, over_prototypes, row_ids
+from metricjax.prototypes import (
+    PrototypeOptions,
+    SoftmaxOptions,
+    class_count,
+    gathered,
+    over_prototypes,
+    row_ids,
+    row_lengths,
+    the_own,
+)
 from metricjax.reductions import Loss
-
-
-def _angle(cosine):
-    return jnp.arctan2(safe_sqrt(1 - jnp.square(cosine)), cosine)
 
 
 def _multiplied(cosine, margin, annealing):
     """(λ cos θ + ψ(θ)) / (1 + λ)."""
-    theta = _angle(cosine)
+    theta = angle(cosine)
     k = jnp.floor(margin * theta / jnp.pi)
     psi = jnp.where(k % 2 == 0, 1, -1) * jnp.cos(margin * theta) - 2 * k
     return (annealing * cosine + psi) / (1 + annealing)
 
 
 @pairwise(symmetric=False)
-def _lengths(x, y):
+def _prototype_lengths(x, y):
     return jnp.broadcast_to(norm(y).T, (len(x), len(y)))
-
-
-def _own(own):
-    return own
 
 
 def _large_margin_target(own, row_length, class_length, margin, annealing):
@@ -66,9 +66,8 @@ def large_margin_softmax(
     >>> float(large_margin_softmax(z, jnp.array([0]), jnp.eye(2)))  # log(1 + e^{1 + √2})
     2.4998
     """
-    row_lengths = norm(existing(widen(embeddings), options.get("where")))[:, 0]
-    lengths = gathered(_own, embeddings, labels, prototypes, options, similarity=_lengths).total
-    rows = (row_lengths, lengths[row_ids(embeddings, options)])
+    lengths = gathered(the_own, embeddings, labels, prototypes, options, similarity=_prototype_lengths).total
+    rows = (row_lengths(embeddings, options), lengths[row_ids(embeddings, options)])
     arrays, similarity = (embeddings, labels, prototypes, margin, annealing), similarities.dot
     return over_prototypes(_large_margin_target, _as_they_are, *arrays, similarity=similarity, rows=rows, **options)
 
@@ -102,7 +101,7 @@ def sphereface(
     >>> float(sphereface(z, jnp.array([0]), 3 * jnp.eye(2)))  # log(1 + e^{√2 + 1})
     2.4998
     """
-    length = norm(existing(widen(embeddings), options.get("where")))[:, 0]
+    length = row_lengths(embeddings, options)
     arrays, similarity = (embeddings, labels, prototypes, margin, annealing), similarities.cosine
     return over_prototypes(_sphereface_target, _times_length, *arrays, similarity=similarity, rows=(length,), **options)
 
@@ -127,20 +126,12 @@ def sphereface_annealing(
 
 
 def _r1_target(own, scale, margin, gradient):
-    changed = jnp.cos(jnp.minimum(margin * _angle(own), jnp.pi))
+    changed = jnp.cos(jnp.minimum(margin * angle(own), jnp.pi))
     return scale * with_gradient(own, changed, gradient)
 
 
-def _r1_others(scores, own, scale, margin, gradient):
-    return scale * scores
-
-
-def _r2_target(own, scale, margin, gradient):
-    return scale * own
-
-
 def _r2_others(scores, own, scale, margin, gradient):
-    return scale * with_gradient(scores, jnp.cos(_angle(scores) / margin), gradient)
+    return scale * with_gradient(scores, jnp.cos(angle(scores) / margin), gradient)
 
 
 def sphereface_r(
@@ -171,7 +162,7 @@ def sphereface_r(
     """
     if variant not in ("v1", "v2"):
         raise ValueError(f"variant is {variant!r}; wanted 'v1' or 'v2'")
-    target, others = (_r1_target, _r1_others) if variant == "v1" else (_r2_target, _r2_others)
+    target, others = (_r1_target, others_scaled) if variant == "v1" else (scaled, _r2_others)
     arrays = (embeddings, labels, prototypes, scale, margin, gradient)
     return over_prototypes(target, others, *arrays, similarity=similarities.cosine, **options)
 

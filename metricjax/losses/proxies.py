@@ -10,18 +10,20 @@ from jaxtyping import Array, Float, Integer
 from metricjax import similarities
 from metricjax.anchors import Mean, over_anchors
 from metricjax.checks import check_class_batch
+from metricjax.classes import none_unknown
+from metricjax.losses.margin_softmax import less_margin, others_scaled
 from metricjax.numerics import logsumexp, softplus
 from metricjax.prototypes import PrototypeOptions, SoftmaxOptions, class_count, over_prototypes, row_ids, targets
 from metricjax.reductions import Loss
 
 
-def _minus_chord(cosine, *hyper):
-    """−d/T of the squared chord d = 2 − 2 cos θ, with T the first hyper-parameter, if there is one."""
-    return (2 * cosine - 2) / (hyper[-1] if hyper else 1)
+def _minus_chord(cosine, temperature):
+    """−d/T of the squared chord d = 2 − 2 cos θ."""
+    return (2 * cosine - 2) / temperature
 
 
-def _minus_chords(scores, own, *hyper):
-    return _minus_chord(scores, *hyper)
+def _minus_chords(scores, own, temperature):
+    return _minus_chord(scores, temperature)
 
 
 def proxy_nca(
@@ -41,7 +43,7 @@ def proxy_nca(
     >>> float(proxy_nca(jnp.eye(3)[:1], jnp.array([0]), jnp.eye(3)))  # 0 + log(2 e^-2)
     -1.3069
     """
-    arrays, similarity = (embeddings, labels, prototypes), similarities.cosine
+    arrays, similarity = (embeddings, labels, prototypes, 1.0), similarities.cosine
     return over_prototypes(_minus_chord, _minus_chords, *arrays, similarity=similarity, join="log_odds", **options)
 
 
@@ -108,7 +110,7 @@ def proxy_anchor(
     everyone = labels if axis is None else lax.all_gather(labels, axis, tiled=True)
     to = targets(everyone, len(prototypes), classes, number, axis)
     known = to.known[row_ids(embeddings, options)]
-    classes = (row_ids(prototypes, options) if classes is None else classes).astype(labels.dtype)
+    classes, labels = none_unknown(row_ids(prototypes, options) if classes is None else classes), none_unknown(labels)
     given |= {"references": embeddings, "reference_labels": labels, "where": to.real}
     given["reference_where"] = known if where is None else known & where
     return over_anchors(_anchor_rows, prototypes, classes, scale, margin, similarity=similarities.cosine, **given)
@@ -119,14 +121,6 @@ def _relaxed(scores, scale, gamma, margin):
     top = lax.stop_gradient(jnp.max(scores, axis=0))
     weights = jnp.exp((scores - top[None]) / gamma)
     return jnp.sum(weights * scores, axis=0) / jnp.sum(weights, axis=0)
-
-
-def _soft_triple_target(own, scale, gamma, margin):
-    return scale * (own - margin)
-
-
-def _soft_triple_others(scores, own, scale, gamma, margin):
-    return scale * scores
 
 
 def soft_triple(
@@ -152,9 +146,7 @@ def soft_triple(
     0.3133
     """
     arrays, similarity = (embeddings, labels, prototypes, scale, gamma, margin), similarities.cosine
-    return over_prototypes(
-        _soft_triple_target, _soft_triple_others, *arrays, similarity=similarity, pool=_relaxed, **options
-    )
+    return over_prototypes(less_margin, others_scaled, *arrays, similarity=similarity, pool=_relaxed, **options)
 
 
 def _half_square_to_one(own):

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Shaped
 from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, existing, over_anchors
 from metricjax.checks import check_per_row, check_rows
-from metricjax.numerics import first_largest, norm, normalize, safe_sqrt, widen
+from metricjax.numerics import first_largest, norm, normalize, widen
+from metricjax.prototypes import row_ids
 from metricjax.reductions import Loss, quotient, reduced
 
 
@@ -189,7 +190,7 @@ def hyperspherical_energy(
     """
     check_rows("prototypes", prototypes)
     distance = distances.geodesic if angular else distances.chord
-    ids = _own_ids(prototypes, options)
+    ids = row_ids(prototypes, options)
     return over_anchors(_energy_rows, prototypes, ids, power, distance=distance, block_size=block_size, **options)
 
 
@@ -215,25 +216,18 @@ def regular_face(
     0.0
     """
     check_rows("prototypes", prototypes)
-    ids, similarity = _own_ids(prototypes, options), similarities.cosine
+    ids, similarity = row_ids(prototypes, options), similarities.cosine
     return over_anchors(
         _nearest_rows_of_prototypes, prototypes, ids, similarity=similarity, block_size=block_size, **options
     )
-
-
-def _own_ids(prototypes, options):
-    """A class of its own for each row, over devices too."""
-    axis, n = options.get("axis_name"), len(prototypes)
-    return jnp.arange(n, dtype=jnp.int32) + (0 if axis is None else lax.axis_index(axis) * n)
 
 
 def _half_mean_chord(x):
     """Of the chords between the [k, d] prototypes of one class, Σ_{t<s} / (k (k − 1))."""
     k = x.shape[1]
     unit = normalize(x)
-    cosines = jnp.einsum("ckd,cld->ckl", unit, unit)
-    apart = safe_sqrt(2 - 2 * cosines) * (1 - jnp.eye(k, dtype=x.dtype))[None]
-    return jnp.sum(apart, axis=(1, 2)) / (2 * max(k * (k - 1), 1))
+    chords = lambda shift: jnp.sum(norm(unit - jnp.roll(unit, shift, axis=1)), axis=(1, 2))  # do not cancel
+    return sum(map(chords, range(1, k)), start=jnp.zeros(len(x), x.dtype)) / (2 * max(k * (k - 1), 1))
 
 
 def merged_centers(prototypes: Float[Array, "c k d"], **options: Unpack[RowOptions]) -> Loss:
