@@ -83,7 +83,8 @@ class Sweep:
         """Logits [n, b] of some classes, and which of them count for which row."""
         ignore_above, _, *own_hyper = unwrapped(hyper)
         scores = self.scores(x, w, own_hyper)
-        counts = jnp.arange(scores.shape[1], dtype=jnp.int32)[None] != own[:, None]
+        # As floats, which a CPU compares faster beside floats; a position far outside the block may be rounded.
+        counts = jnp.arange(scores.shape[1], dtype=x.dtype)[None] != own.astype(x.dtype)[:, None]
         counts = counts if real is None else counts & real[None]
         counts = counts if ignore_above is None else counts & (scores <= ignore_above)
         return self.others(scores, *(a[:, None] for a in rows), *own_hyper), counts

@@ -34,7 +34,7 @@ from metricjax.problems import unwrapped
 from metricjax.reductions import Loss, as_mean, quotient, reduced
 
 _DENSE = 2**22  # scores up to which "auto" stays dense, which is faster
-_BLOCK = 2**19  # scores in one block above that
+_BLOCK = 2**21  # scores in one block above that
 
 
 class PrototypeOptions(TypedDict, total=False):
