@@ -314,8 +314,8 @@ CLASSES = {
 
 # One for each way through the driver.
 CLASS_PATHS = (
-    "softmax", "cosface", "sphereface", "sphereface2", "sub_center_arcface", "curricularface", "adaface", "proxy_nca",
-    "proxy_anchor", "center",
+    "softmax", "cosface", "large_margin_softmax", "sphereface", "sphereface2", "sub_center_arcface", "curricularface",
+    "adaface", "magface", "elasticface-plus", "adacos", "proxy_nca", "proxy_anchor", "center",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ N, D, C = 14, 6, 5
 pairs = pytest.mark.parametrize("case", PAIRS.values(), ids=PAIRS)
 paths = pytest.mark.parametrize("case", [PAIRS[name] for name in PATHS], ids=PATHS)
 classes = pytest.mark.parametrize("case", CLASSES.values(), ids=CLASSES)
+class_paths = pytest.mark.parametrize("case", [CLASSES[name] for name in CLASS_PATHS], ids=CLASS_PATHS)
 
 
 def pairs_with(option):
@@ -151,6 +152,12 @@ def every(test):
     return pytest.mark.parametrize("case", cases.values(), ids=cases)(test)
 
 
+def every_but_alike(test):
+    """Run a test for the losses over pairs, and for one over classes for each way through the driver."""
+    cases = {**PAIRS, **{name: CLASSES[name] for name in CLASS_PATHS}}
+    return pytest.mark.parametrize("case", cases.values(), ids=cases)(test)
+
+
 def every_path(test):
     """Run a test for one loss over pairs for each way through the driver, and for the losses over classes."""
     cases = {**{name: PAIRS[name] for name in PATHS}, **{name: CLASSES[name] for name in CLASS_PATHS}}
@@ -186,7 +193,7 @@ def test_order_of_the_batch_does_not_matter(case):
     close(permuted_gradient, gradient[order])
 
 
-@every
+@every_but_alike
 def test_weights_of_zero_and_one_equal_leaving_anchors_out(case):
     z, y, *rest = inputs(case, 7)
     if case is CLASSES["proxy_anchor"]:
@@ -206,7 +213,7 @@ def test_weights_of_zero_and_one_equal_leaving_anchors_out(case):
         close(anchors, case(z[::2], y[::2], **own))
 
 
-@every
+@every_but_alike
 def test_reduction_gets_one_mean_per_anchor(case):
     arguments = inputs(case, 8)
     by_hand = lambda mean: jnp.sum(mean.total) / jnp.maximum(jnp.sum(mean.count), 1)
@@ -232,6 +239,7 @@ DEGENERATE = {
     "tiny": (lambda z, y: (z * 1e-4, y), {}),
     "huge": (lambda z, y: (z * 1e4, y), {}),
 }
+OF_NUMBERS = ("duplicates", "zero vectors", "opposite", "huge")  # where a function of scores may fail
 # What a batch without a single usable term is worth, for losses over pairs; some make do with two strangers.
 NOTHING = ("all masked", "one row", "two strangers")
 
@@ -254,10 +262,11 @@ def test_degenerate_batches_of_pairs(case, name, debug_nans, block_size=None):
         assert not np.any(gradient)
 
 
-@classes
-@pytest.mark.parametrize("name", DEGENERATE)
-def test_degenerate_batches_of_classes(case, name, debug_nans):
-    make, options = DEGENERATE[name]
+@pytest.mark.parametrize(
+    "loss, name", [(loss, name) for loss in CLASSES for name in (DEGENERATE if loss in CLASS_PATHS else OF_NUMBERS)]
+)
+def test_degenerate_batches_of_classes(loss, name, debug_nans):
+    case, (make, options) = CLASSES[loss], DEGENERATE[name]
     z, y, prototypes = inputs(case, 9)
     z, y = make(z, y)
     alike = jnp.concatenate([z[:2], jnp.zeros((1, D))])
@@ -270,7 +279,7 @@ def test_degenerate_batches_of_classes(case, name, debug_nans):
         assert not np.any(gradient)
 
 
-@classes
+@class_paths
 def test_label_that_is_no_class_is_left_out(case):
     z, y, prototypes = inputs(case)
     outside = jnp.where(np.arange(N) < 4, -1, jnp.where(np.arange(N) < 6, C, y))
@@ -387,7 +396,7 @@ def test_gradient_reaches_references(case):
     chex.assert_trees_all_close(blocked, dense, rtol=2e-5, atol=2e-6)
 
 
-@every
+@every_but_alike
 def test_bfloat16_is_close_to_float32(case):
     z, y, *rest = inputs(case, 15)
     half = lambda a: a.astype(jnp.bfloat16)

@@ -11,10 +11,7 @@ import metricjax as mj
 from tests import oracle, oracle_classes
 from tests.cases import CLASS_PATHS, CLASSES
 from tests.test_devices import assert_same, mesh_of, put
-from tests.test_every_loss import D, batch, close, inputs
-
-paths = pytest.mark.parametrize("case", [CLASSES[name] for name in CLASS_PATHS], ids=CLASS_PATHS)
-classes = pytest.mark.parametrize("case", CLASSES.values(), ids=CLASSES)
+from tests.test_every_loss import D, batch, class_paths, classes, close, inputs
 
 
 def weighted(case):
@@ -40,7 +37,7 @@ def test_blocks_equal_dense(case):
         chex.assert_trees_all_close(run(size), dense, rtol=2e-5, atol=2e-6 * scale)
 
 
-@paths
+@class_paths
 def test_blocks_under_jit_and_vmap(case):
     batches = [inputs(case, seed) for seed in (2, 3)]
     f = jax.value_and_grad(lambda z, y, w: case(z, y, w, block_size=2), (0, 2))
@@ -49,7 +46,7 @@ def test_blocks_under_jit_and_vmap(case):
     chex.assert_trees_all_close(mapped, jax.tree.map(lambda *a: jnp.stack(a), *loop), rtol=1e-4, atol=1e-5)
 
 
-@paths
+@class_paths
 @pytest.mark.parametrize("name", ["one class", "zero prototypes", "all masked", "huge"])
 def test_degenerate_blocks(case, name, debug_nans):
     z, y, prototypes = inputs(case, 4)
@@ -100,7 +97,7 @@ def test_temporaries_in_blocks():
 # --- options --------------------------------------------------------------------------------------------------------
 
 
-@classes
+@class_paths
 def test_padding_of_classes_changes_nothing(case):
     z, y, prototypes = inputs(case, 6)
     y = jnp.where(y == 4, 9, y)  # 9 is no class
@@ -204,16 +201,16 @@ def spread(case, seed=0):
     return z, y, jnp.arange(ROWS) < 11, w
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", CLASS_PATHS)
 def test_eight_devices_equal_one(name):
-    case, axis = CLASSES[name], AxisType.Explicit if name in CLASS_PATHS else AxisType.Auto
+    case, axis = CLASSES[name], AxisType.Explicit if len(name) % 2 else AxisType.Auto
     z, y, where, w = spread(case)
     how = {"num_classes": COUNT, **({} if "weights" in case.lacks else {"weights": jnp.linspace(0.5, 2.0, ROWS)})}
     one = jax.value_and_grad(lambda z, w: case(z, y, w, where=where, **how), (0, 1))(z, w)
     mesh = mesh_of(axis)
     loss = mj.over_mesh(case, "data", mesh)
     split = put(mesh, z, y, where, w)
-    for size in (2, None) if name in CLASS_PATHS else (2,):
+    for size in (2, None):
         f = jax.value_and_grad(lambda z, y, where, w, s=size: loss(z, y, w, where=where, block_size=s, **how), (0, 3))
         assert_same(jax.jit(f)(*split), one)
 
