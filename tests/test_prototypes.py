@@ -203,11 +203,10 @@ def spread(case, seed=0):
 
 @pytest.mark.parametrize("name", CLASS_PATHS)
 def test_eight_devices_equal_one(name):
-    case, axis = CLASSES[name], AxisType.Explicit if len(name) % 2 else AxisType.Auto
+    case, mesh = CLASSES[name], mesh_of(AxisType.Explicit)
     z, y, where, w = spread(case)
     how = {"num_classes": COUNT, **({} if "weights" in case.lacks else {"weights": jnp.linspace(0.5, 2.0, ROWS)})}
     one = jax.value_and_grad(lambda z, w: case(z, y, w, where=where, **how), (0, 1))(z, w)
-    mesh = mesh_of(axis)
     loss = mj.over_mesh(case, "data", mesh)
     split = put(mesh, z, y, where, w)
     for size in (2, None):
