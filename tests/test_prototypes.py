@@ -61,6 +61,17 @@ def test_degenerate_blocks(case, name, debug_nans):
     chex.assert_trees_all_close((value, gradients), dense, rtol=1e-4, atol=rounding * largest)
 
 
+@pytest.mark.parametrize("falling", [False, True])
+def test_logits_that_rise_far_from_block_to_block(falling):
+    """By more than a float's exponent holds, for some rows, while for others they hardly move."""
+    angles = jnp.linspace(3.0, 0.0, 12)[:: -1 if falling else 1]
+    w = jnp.stack([jnp.cos(angles), jnp.sin(angles), jnp.zeros(12)], axis=1)
+    z, y = jnp.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.7, 0.7, 0.1]]), jnp.array([2, 5, 7])
+    run = lambda size: jax.value_and_grad(mj.losses.cosface, (0, 2))(z, y, w, scale=1000.0, block_size=size)
+    for size in (1, 5):
+        chex.assert_trees_all_close(run(size), run(None), rtol=1e-4, atol=1e-3)
+
+
 def test_bfloat16_prototypes_keep_their_dtype_in_blocks():
     z, y, prototypes = batch(5)
     half, gradient = prototypes.astype(jnp.bfloat16), {}

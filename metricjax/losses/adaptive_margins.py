@@ -209,6 +209,12 @@ def magface(
 # --- by chance ------------------------------------------------------------------------------------------------------
 
 
+@jax.jit(static_argnums=2, inline=True)
+def _draws(key, ids, dtype):
+    """A normal number for each row, which depends on the key and the row's id alone."""
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), (), dtype))(ids)
+
+
 def _row_offset_target(own, margin, scale, easy_margin):
     return scale * (own - margin)
 
@@ -245,8 +251,7 @@ def elasticface(
     target = _row_margin_target if variant == "arc" else _row_offset_target
     ids, dtype = row_ids(embeddings, options), computing_dtype(embeddings.dtype)
     center = jnp.asarray({"arc": 0.5, "cos": 0.35}[variant] if margin is None else margin, dtype)
-    draws = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), (), dtype))(ids)
-    drawn = center + jnp.asarray(deviation, dtype) * draws
+    drawn = center + jnp.asarray(deviation, dtype) * _draws(key, ids, dtype)
     if plus:
         own, exists = _target_cosines(embeddings, labels, prototypes, options)
         everyone = _values(drawn, embeddings, labels, prototypes, options)[0]
