@@ -29,7 +29,7 @@ from metricjax.pairwise import Pairwise, as_pairwise
 from metricjax.panels import added_panels, panels, prepared, summed_panels, summed_triplets, varying
 from metricjax.problems import Mean as Mean
 from metricjax.problems import Problem, Static, means_of
-from metricjax.reductions import OF_SUMS, PLAIN, quotient, reduced
+from metricjax.reductions import OF_SUMS, PLAIN, of_all, quotient, reduced
 from metricjax.sides import LIST, Side, in_order_of_class, with_lists_if_short
 
 _DENSE = 2**16  # scores in the whole matrix up to which "auto" stays dense, which compiles faster
@@ -283,7 +283,7 @@ def _sides(score: Pairwise, batch: Batch, axis_name):
     """Rows, columns, what is known of each, and the anchors' weights; columns come from every device of the axis."""
     n = len(batch.embeddings)
     devices = 1 if axis_name is None else lax.axis_size(axis_name)
-    gathered = lambda a: a if axis_name is None else lax.all_gather(a, axis_name, tiled=True)
+    gathered = partial(of_all, axis_name=axis_name)
     present = lambda where, n: jnp.ones(n * devices, bool) if where is None else gathered(where)
     ids = jnp.arange(n * devices, dtype=jnp.int32)
     own = ids if axis_name is None else lax.dynamic_slice_in_dim(ids, lax.axis_index(axis_name) * n, n)

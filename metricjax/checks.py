@@ -74,6 +74,13 @@ def check_batch(
         raise ValueError(f"block_size is {block_size!r}; wanted 'auto', None or a positive int")
 
 
+def check_class_labels(labels: Any, rows: int) -> None:
+    """`labels` holds one class index per row."""
+    check_labels("labels", labels, rows)
+    if labels.ndim != 1:
+        raise ValueError(f"labels has shape {labels.shape}; wanted one class index for each row")
+
+
 def check_class_batch(
     embeddings: Any,
     labels: Any,
@@ -93,9 +100,7 @@ def check_class_batch(
         raise ValueError(f"{name} has shape {jnp.shape(prototypes)}; wanted [classes, prototypes of each, {d}]")
     if len(prototypes) == 0:
         raise ValueError(f"{name} has shape {prototypes.shape}; wanted at least one class")
-    check_labels("labels", labels, n)
-    if labels.ndim != 1:
-        raise ValueError(f"labels has shape {labels.shape}; wanted one class index for each row")
+    check_class_labels(labels, n)
     check_per_row("where", where, n)
     check_per_row("weights", weights, n, jnp.floating)
     if classes is not None and (classes.shape != (len(prototypes),) or not jnp.issubdtype(classes.dtype, jnp.integer)):

@@ -9,8 +9,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from metricjax.anchors import existing
-from metricjax.checks import check_labels, check_per_row, check_rows
+from metricjax.checks import check_class_labels, check_per_row, check_rows
 from metricjax.numerics import normalize, widen
+from metricjax.reductions import of_all
 
 
 def sample(
@@ -39,9 +40,7 @@ def sample(
     >>> len(set(classes.tolist())), {3, 7} <= set(classes.tolist())
     (5, True)
     """
-    check_labels("labels", labels, len(labels))
-    if labels.ndim != 1:
-        raise ValueError(f"labels has shape {labels.shape}; wanted one class index for each row")
+    check_class_labels(labels, len(labels))
     check_per_row("where", where, len(labels))
     devices = 1 if axis_name is None else lax.axis_size(axis_name)
     here = math.ceil(num_classes / devices)
@@ -53,9 +52,9 @@ def sample(
 
 @jax.jit(static_argnums=(3, 4, 5, 6), inline=True)
 def _sample(key, labels, where, num_classes, here, count, axis_name):
-    labels, first = none_unknown(labels, where, num_classes), 0
+    labels, first = of_all(none_unknown(labels, where, num_classes), axis_name), 0
     if axis_name is not None:
-        labels, device = lax.all_gather(labels, axis_name, tiled=True), lax.axis_index(axis_name)
+        device = lax.axis_index(axis_name)
         key, first = jax.random.fold_in(key, device), device * here
     own = jnp.where((labels >= first) & (labels < first + here), labels - first, here)
     ids = jnp.arange(here, dtype=jnp.int32)
@@ -99,9 +98,7 @@ def class_means(
     [[0.7071, 0.7071], [0.0, 0.0], [0.6, 0.8]]
     """
     check_rows("embeddings", embeddings)
-    check_labels("labels", labels, len(embeddings))
-    if labels.ndim != 1:
-        raise ValueError(f"labels has shape {labels.shape}; wanted one class index for each row")
+    check_class_labels(labels, len(embeddings))
     check_per_row("where", where, len(embeddings))
     return _class_means(embeddings, labels, where, num_classes, normalize)
 

@@ -31,7 +31,7 @@ from metricjax.numerics import logsumexp, norm, softplus, widen
 from metricjax.pairwise import Pairwise
 from metricjax.panels import varying
 from metricjax.problems import unwrapped
-from metricjax.reductions import Loss, as_mean, quotient, reduced
+from metricjax.reductions import Loss, as_mean, of_all, quotient, reduced
 
 _DENSE = 2**22  # scores up to which "auto" stays dense, which is faster
 _BLOCK = 2**21  # scores in one block above that
@@ -165,8 +165,7 @@ def _over_prototypes(how: Settings, arrays, hyper):
     x = how.similarity.embed(existing(widen(embeddings), where))
     rows = tuple(existing(a.astype(x.dtype), where) for a in rows)
     x, rows, hyper = varying(((x, rows, hyper), jax.tree.leaves(prototypes)[0][:1]))[0]
-    of_all = lambda tree: tree if axis is None else lax.all_gather(tree, axis, tiled=True)
-    all_x, all_labels, all_rows = of_all((x, labels, rows))
+    all_x, all_labels, all_rows = of_all((x, labels, rows), axis)
     to = targets(all_labels, how_many(prototypes), classes, how.num_classes, axis)
     _, smoothing, *own_hyper = unwrapped(hyper)
     size = _block_size(how, len(all_x), x.shape[1], how_many(prototypes))

@@ -55,6 +55,11 @@ def reduced(means: tuple[Mean, ...], weights, reduction, axis_name=None):
     return jax.tree.map(lambda *parts: sum(parts), *(reduction(mean) for mean in means))
 
 
+def of_all(tree: Any, axis_name) -> Any:
+    """The rows of all devices, in order."""
+    return tree if axis_name is None else lax.all_gather(tree, axis_name, tiled=True)
+
+
 def _placed(a: Float[Array, "n ..."], axis_name) -> Float[Array, "all ..."]:
     """This device's part of a long array of zeros: the sum over devices is the whole array, the same everywhere."""
     mine = lax.axis_index(axis_name) == jnp.arange(lax.axis_size(axis_name))

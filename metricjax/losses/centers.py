@@ -4,7 +4,6 @@ from typing import Unpack
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer
 
@@ -14,7 +13,7 @@ from metricjax.classes import none_unknown
 from metricjax.numerics import widen
 from metricjax.pairwise import pairwise
 from metricjax.prototypes import PrototypeOptions, over_prototypes, targets, the_own
-from metricjax.reductions import Loss
+from metricjax.reductions import Loss, of_all
 
 
 @pairwise()
@@ -68,9 +67,7 @@ def update_centers(
     """
     check_class_batch(embeddings, labels, centers, where, None, name="centers")
     c, x = widen(centers), existing(widen(embeddings), where)
-    labels = none_unknown(labels, where)
-    if axis_name is not None:
-        x, labels = lax.all_gather((x, labels), axis_name, tiled=True)
+    x, labels = of_all((x, none_unknown(labels, where)), axis_name)
     own = targets(labels, len(centers), axis=axis_name).own
     index, counted = jnp.maximum(own, 0), (own >= 0).astype(c.dtype)
     count = jnp.zeros(len(c), c.dtype).at[index].add(counted)

@@ -14,7 +14,7 @@ from metricjax.classes import none_unknown
 from metricjax.losses.margin_softmax import less_margin, others_scaled
 from metricjax.numerics import logsumexp, softplus
 from metricjax.prototypes import PrototypeOptions, SoftmaxOptions, class_count, over_prototypes, row_ids, targets
-from metricjax.reductions import Loss
+from metricjax.reductions import Loss, of_all
 
 
 def _minus_chord(cosine, temperature):
@@ -107,8 +107,7 @@ def proxy_anchor(
     where, classes, number = (given.pop(name, None) for name in ("where", "classes", "num_classes"))
     check_class_batch(embeddings, labels, prototypes, where, None, classes)
     axis = options.get("axis_name")
-    everyone = labels if axis is None else lax.all_gather(labels, axis, tiled=True)
-    to = targets(everyone, len(prototypes), classes, number, axis)
+    to = targets(of_all(labels, axis), len(prototypes), classes, number, axis)
     known = to.known[row_ids(embeddings, options)]
     classes, labels = none_unknown(row_ids(prototypes, options) if classes is None else classes), none_unknown(labels)
     given |= {"references": embeddings, "reference_labels": labels, "where": to.real}

@@ -14,7 +14,7 @@ from metricjax.anchors import AnchorOptions, Mean, existing, over_anchors
 from metricjax.checks import check_per_row, check_rows
 from metricjax.numerics import first_largest, norm, normalize, widen
 from metricjax.prototypes import row_ids
-from metricjax.reductions import Loss, quotient, reduced
+from metricjax.reductions import Loss, of_all, quotient, reduced
 
 
 class RowOptions(TypedDict, total=False):
@@ -107,9 +107,9 @@ def _koleo(embeddings, epsilon, block_size, where=None, weights=None, reduction=
     alike, fixed = jnp.zeros(n, jnp.int32), lax.stop_gradient(embeddings)
     how = {"where": where, "block_size": block_size, "axis_name": axis_name}
     index, some = over_anchors(_nearest_rows, fixed, alike, distance=distances.cosine, reduction=tuple, **how)
-    x = columns = normalize(existing(widen(embeddings), where))
+    x = normalize(existing(widen(embeddings), where))
+    columns = of_all(x, axis_name)
     if axis_name is not None:
-        columns = lax.all_gather(x, axis_name, tiled=True)
         index, some = (lax.dynamic_slice_in_dim(a, lax.axis_index(axis_name) * n, n) for a in (index, some))
     gaps = norm(x - columns[index.astype(jnp.int32)])[:, 0]
     terms = -jnp.log(gaps + jnp.asarray(epsilon, x.dtype))
