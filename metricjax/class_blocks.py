@@ -1,7 +1,8 @@
 """Blocks of classes: sums over the logits of all but each row's own class, and their gradient, block after block.
 
-One pass takes the sums, keeping the largest logit of each row as it goes (an online log-sum-exp). The backward pass
-computes each block again and finishes the gradient of its prototypes there: no other array is as large as they are.
+One pass takes the sums, with a number for each row that keeps its exponentials in range (an online log-sum-exp). The
+backward pass computes each block again and finishes the gradient of its prototypes there: no other array is as large as
+they are.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from metricjax.numerics import logsumexp, widen
+from metricjax import similarities
+from metricjax.numerics import inverse_length, logsumexp, widen
 from metricjax.pairwise import Pairwise
 from metricjax.panels import varying
 from metricjax.problems import unwrapped
@@ -62,8 +64,37 @@ class Scores:
 
     def __call__(self, x, w, hyper) -> Float[Array, "n c"]:
         wide = lambda w: jax.tree.map(lambda a: a.astype(x.dtype), w)
-        one = lambda w: self.similarity.compare(x, self.similarity.embed(wide(w)))
+        compare = cosines if self.similarity is similarities.cosine else self._compare
+        one = lambda w: compare(x, wide(w))
         return one(w) if self.pool is None else self.pool(jax.vmap(one, 1)(w), *hyper)
+
+    def _compare(self, x, w):
+        return self.similarity.compare(x, self.similarity.embed(w))
+
+
+@jax.custom_vjp
+def cosines(x: Float[Array, "n d"], w: Float[Array, "b d"]) -> Float[Array, "n b"]:
+    """Cosines of rows of length 1 or 0, and rows of any length.
+
+    Dividing columns of the product, where a pass is being made anyway, is faster than dividing the rows `w` before it.
+    """
+    return (x @ w.T) * inverse_length(w)[None]
+
+
+def _cosines(x, w):
+    inverse = inverse_length(w)
+    return (x @ w.T) * inverse[None], (x, w, inverse)
+
+
+def _from_cosines(kept, cotangent):
+    x, w, inverse = kept
+    to_products = cotangent * inverse[None]
+    along = (x.T @ to_products).T
+    radial = jnp.sum(along * w, axis=-1) * jnp.square(inverse)
+    return to_products @ w, along - radial[:, None] * w
+
+
+cosines.defvjp(_cosines, _from_cosines)
 
 
 @dataclass(frozen=True)
@@ -116,24 +147,39 @@ def _plain(z, counts):
 def in_blocks(sweep: Sweep, x, prototypes, own, real, rows, hyper):
     """`dense`, for a block of classes at a time."""
     nothing = jnp.zeros(len(x), x.dtype)
+    info = jnp.finfo(x.dtype)
 
     def step(carry, start, size):
-        top, exponential, plain = carry
-        z, counts = sweep.logits(x, *sweep.block(start, size, prototypes, own, real), rows, hyper)
+        base, exponential, plain = carry
+        here = lambda: sweep.logits(x, *sweep.block(start, size, prototypes, own, real), rows, hyper)
+        z, counts = here()
         if sweep.exponential:
-            now = jnp.maximum(top, jnp.max(z, axis=-1, where=counts, initial=-jnp.inf))
-            base = jnp.where(jnp.isfinite(now), now, 0)
-            terms = jnp.exp(jnp.where(counts, z - base[:, None], -jnp.inf))
-            top, exponential = now, exponential * jnp.exp(top - base) + jnp.sum(terms, axis=-1)
+            total = exponential + _sum_exp(z, counts, base)
+            in_range = jnp.all((total > info.tiny**0.5) & (total < info.max**0.5))
+            # The largest logit takes another pass: only where it is needed.
+            largest = lambda: _rebased(base, exponential, *here())
+            base, exponential = lax.cond(in_range, lambda: (base, total), largest)
         if sweep.plain:
             plain = jax.tree.map(jnp.add, plain, _plain(z, counts))
-        return top, exponential, plain
+        return base, exponential, plain
 
-    start = varying((nothing - jnp.inf, nothing, (nothing, nothing), x))[:3]
-    top, exponential, plain = sweep.fold(step, start, how_many(prototypes))
+    start = varying((nothing, nothing, (nothing, nothing), x))[:3]
+    base, exponential, plain = sweep.fold(step, start, how_many(prototypes))
     some = exponential > 0
-    log_total = jnp.where(some, jnp.where(some, top, 0) + jnp.log(jnp.where(some, exponential, 1)), -jnp.inf)
+    log_total = jnp.where(some, base + jnp.log(jnp.where(some, exponential, 1)), -jnp.inf)
     return log_total if sweep.exponential else None, plain if sweep.plain else (None, None)
+
+
+def _sum_exp(z, counts, base):
+    return jnp.sum(jnp.exp(jnp.where(counts, z - base[:, None], -jnp.inf)), axis=-1)
+
+
+def _rebased(base, exponential, z, counts):
+    """The largest logit as the new base, and Σ exp with the logits `z` added."""
+    before = jnp.where(exponential > 0, base, -jnp.inf)
+    top = jnp.maximum(before, jnp.max(z, axis=-1, where=counts, initial=-jnp.inf))
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    return top, exponential * jnp.exp(before - top) + _sum_exp(z, counts, top)
 
 
 def _forward(sweep: Sweep, *arguments):

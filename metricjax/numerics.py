@@ -37,6 +37,16 @@ def norm(x: Float[Array, "... d"]) -> Float[Array, "... 1"]:
     return largest * safe_sqrt(jnp.sum(jnp.square(x / largest), axis=-1, keepdims=True))
 
 
+def inverse_length(x: Float[Array, "n d"]) -> Float[Array, " n"]:
+    """1 / ‖x‖ of each row, 0 for a zero row; not differentiable."""
+    ones = jnp.ones((x.shape[1], 1), x.dtype)
+    square = jnp.matmul(jnp.square(x), ones, precision=lax.Precision.HIGHEST)[:, 0]  # faster than a sum
+    info = jnp.finfo(x.dtype)
+    in_range = jnp.all((square > info.tiny) & (square < info.max))
+    some = lambda length: jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)
+    return lax.cond(in_range, lambda: lax.rsqrt(square), lambda: some(norm(x)[:, 0]))
+
+
 def normalize(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
     """Each row divided by its Euclidean length; a zero row stays zero, with gradient 0."""
     scaled = x / _largest(x)
