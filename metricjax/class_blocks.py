@@ -57,14 +57,18 @@ take_and_pass.defvjp(lambda prototypes, index: (take_and_pass(prototypes, index)
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of embedded rows against prototypes [c, d], or [c, k, d] with a pool, or (prototypes, biases [c])."""
+    """Scores of embedded rows against prototypes [c, d], or [c, k, d] with a pool, or (prototypes, biases [c]).
+
+    With `fast_cosines` they have no forward mode.
+    """
 
     similarity: Pairwise
     pool: Callable[..., Array] | None
+    fast_cosines: bool
 
     def __call__(self, x, w, hyper) -> Float[Array, "n c"]:
         wide = lambda w: jax.tree.map(lambda a: a.astype(x.dtype), w)
-        compare = cosines if self.similarity is similarities.cosine else self._compare
+        compare = cosines if self.fast_cosines and self.similarity is similarities.cosine else self._compare
         one = lambda w: compare(x, wide(w))
         return one(w) if self.pool is None else self.pool(jax.vmap(one, 1)(w), *hyper)
 
@@ -90,8 +94,8 @@ def _from_cosines(kept, cotangent):
     x, w, inverse = kept
     to_products = cotangent * inverse[None]
     along = (x.T @ to_products).T
-    radial = jnp.sum(along * w, axis=-1) * jnp.square(inverse)
-    return to_products @ w, along - radial[:, None] * w
+    unit = w * inverse[:, None]
+    return to_products @ w, along - jnp.sum(along * unit, axis=-1, keepdims=True) * unit
 
 
 cosines.defvjp(_cosines, _from_cosines)

@@ -170,7 +170,7 @@ def _over_prototypes(how: Settings, arrays, hyper):
     _, smoothing, *own_hyper = unwrapped(hyper)
     size = _block_size(how, len(all_x), x.shape[1], how_many(prototypes))
     own_rows, prototypes = (take if size is None else take_and_pass)(prototypes, jnp.maximum(to.own, 0))
-    scores = Scores(how.similarity, how.pool)
+    scores = Scores(how.similarity, how.pool, fast_cosines=size is not None)
     alone = lambda tree: jax.tree.map(lambda a: a[None], tree)
     here = jax.vmap(lambda x, w: scores(alone(x), alone(w), own_hyper)[0, 0])(all_x, own_rows)
     own = varying((_joined(jnp.where(to.own >= 0, here, 0), axis), x))[0]

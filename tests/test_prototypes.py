@@ -72,6 +72,23 @@ def test_logits_that_rise_far_from_block_to_block(falling):
         chex.assert_trees_all_close(run(size), run(None), rtol=1e-4, atol=1e-3)
 
 
+def test_prototypes_of_any_length_in_blocks(debug_nans):
+    """Cosines are made by another path there; the gradient of a prototype grows as its length falls."""
+    z, y, prototypes = batch(5)
+    lengths = jnp.array([1e-25, 1e-12, 0.0, 1.0, 1e12, 1e25])[: len(prototypes), None]
+    run = lambda size: jax.value_and_grad(mj.losses.cosface, (0, 2))(z, y, lengths * prototypes, block_size=size)
+    (value, (to_z, to_w)), (expected, (expected_z, expected_w)) = run(2), run(None)
+    chex.assert_trees_all_close(
+        (value, to_z, lengths * to_w), (expected, expected_z, lengths * expected_w), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_dense_has_forward_mode():
+    z, y, prototypes = batch(5)
+    f = lambda w: mj.losses.arcface(z, y, w, block_size=None)
+    chex.assert_trees_all_close(jax.jacfwd(f)(prototypes), jax.grad(f)(prototypes), rtol=1e-4, atol=1e-5)
+
+
 def test_bfloat16_prototypes_keep_their_dtype_in_blocks():
     z, y, prototypes = batch(5)
     half, gradient = prototypes.astype(jnp.bfloat16), {}
