@@ -21,7 +21,7 @@ from metricjax.mesh import over_mesh as over_mesh
 from metricjax.prototypes import over_prototypes as over_prototypes
 from metricjax.reductions import with_count as with_count
 
-_WITH_EXTRAS = ("data", "encoders", "plots", "transforms")  # imported on first use, each needs an extra
+_WITH_EXTRAS = ("data", "encoders", "plots", "transforms", "variants")  # imported on first use, each needs an extra
 
 
 def __getattr__(name: str):
