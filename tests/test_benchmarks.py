@@ -12,6 +12,19 @@ RUNS = {
     "scale": ["--batch", "256", "--dimension", "8"],
     "collectives": ["--batch", "64", "--dimension", "8"],
     "peers": ["--rounds", "1"],
+    "variants": ["--steps", "2", "--seeds", "1", "--margins", "0.2", "--usual", "1", "--at-once", "1"],
+    "chord_or_geodesic": [
+        "--steps",
+        "1",
+        "--seeds",
+        "2",
+        "--strengths",
+        "0.5",
+        "--mining",
+        "batch-hard",
+        "--at-once",
+        "1",
+    ],
 }
 
 
@@ -22,6 +35,8 @@ def test_benchmark_runs(name, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("sys.argv", [name, *RUNS[name]])
     if name == "peers":
         monkeypatch.setattr(benchmark, "PEERS", {"optax": benchmark.optax_contestants})
+    if name == "variants":
+        monkeypatch.setattr(benchmark, "LOSSES", dict(list(benchmark.LOSSES.items())[:1]))
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         benchmark.main()
     assert name in capsys.readouterr().out
