@@ -100,7 +100,7 @@ def _forward(z, how):
 def _backward(kept, g):
     u, inverse, how = kept
     tangent = sphere.to_tangent(u, g)
-    return lax.select_n(jnp.asarray(how), inverse * tangent, g, tangent), None
+    return lax.select_n(jnp.asarray(how, jnp.int32), inverse * tangent, g, tangent), None
 
 
 constrained.defvjp(_forward, _backward)

@@ -76,7 +76,7 @@ def optimizer(numbers) -> optax.GradientTransformation:
 
     def update(gradient, state, points):
         moves = [one.update(gradient, one.init(points), points)[0] for one in each]
-        return lax.select_n(numbers["constraint"], *moves), state
+        return lax.select_n(numbers["constraint"].astype(int), *moves), state
 
     return optax.GradientTransformation(lambda points: (), update)
 

@@ -7,9 +7,10 @@ learning rates and the like do not compile anything anew. `train` stacks paramet
 import collections
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -73,7 +74,7 @@ class Trained(NamedTuple):
     seconds: dict[str, float]
 
 
-def product(losses: Sequence[str], seeds: Sequence[int], **numbers: Sequence[float]) -> list[Variant]:
+def product(losses: Iterable[str], seeds: Iterable[int], **numbers: Iterable[float]) -> list[Variant]:
     """All combinations of losses, seeds and numbers.
 
     >>> [v.numbers["margin"] for v in product(["triplet"], [0], margin=[0.1, 0.2])]
@@ -112,7 +113,7 @@ def train(
     >>> train(task, product(["square"], [0], aim=[3.0, 5.0]), steps=1, at_once=1).params.tolist()
     [3.0, 5.0]
     """
-    check(task, variants, steps, at_once)
+    check(task, variants, steps, every, at_once)
     every = every or -(-steps // 10)
     devices = list(devices or jax.devices()[:1])
     clock = [time.perf_counter()]
@@ -131,14 +132,22 @@ def train(
     return Trained(jax.tree.map(lambda a: a[places], state[0]), done, history, size, seconds)
 
 
-def check(task: Task, variants: Sequence[Variant], steps: int, at_once: int | str) -> None:
+def check(task: Task, variants: Sequence[Variant], steps: int, every: int | None, at_once: int | str) -> None:
     if not variants:
         raise ValueError("variants is empty; wanted at least one Variant")
     if unknown := sorted({v.loss for v in variants} - task.losses.keys()):
         raise ValueError(f"variants name the losses {unknown}; the task has {sorted(task.losses)}")
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; wanted at least 1")
-    if at_once != "auto" and not (isinstance(at_once, int) and at_once >= 1):
+    for v in variants:
+        if not isinstance(v.seed, Integral) or not -(2**31) <= v.seed < 2**31:
+            raise ValueError(f"a variant of {v.loss!r} has the seed {v.seed!r}; wanted an int of 32 bits")
+        for name, value in v.numbers.items():
+            if np.ndim(value) or not np.issubdtype(np.asarray(value).dtype, np.number):
+                raise ValueError(f"a variant of {v.loss!r} has {name} = {value!r}; wanted a number")
+    if not isinstance(steps, Integral) or steps < 1:
+        raise ValueError(f"steps is {steps!r}; wanted an int, at least 1")
+    if every is not None and not (isinstance(every, Integral) and every >= 1):
+        raise ValueError(f"every is {every!r}; wanted None or an int, at least 1")
+    if at_once != "auto" and not (isinstance(at_once, Integral) and at_once >= 1):
         raise ValueError(f"at_once is {at_once!r}; wanted 'auto' or a positive int")
 
 
@@ -156,9 +165,17 @@ def initial(task: Task, seeds, numbers):
     return lax.map(one, (seeds, numbers))
 
 
-def interval(task: Task, which, state, seed, numbers, start, count):
-    """`count` steps of one variant from step `start` on, and what was seen; `which` loss is an int, or is traced."""
-    losses = list(task.losses.values())
+def as_scalar(name, loss, *given):
+    """The value of a loss in the dtype of all, as a `switch` and the sums need it."""
+    value = jnp.asarray(loss(*given))
+    if value.shape != ():
+        raise ValueError(f"the loss {name!r} returned shape {value.shape}; wanted a scalar")
+    return value.astype(float)
+
+
+def interval(task: Task, names, which, state, seed, numbers, start, count):
+    """`count` steps of one variant from step `start` on, and what was seen; `which` of losses is an int, or traced."""
+    losses = [partial(as_scalar, name, task.losses[name]) for name in names]
 
     def step(i, carry):
         (params, optimizer_state), loss_sum, norm_sum = carry
@@ -171,7 +188,7 @@ def interval(task: Task, which, state, seed, numbers, start, count):
         loss, gradient = jax.value_and_grad(objective)(params)
         updates, optimizer_state = task.optimizer(numbers).update(gradient, optimizer_state, params)
         state = optax.apply_updates(params, updates), optimizer_state
-        return state, loss_sum + loss, norm_sum + optax.tree.norm(gradient)
+        return state, loss_sum + loss, norm_sum + optax.tree.norm(gradient).astype(float)
 
     state, loss, norm = lax.fori_loop(0, count, step, (state, jnp.zeros(()), jnp.zeros(())))
     batch = task.batch(seed, start + count - 1)
@@ -183,11 +200,11 @@ def interval(task: Task, which, state, seed, numbers, start, count):
 
 
 class Plan(NamedTuple):
-    """Where variants stand in the stacked arrays: on each device the same number of each loss, in order of loss.
+    """Where variants stand in the stacked arrays: on each device the same number of each group, group after group.
 
     order: the variant at each place; some come twice, to fill up.
     places: where each variant stands.
-    counts: how many of each loss a device has.
+    counts: how many of each group a device has.
     """
 
     order: list[int]
@@ -195,29 +212,30 @@ class Plan(NamedTuple):
     counts: list[int]
 
 
-def planned(losses: Sequence[str], variants: Sequence[Variant], devices: int) -> Plan:
-    of_loss = [[i for i, v in enumerate(variants) if v.loss == name] for name in losses]
-    counts = [-(-len(some) // devices) for some in of_loss]
+def planned(groups: Sequence[list[int]], devices: int) -> Plan:
+    counts = [-(-len(some) // devices) for some in groups]
     share = lambda some, k, device: (some * devices)[device * k : device * k + k]
-    order = [i for d in range(devices) for some, k in zip(of_loss, counts, strict=True) for i in share(some, k, d)]
-    return Plan(order, np.array([order.index(i) for i in range(len(variants))]), counts)
+    order = [i for d in range(devices) for some, k in zip(groups, counts, strict=True) for i in share(some, k, d)]
+    return Plan(order, np.array([order.index(i) for i in range(sum(map(len, groups)))]), counts)
 
 
 def stacked(losses: Sequence[str], variants: Sequence[Variant]) -> tuple:
     """The number of each one's loss, seeds, and numbers."""
     names = sorted({name for v in variants for name in v.numbers})
-    numbers = {name: np.asarray(jnp.array([v.numbers.get(name, 0) for v in variants])) for name in names}
+    numbers = {name: np.asarray(jnp.array([v.numbers.get(name, 0) for v in variants], float)) for name in names}
     which, seeds = ([losses.index(v.loss) for v in variants], [v.seed for v in variants])
     return np.array(which, np.int32), np.array(seeds, np.int32), numbers
 
 
 def compiled(task: Task, variants: Sequence[Variant], devices: Sequence[jax.Device], size: int) -> tuple:
     """Where variants stand, their first states, and the program `(state, start, count) -> (state, seen)`."""
-    losses = list(task.losses)
-    order, places, counts = planned(losses, variants, len(devices))
+    losses = [name for name in task.losses if any(v.loss == name for v in variants)]
+    of_loss = [[i for i, v in enumerate(variants) if v.loss == name] for name in losses]
+    groups = of_loss if size > 1 else [list(range(len(variants)))]  # one after the other, losses may mix
+    order, places, counts = planned(groups, len(devices))
 
     def here(state, which, seeds, numbers, start, count):
-        one = lambda which, state, seed, numbers: interval(task, which, state, seed, numbers, start, count)
+        one = lambda which, state, seed, numbers: interval(task, losses, which, state, seed, numbers, start, count)
         if size == 1:
             return lax.map(lambda a: one(*a), (which, state, seeds, numbers))
         parts = []

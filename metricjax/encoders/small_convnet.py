@@ -21,7 +21,7 @@ def conv_by_products(
     where JAX makes a grouped convolution, and inside loops on a CPU it is not slow, as XLA's gradient of a convolution
     is; it holds the patches, kh × kw times the images. Dilation and groups are a ValueError.
     """
-    plain = {"lhs_dilation": 1, "rhs_dilation": 1, "feature_group_count": 1}
+    plain = {"lhs_dilation": 1, "rhs_dilation": 1, "feature_group_count": 1, "batch_group_count": 1}
     for name, value in plain.items():
         if any(given != value for given in jax.tree.leaves(settings.get(name))):
             raise ValueError(f"conv_by_products: {name} is {settings[name]}; wanted {value}")
