@@ -9,8 +9,11 @@ import inspect
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import metricjax as mj
+
+_project, _tangential = mj.transforms.project_to_sphere, mj.transforms.riemannian_gradient
 
 # What suits a few dozen people; the papers' defaults are for millions of images.
 _MARGIN = {"scale": 16.0, "margin": 0.2}
@@ -31,6 +34,11 @@ SMALL: dict[str, dict] = {
     "circle": {"scale": 32.0, "margin": 0.25},
 }
 NO_LOSS = {"sub_center_outliers"}
+CONSTRAINTS = {  # where prototypes are brought to the sphere: optimisers, given a learning rate; losses project anyway
+    "forward": optax.adam,
+    "update": lambda rate: optax.chain(optax.adam(rate), _project()),
+    "gradient": lambda rate: optax.chain(_tangential(), optax.adam(rate), _project()),
+}
 SEVERAL = 3  # prototypes of each person, for losses that want several
 LENGTHS_OF_EMBEDDINGS = {"softmax", "large_margin_softmax", "sphereface", "adaface", "magface", "center"}  # they matter
 LENGTHS_OF_PROTOTYPES = {"softmax", "large_margin_softmax"}

@@ -41,6 +41,8 @@ def arguments(argv=None) -> argparse.Namespace:
     add("--test-folds", default="1,2", help="folds of --pairs to test on; their people are not trained on")
     add("--loss", default="cosface+supcon", help="a loss of metricjax.losses, or several joined by +")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the loss")
+    where = "of prototypes to the sphere: in the forward pass, after each update, or on the gradient too"
+    add("--constraint", choices=losses_by_name.CONSTRAINTS, default="update", help=where)
     add("--steps", type=int, default=800)
     add("--batch", type=int, nargs=2, metavar=("P", "K"), help="people, and images of each; default 20 2")
     add("--image-size", type=int, nargs=2, default=(64, 56), metavar=("H", "W"), help="what the encoder sees")
@@ -112,7 +114,7 @@ class Trainer:
         rate = optax.warmup_cosine_decay_schedule(0, args.learning_rate, args.steps // 10, args.steps)
         by_kind = {
             "encoder": optax.adamw(rate, weight_decay=0.1),
-            "sphere": optax.chain(optax.adam(rate), mj.transforms.project_to_sphere()),
+            "sphere": losses_by_name.CONSTRAINTS[args.constraint](rate),
             "free": optax.adam(rate),
         }
         kinds = {"encoder": "encoder", "heads": losses_by_name.kinds(heads)}
@@ -189,7 +191,7 @@ def identity(args, trainer: Trainer) -> dict:
     word = lambda value: getattr(value, "__name__", str(value))
     named = {name: {k: word(v) for k, v in hyper.items()} for name, hyper in args.losses.items()}
     made = {"people": trainer.classes, "losses": named, "batch": list(trainer.batch)}
-    for key in ("embedding_size", "image_size", "dataset", "steps", "seed", "learning_rate"):
+    for key in ("embedding_size", "image_size", "dataset", "steps", "seed", "learning_rate", "constraint"):
         made[key] = getattr(args, key)
     return json.loads(json.dumps(made))  # as it comes back from a checkpoint
 

@@ -1,8 +1,10 @@
 """The example as its users run it, made small: its results, its errors, and going on after an interruption."""
 
+import importlib
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -230,6 +232,23 @@ def test_a_run_with_the_default_options_is_itself_again(example, people):
     made = example.identity(args, example.Trainer(args, example.load(args)[0]))
     assert json.loads(json.dumps(made)) == made
     assert made["losses"] == {"triplet": {"triplets": "semi_hard", "distance": "geodesic"}}
+
+
+def test_the_constraint_acts_where_it_is_said_to(example):
+    """A gradient along a prototype changes its length, is undone after the update, or never enters the moments."""
+    losses_by_name = importlib.import_module("losses_by_name")
+    p = jnp.array([[0.6, 0.8]])
+    lengths, moments = {}, {}
+    for name in losses_by_name.CONSTRAINTS:
+        constraint = example.arguments(["--constraint", name]).constraint
+        optimizer = losses_by_name.CONSTRAINTS[constraint](0.1)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(p, optimizer.init(p), p)
+        lengths[name] = float(jnp.linalg.norm(p + updates))
+        moments[name] = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(state) if leaf.ndim == 2)
+    assert lengths["forward"] < 0.9
+    assert lengths["update"] == pytest.approx(1, abs=1e-6) == lengths["gradient"]
+    assert moments["update"] > 0.01 and moments["gradient"] < 1e-6
 
 
 def test_hyper_parameters_from_the_command_line(example):
