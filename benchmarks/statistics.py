@@ -23,6 +23,11 @@ def wilcoxon(differences: np.ndarray) -> float:
     return float(stats.wilcoxon(differences).pvalue) if np.any(differences) else 1.0
 
 
+def paired_t(differences: np.ndarray) -> float:
+    """p of Student's test that paired differences have mean 0."""
+    return float(stats.ttest_1samp(differences, 0).pvalue) if np.ptp(differences) else 1.0
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """p-values adjusted for their number (Holm 1979)."""
     values = np.asarray(p)

@@ -27,14 +27,14 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import metricjax as mj
-from benchmarks import faces
+from benchmarks import chord_geometry, faces
 from benchmarks.chord_geometry import CONSTRAINTS, constrained
 from benchmarks.report import save
 from benchmarks.statistics import mean_and_half_width
 from metricjax import variants
 from metricjax.variants import Task, Variant
 
-DISTANCES = {"squared chord": mj.distances.squared_chord, "geodesic": mj.distances.geodesic}
+DISTANCES = {name: chord_geometry.DISTANCES[name] for name in ("squared chord", "geodesic")}
 MINING = {"batch-hard": mj.mining.batch_hard, "semi-hard": mj.mining.semi_hard}
 
 
