@@ -10,6 +10,7 @@ from metricjax import mining as mining
 from metricjax import prototypes as prototypes
 from metricjax import relations as relations
 from metricjax import samplers as samplers
+from metricjax import search as search
 from metricjax import similarities as similarities
 from metricjax import sphere as sphere
 from metricjax.anchors import Mean as Mean

@@ -98,5 +98,5 @@ def next_marked(mask: Bool[Array, "n m"], last: Int[Array, "n 1"]) -> Int[Array,
 def ordered_integers(x: Float[Array, "..."]) -> Int[Array, "..."]:
     """Integers in the same order as the floats, which are not NaN: a CPU sorts them several times faster."""
     kind = {32: jnp.int32, 64: jnp.int64}[jnp.finfo(x.dtype).bits]
-    bits = lax.bitcast_convert_type(x + 0, kind)  # −0 becomes 0
+    bits = lax.bitcast_convert_type(jnp.where(x == 0, 0, x), kind)  # −0 becomes 0; XLA leaves out an x + 0
     return jnp.where(bits < 0, bits ^ jnp.iinfo(kind).max, bits)

@@ -1,0 +1,222 @@
+"""Search: the references closest to each query, exactly, in memory linear in the queries."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from metricjax import similarities
+from metricjax.anchors import existing
+from metricjax.checks import check_per_row, check_rows
+from metricjax.numerics import widen
+from metricjax.pairwise import Pairwise, as_pairwise
+from metricjax.panels import varying
+from metricjax.reductions import of_all
+
+_PANEL = 2**21  # scores at a time
+
+
+class Neighbours(NamedTuple):
+    """The k references closest to each query, closest first: their scores, and which rows they are."""
+
+    scores: Float[Array, "n k"]
+    indices: Int[Array, "n k"]
+
+
+def top_k(
+    queries: Float[Array, "n d"],
+    references: Float[Array, "m d"],
+    k: int,
+    *,
+    similarity: Callable[[Array, Array], Array] | None = None,
+    distance: Callable[[Array, Array], Array] | None = None,
+    where: Bool[Array, " m"] | None = None,
+    exclude_self: bool = False,
+    block_size: int | Literal["auto"] = "auto",
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Neighbours:
+    """The k references closest to each query, as a stable sort of all scores gives them: ties to the lower index.
+
+    Give `similarity` (larger is closer; default `similarities.cosine`) or `distance` (smaller is closer): any function
+    of two sets of rows that is not NaN for finite ones. `scores` are its values. A row with NaN or infinity in it is no
+    neighbour and has none, nor is what scores −∞. Where fewer than k are found, the rest has index −1 and score −∞ (∞
+    for a distance).
+
+    Args:
+      k: 1 to m, static; with `exclude_self` to m − 1.
+      where: which references exist.
+      exclude_self: query i is reference i, and not among its own neighbours (leave-one-out).
+      block_size: references at a time. Besides queries and results, memory is that of one panel of scores.
+      axis_name: mesh axis (or axes) inside `jax.shard_map`, over which queries, references and `where` are split by
+        rows. Each device gets the neighbours of its own queries among the references of all, numbered through. Queries
+        travel, references stay where they are.
+
+    No gradient: differentiate scores of `references[indices]`. Sums in another order may round scores differently, so
+    that near-ties of other block sizes may swap. A reference of the k closest is in one of the k groups with the
+    largest maxima: nothing but those is sorted.
+
+    >>> import jax.numpy as jnp
+    >>> top_k(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0], [2.0, 0.0], [3.0, 4.0]]), 2).indices.tolist()
+    [[1, 2]]
+    """
+    check_rows("queries", queries)
+    check_rows("references", references)
+    if queries.shape[1] != references.shape[1]:
+        raise ValueError(f"queries has {queries.shape[1]} features, references {references.shape[1]}; they must agree")
+    check_per_row("where", where, len(references))
+    if similarity is not None and distance is not None:
+        raise TypeError("give one of `similarity` (larger is closer) and `distance` (smaller is closer)")
+    score = distance or similarity or similarities.cosine
+    if not callable(score):
+        raise TypeError(f"{'similarity' if distance is None else 'distance'} is {score!r}; wanted a function of (x, y)")
+    if not (block_size == "auto" or (isinstance(block_size, int) and block_size > 0)):
+        raise ValueError(f"block_size is {block_size!r}; wanted 'auto' or a positive int")
+    devices = 1 if axis_name is None else lax.axis_size(axis_name)
+    if exclude_self and len(queries) != len(references):
+        raise ValueError(f"exclude_self is for queries that are the references; {len(queries)} and {len(references)}")
+    most = devices * len(references) - exclude_self
+    if not isinstance(k, int):
+        raise TypeError(f"k is {k!r}; wanted an int, which is static")
+    if not 1 <= k <= most:
+        raise ValueError(f"k is {k}; wanted 1 to {most}, the number of references")
+    search = Search(as_pairwise(score), distance is not None, k, exclude_self, block_size, axis_name)
+    return _top_k(search, *lax.stop_gradient((queries, references)), where)
+
+
+class Search(NamedTuple):
+    """What is static in one call."""
+
+    score: Pairwise
+    is_distance: bool
+    k: int
+    exclude_self: bool
+    block_size: int | str
+    axis_name: str | tuple[str, ...] | None
+
+    def closeness(self, x, y):
+        s = self.score.compare(x, y)
+        return -s if self.is_distance else s
+
+
+@jax.jit(static_argnums=0, inline=True)
+def _top_k(search: Search, queries, references, where) -> Neighbours:
+    n, m, axis_name = len(queries), len(references), search.axis_name
+    device = 0 if axis_name is None else lax.axis_index(axis_name)
+    x = of_all(search.score.embed(widen(queries)), axis_name)
+    depth = search.k + search.exclude_self  # one more, of which itself may be left out
+    best = _among(search, min(depth, m), x, references, where)
+    if axis_name is not None:
+        best = _of_all_devices(best, depth, m, axis_name)
+    if search.exclude_self:
+        best = _without(best, device * n + jnp.arange(n, dtype=jnp.int32))
+    return best._replace(scores=_plain_zeros(-best.scores)) if search.is_distance else best
+
+
+def _among(search: Search, k: int, x, references, where) -> Neighbours:
+    """The k best of the references here, a panel of queries and references at a time."""
+    n, m = len(x), len(references)
+    size = min(m, _block(k) if search.block_size == "auto" else int(search.block_size))
+    panels = math.ceil(n / max(1, _PANEL // size))
+    height = math.ceil(n / max(1, panels))
+    x = jnp.pad(x, [(0, panels * height - n), (0, 0)]).reshape(panels, height, x.shape[1])
+
+    def step(best, start, size):
+        part = lambda a: lax.dynamic_slice_in_dim(a, start, size)
+        real = None if where is None else part(where)
+        y = search.score.embed(existing(part(references).astype(x.dtype), real))
+
+        def panel(block):
+            x, best = block
+            scores = search.closeness(x, y)
+            # A row with NaN or infinity shows in any of its scores: to look for NaN in all of them takes too long.
+            sound = jnp.all(jnp.isfinite(scores[:1])) & jnp.all(jnp.isfinite(scores[:, :1]))
+            masked = lambda scores, mask: _merged(best, jnp.where(mask, scores, -jnp.inf), start)
+
+            def without_broken():
+                finite = jnp.all(jnp.isfinite(y), axis=1) if real is None else jnp.all(jnp.isfinite(y), axis=1) & real
+                scores = search.closeness(x, existing(y, finite))  # again: NaN may have spread from row to row
+                return masked(scores, finite[None] & ~jnp.isnan(scores))
+
+            plain = lambda: _merged(best, scores, start)
+            if real is None:
+                return lax.cond(sound, plain, without_broken)
+            present = lambda: masked(scores, real[None])
+            return lax.switch(jnp.where(sound, jnp.where(jnp.all(real), 0, 1), 2), (plain, present, without_broken))
+
+        return lax.map(panel, (x, best))
+
+    nothing = varying((jnp.full((panels, height, k), -jnp.inf, x.dtype), x, references))[0]
+    best = Neighbours(nothing, jnp.where(jnp.isnan(nothing), 0, -1).astype(jnp.int32))
+    count, rest = divmod(m, size)
+    best = lax.fori_loop(0, count, lambda i, best: step(best, i * size, size), best)
+    best = step(best, count * size, rest) if rest else best
+    return jax.tree.map(lambda a: a.reshape(panels * height, k)[:n], best)
+
+
+def _block(k: int) -> int:
+    """References at a time: each block costs a sort of k."""
+    return min(2**17, max(2**13, 2 ** math.ceil(math.log2(128 * k))))
+
+
+def _merged(best: Neighbours, scores: Float[Array, "n b"], first) -> Neighbours:
+    """The k best of those so far, which come first, and of a panel whose columns are numbered from `first` on."""
+    k, width = best.scores.shape[1], scores.shape[1]
+    size = _group_size(width, k)
+    if size == 1:
+        return _chosen(best, scores, jnp.full_like(best.indices, first), width)
+    scores = jnp.pad(scores, [(0, 0), (0, -width % size)], constant_values=-jnp.inf)
+    groups = scores.reshape(len(scores), -1, size)
+    tops = jnp.max(groups, axis=2)
+    # On a CPU top_k is the faster, the more groups are out of the race.
+    tops = jnp.where(tops > best.scores[:, -1:], _plain_zeros(tops), -jnp.inf)
+    # In order of their columns, so that among equal scores the lower index stays first.
+    chosen = jnp.sort(lax.top_k(tops, k)[1])
+    candidates = jax.vmap(lambda groups, chosen: groups[chosen])(groups, chosen)
+    return _chosen(best, candidates.reshape(len(scores), k * size), first + chosen * size, size)
+
+
+def _chosen(best: Neighbours, candidates: Float[Array, "n c"], firsts: Int[Array, "n k"], size: int) -> Neighbours:
+    """The k best of those so far and of candidates, `size` of them in a row from each column in `firsts` on."""
+    k = best.scores.shape[1]
+    scores, places = lax.top_k(_plain_zeros(jnp.concatenate([best.scores, candidates], axis=1)), k)
+    new = jnp.maximum(places - k, 0)
+    columns = jnp.take_along_axis(firsts, new // size, axis=1) + new % size
+    before = jnp.take_along_axis(best.indices, jnp.minimum(places, k - 1), axis=1)
+    return Neighbours(scores, jnp.where(places < k, before, columns))
+
+
+def _plain_zeros(x):
+    """−0 as 0, which `top_k` puts before it."""
+    return jnp.where(x == 0, 0, x)
+
+
+def _group_size(width: int, k: int) -> int:
+    """A power of two near √(width / k), where groups and candidates are fewest; 1 where that saves little."""
+    size = 2 ** round(math.log2(max(1, width / k)) / 2)
+    return size if width // size + k * size < width // 2 and size > 3 else 1
+
+
+def _of_all_devices(best: Neighbours, k: int, m: int, axis_name) -> Neighbours:
+    """The k best of each own query, out of what every device found for it among its m references."""
+    devices = lax.axis_size(axis_name)
+    found = best._replace(indices=jnp.where(best.indices < 0, -1, best.indices + lax.axis_index(axis_name) * m))
+
+    def own(a):
+        a = lax.all_to_all(a.reshape(devices, -1, a.shape[1]), axis_name, split_axis=0, concat_axis=0)
+        return jnp.moveaxis(a, 0, 1).reshape(a.shape[1], devices * a.shape[2])
+
+    scores, indices = jax.tree.map(own, found)
+    scores, places = lax.top_k(scores, k)  # equal scores of one device stand in order, and so do the devices
+    return Neighbours(scores, jnp.take_along_axis(indices, places, axis=1))
+
+
+def _without(best: Neighbours, own: Int[Array, " n"]) -> Neighbours:
+    """All but the query itself, or all but the last where it is not there."""
+    is_own = best.indices == own[:, None]
+    before = jnp.cumsum(is_own, axis=1, dtype=jnp.int32)[:, :-1]
+    rest = jnp.arange(before.shape[1], dtype=jnp.int32)[None] + before
+    return jax.tree.map(lambda a: jnp.take_along_axis(a, rest, axis=1), best)
