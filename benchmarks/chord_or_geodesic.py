@@ -23,6 +23,7 @@ import itertools
 import os
 from functools import partial
 
+import jax
 import numpy as np
 import optax
 from matplotlib.figure import Figure
@@ -154,9 +155,9 @@ def main():
     add("--mining", nargs="+", choices=MINING, default=list(MINING))
     add("--learning-rate", type=float, default=1e-3)
     add("--at-once", type=faces.number_or_auto, default="auto", help="how many variants under one vmap; auto measures")
-    add("--devices", type=int, default=os.cpu_count(), help="on a CPU, virtual ones; default one for each core")
+    add("--devices", type=int, help="default: all there are; a CPU counts as one for each core")
     args = parser.parse_args()
-    args.devices = faces.devices(args.devices)
+    args.devices = jax.devices()[: args.devices]
     each = [trained(args, strength) for strength in args.strengths]
     found = {name: np.stack([of[name] for of in each]) for name in each[0]}
     at = found, args.strengths, args.mining
@@ -167,4 +168,5 @@ def main():
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
     main()

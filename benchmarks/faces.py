@@ -120,12 +120,5 @@ def raw_pixels(faces: Faces) -> float:
     return mj.metrics.pair_scores(flat - flat.mean(axis=0), faces.labels).roc.equal_error_rate()
 
 
-def devices(count: int) -> list[jax.Device]:
-    """So many devices; on a CPU, virtual ones, if JAX has not begun yet."""
-    if jax.config.jax_platforms in (None, "", "cpu"):
-        jax.config.update("jax_num_cpu_devices", count)
-    return jax.devices()[:count]
-
-
 def number_or_auto(text: str) -> int | str:
     return text if text == "auto" else int(text)

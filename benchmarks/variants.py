@@ -142,10 +142,10 @@ def main():
     add("--margins", type=float, nargs="+", default=[0.2, 0.5])
     add("--learning-rates", type=float, nargs="+", default=[1e-3])
     add("--at-once", type=faces.number_or_auto, default="auto", help="how many variants under one vmap; auto measures")
-    add("--devices", type=int, default=os.cpu_count(), help="on a CPU, virtual ones; default one for each core")
+    add("--devices", type=int, help="default: all there are; a CPU counts as one for each core")
     add("--usual", type=int, default=16, help="how many variants to compile one by one; 0 leaves that out")
     args = parser.parse_args()
-    devices = faces.devices(args.devices)
+    devices = jax.devices()[: args.devices]
     numbers = {"constraint": range(len(CONSTRAINTS)), "margin": args.margins, "learning_rate": args.learning_rates}
     grid = variants.product(list(LOSSES), range(args.seeds), **numbers)
     seen, unseen = faces.load()
@@ -178,4 +178,5 @@ def main():
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
     main()

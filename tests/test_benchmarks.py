@@ -13,7 +13,20 @@ RUNS = {
     "collectives": ["--batch", "64", "--dimension", "8"],
     "peers": ["--rounds", "1"],
     "search": ["--shapes", "5x3000x8x2", "--rounds", "1"],
-    "variants": ["--steps", "2", "--seeds", "1", "--margins", "0.2", "--usual", "1", "--at-once", "1"],
+    "variants": [
+        "--steps",
+        "2",
+        "--seeds",
+        "1",
+        "--margins",
+        "0.2",
+        "--usual",
+        "1",
+        "--at-once",
+        "1",
+        "--devices",
+        "2",
+    ],
     "chord_or_geodesic": [
         "--steps",
         "1",
@@ -25,6 +38,8 @@ RUNS = {
         "batch-hard",
         "--at-once",
         "1",
+        "--devices",
+        "2",
     ],
 }
 

@@ -8,19 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.filterwarnings("default")
+from tests.people import write_people
+
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("standard_promotion")]
 LOSSES = "arcface,triplet:semi_hard"
 SMALL = [
     "--losses", LOSSES, "--trials", "3", "--seeds", "2", "--steps", "25", "--batch", "4", "2",
     "--image-size", "12", "10",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def promotion():
-    """Flax and Optax rely on the standard promotion of types."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +27,7 @@ def example():
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
-    """A folder in LFW's layout: each person a few patches of grey, each photograph those with noise."""
-    folder, rng = tmp_path_factory.mktemp("people"), np.random.default_rng(0)
-    for person in range(16):
-        face = np.asarray(Image.fromarray(rng.integers(40, 215, (4, 3), dtype=np.uint8)).resize((20, 24)), np.float64)
-        (folder / f"Person_{person}").mkdir()
-        for i in range(4):
-            pixels = np.clip(face + rng.normal(0, 40, face.shape), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"Person_{person}" / f"{i}.png")
-    return folder
+    return write_people(tmp_path_factory.mktemp("people"), photographs=[4] * 16, size=(20, 24), noise=40)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.filterwarnings("default")
+from tests.people import write_people
+
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("standard_promotion")]
 SMALL = [
     "--image-size",
     "16",
@@ -34,24 +36,9 @@ def example():
     return train_faces
 
 
-@pytest.fixture(autouse=True)
-def promotion():
-    """Flax and Optax rely on the standard promotion of types."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
-    """A folder in LFW's layout: each person a few patches of grey, each photograph those with noise."""
-    folder, rng = tmp_path_factory.mktemp("people"), np.random.default_rng(0)
-    for person in range(10):
-        face = np.asarray(Image.fromarray(rng.integers(40, 215, (4, 3), dtype=np.uint8)).resize((23, 28)), np.float64)
-        (folder / f"Person_{person}").mkdir()
-        for i in range(3 if person < 9 else 1):
-            pixels = np.clip(face + rng.normal(0, 20, face.shape), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"Person_{person}" / f"Person_{person}_{i + 1:04d}.png")
-    return folder
+    return write_people(tmp_path_factory.mktemp("people"), photographs=[3] * 9 + [1], size=(23, 28), noise=20)
 
 
 def run(example, *arguments):
