@@ -1,6 +1,7 @@
 """Figures of what training and evaluation produced. Each function returns a Matplotlib figure."""
 
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 
 import numpy as np
 
@@ -41,6 +42,33 @@ def roc_curves(curves: Mapping[str, Roc]) -> Figure:
     axes.set(xscale="log", xlim=(least, 1), ylim=(0, 1.01), xlabel="false accept rate", ylabel="true accept rate")
     axes.grid(alpha=0.3, which="both")
     axes.legend(loc="lower right")
+    return figure
+
+
+def det_curves(curves: Mapping[str, Roc]) -> Figure:
+    """False reject rate against false accept rate, both axes scaled by the normal quantile (Martin et al. 1997).
+
+    Scores that are normal in both kinds of pairs give a straight line. Rates of 0 and 1 lie outside.
+    """
+    figure = Figure(figsize=(5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    probit = np.vectorize(NormalDist().inv_cdf, otypes=[float])
+    for name, curve in curves.items():
+        inside = (curve.far > 0) & (curve.far < 1) & (curve.frr > 0) & (curve.frr < 1)
+        far, frr = curve.far[inside], curve.frr[inside]
+        axes.plot(probit(far), probit(frr), label=f"{name} (EER {curve.equal_error_rate():.3f})")
+    ticks = np.array([1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(probit(ticks), [f"{tick:g}" for tick in ticks])
+    limits = lambda pairs: tuple(probit([min(0.05, *(1 / n for n in pairs)), 0.95]))
+    axes.set(
+        xlim=limits([curve.impostors for curve in curves.values()]),
+        ylim=limits([curve.genuine for curve in curves.values()]),
+        xlabel="false accept rate",
+        ylabel="false reject rate",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper right")
     return figure
 
 

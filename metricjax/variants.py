@@ -29,7 +29,7 @@ Numbers = Mapping[str, Any]
 
 
 class Variant(NamedTuple):
-    """One training: the name of its loss, its seed, and its numbers. A number that others have and it has not is 0."""
+    """One training: its loss by name, its seed, and its numbers, which are floats; those only others have are 0."""
 
     loss: str
     seed: int

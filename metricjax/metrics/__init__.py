@@ -1,7 +1,31 @@
 """Exact evaluation of embeddings and of scores."""
 
+from metricjax.metrics.clustering import PrecisionRecall as PrecisionRecall
+from metricjax.metrics.clustering import ami as ami
+from metricjax.metrics.clustering import ari as ari
+from metricjax.metrics.clustering import bcubed as bcubed
+from metricjax.metrics.clustering import bcubed_f1 as bcubed_f1
+from metricjax.metrics.clustering import nmi as nmi
+from metricjax.metrics.clustering import pairwise as pairwise
+from metricjax.metrics.clustering import pairwise_f1 as pairwise_f1
+from metricjax.metrics.clustering import v_measure as v_measure
 from metricjax.metrics.health import health as health
+from metricjax.metrics.identification import Searches as Searches
+from metricjax.metrics.identification import cmc as cmc
+from metricjax.metrics.identification import dir_at_fpir as dir_at_fpir
+from metricjax.metrics.identification import fnir_at_fpir as fnir_at_fpir
+from metricjax.metrics.identification import identification as identification
+from metricjax.metrics.identification import searches as searches
 from metricjax.metrics.retrieval import retrieval as retrieval
+from metricjax.metrics.thresholds import Calibration as Calibration
+from metricjax.metrics.thresholds import ErrorRates as ErrorRates
+from metricjax.metrics.thresholds import ErrorVersusReject as ErrorVersusReject
+from metricjax.metrics.thresholds import calibrated_threshold as calibrated_threshold
+from metricjax.metrics.thresholds import decidability as decidability
+from metricjax.metrics.thresholds import error_rates as error_rates
+from metricjax.metrics.thresholds import error_versus_reject as error_versus_reject
+from metricjax.metrics.thresholds import group_error_rates as group_error_rates
+from metricjax.metrics.thresholds import hter as hter
 from metricjax.metrics.verification import PairScores as PairScores
 from metricjax.metrics.verification import Roc as Roc
 from metricjax.metrics.verification import equal_error_rate as equal_error_rate

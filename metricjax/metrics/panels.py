@@ -1,4 +1,4 @@
-"""Scores of a set of embeddings with itself, a panel of rows at a time."""
+"""Scores of a set of embeddings with itself or with another, a panel of rows at a time."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,13 +10,15 @@ from metricjax import similarities
 from metricjax.checks import check_labels, check_rows
 
 
-def check_set(embeddings, labels) -> tuple[jax.Array, np.ndarray]:
+def check_set(
+    embeddings, labels, name: str = "embeddings", labels_name: str = "labels"
+) -> tuple[jax.Array, np.ndarray]:
     """The arguments as arrays, once they fit together and hold finite numbers only."""
     embeddings, labels = jnp.asarray(embeddings), np.asarray(labels)
-    check_rows("embeddings", embeddings)
-    check_labels("labels", labels, len(embeddings))
+    check_rows(name, embeddings)
+    check_labels(labels_name, labels, len(embeddings))
     if not bool(jnp.all(jnp.isfinite(embeddings))):
-        raise ValueError("embeddings holds NaN or infinity; an evaluation of it would mean nothing")
+        raise ValueError(f"{name} holds NaN or infinity; an evaluation of it would mean nothing")
     return embeddings, labels
 
 
@@ -26,8 +28,12 @@ def _scores(similarity, rows, columns):
 
 
 def panels(
-    embeddings: jax.Array, similarity: Callable = similarities.cosine, height: int = 1024
+    embeddings: jax.Array,
+    similarity: Callable = similarities.cosine,
+    height: int = 1024,
+    columns: jax.Array | None = None,
 ) -> Iterator[tuple[int, jax.Array]]:
-    """(first row, scores [rows, n]) for panels of at most `height` rows."""
+    """(first row, scores [rows, n]) for panels of at most `height` rows; the columns are the rows unless given."""
+    columns = embeddings if columns is None else columns
     for start in range(0, len(embeddings), height):
-        yield start, _scores(similarity, embeddings[start : start + height], embeddings)
+        yield start, _scores(similarity, embeddings[start : start + height], columns)

@@ -42,6 +42,11 @@ class Roc(NamedTuple):
         """True accept rate: share of genuine pairs that are accepted."""
         return self.true_accepts / self.genuine
 
+    @property
+    def frr(self) -> np.ndarray:
+        """False reject rate (FNMR), 1 − TAR: share of genuine pairs that are rejected. With `far`, the DET curve."""
+        return (self.genuine - self.true_accepts) / self.genuine
+
     def auc(self) -> float:
         """Area under the curve: the chance that a genuine pair scores above an impostor pair, ties counted half."""
         return float(np.trapezoid(self.tar, self.far))
@@ -54,13 +59,32 @@ class Roc(NamedTuple):
         part = gap[before] / (gap[before] - gap[after])
         return float(self.far[before] + part * (self.far[after] - self.far[before]))
 
+    def threshold_at_eer(self) -> float:
+        """The threshold of the curve at which false accept and false reject rates differ least, the highest such."""
+        return float(self.thresholds[np.argmin(np.abs(self.far - self.frr))])
+
     def tar_at_far(self, far: float) -> float:
         """The largest true accept rate among thresholds whose false accept rate is at most `far`."""
+        return float(self.tar[self._last(far)])
+
+    def threshold_at_far(self, far: float) -> float:
+        """The lowest threshold of the curve whose false accept rate is at most `far`: that of `tar_at_far`.
+
+        It is ∞ where impostors share the highest score, more of them than `far` allows.
+        """
+        return float(self.thresholds[self._last(far)])
+
+    def fnmr_at_fmr(self, fmr: float) -> float:
+        """False non-match rate at a false match rate, 1 − `tar_at_far`: the same under the names of ISO/IEC 19795."""
+        return float(self.frr[self._last(fmr)])
+
+    def _last(self, far: float) -> int:
+        """Index of the lowest threshold whose false accept rate is at most `far`."""
         if not 1 / self.impostors <= far <= 1:
             raise ValueError(
                 f"far is {far}; {self.impostors} impostor pairs can tell rates from {1 / self.impostors:.3g}"
             )
-        return float(np.max(self.tar[self.far <= far]))
+        return int(np.searchsorted(self.far, far, side="right")) - 1
 
 
 class PairScores(NamedTuple):
@@ -74,7 +98,7 @@ class PairScores(NamedTuple):
 
 def roc(scores: ArrayLike, same: ArrayLike) -> Roc:
     """The ROC of [n] scores of pairs and [n] booleans, whether the two are the same person."""
-    scores, same = _checked(scores, same)
+    scores, same = checked_pairs(scores, same)
     thresholds, index = np.unique(-scores, return_inverse=True)
     accepted = lambda kind: np.concatenate([[0], np.cumsum(np.bincount(index[kind], minlength=len(thresholds)))])
     return Roc(np.concatenate([[np.inf], -thresholds]), accepted(~same), accepted(same))
@@ -123,7 +147,7 @@ def k_fold_accuracy(scores: ArrayLike, same: ArrayLike, folds: int | ArrayLike =
     >>> k_fold_accuracy([0.9, 0.1, 0.8, 0.2], [True, False, True, False], folds=2)
     (1.0, 0.0)
     """
-    scores, same = _checked(scores, same)
+    scores, same = checked_pairs(scores, same)
     if np.ndim(folds) == 0:
         count = int(np.asarray(folds))
         if count < 2 or len(scores) % count:
@@ -191,7 +215,8 @@ def _upper(embeddings, labels, similarity):
         yield np.asarray(scores)[later], (labels[row] == labels[None])[later]
 
 
-def _checked(scores: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def checked_pairs(scores: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """The arguments as arrays, once they are finite scores of pairs of both kinds."""
     scores, same = np.asarray(scores), np.asarray(same)
     if scores.ndim != 1 or same.shape != scores.shape:
         raise ValueError(f"scores has shape {scores.shape}, same {same.shape}; wanted [n] and [n]")

@@ -1,0 +1,192 @@
+"""Identification (1:N): whose face is it, if it is anybody's in the gallery? Scores are similarities."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from metricjax import similarities
+from metricjax.checks import check_labels
+from metricjax.metrics.panels import check_set, panels
+from metricjax.numerics import widen
+from metricjax.pairwise import as_pairwise
+
+_PANEL = 2**24  # scores at a time
+
+
+class Searches(NamedTuple):
+    """What a gallery answers to each query. A query is mated if someone of its label is in the gallery.
+
+    rank: 1 + how many rows of other people score at least as high as the best mate; 0 without a mate.
+    mate: score of the best mate, −∞ without one.
+    other: highest score of other people's rows, −∞ if the gallery holds nobody else.
+    """
+
+    rank: np.ndarray
+    mate: np.ndarray
+    other: np.ndarray
+
+    @property
+    def mated(self) -> int:
+        """Number of queries with a mate."""
+        return int(np.sum(self.rank > 0))
+
+    @property
+    def non_mated(self) -> int:
+        """Number of queries without a mate."""
+        return len(self.rank) - self.mated
+
+    def cmc(self, ranks: Sequence[int] = (1, 5)) -> dict[str, float]:
+        """Share of mated queries whose rank is at most k, for each of `ranks`; how many have a mate, and how many none.
+
+        `ranks=range(1, g + 1)` are the points of the whole curve.
+        """
+        if not len(ranks) or min(ranks) < 1:
+            raise ValueError(f"ranks is {ranks!r}; wanted positive numbers")
+        found = self.rank[self._is_mated()]
+        rates = {f"rank-{k}": float(np.mean(found <= k)) for k in ranks}
+        return {**rates, "mated": self.mated, "non_mated": self.non_mated}
+
+    def threshold_at_fpir(self, fpir: float) -> float:
+        """The lowest threshold that at most the share `fpir` of non-mated queries reach with any score.
+
+        It is the next number above a score of the scores' own dtype, or −∞ where all of them may.
+        """
+        n = self.non_mated
+        if not n:
+            raise ValueError("every query has a mate in the gallery; an FPIR needs queries without")
+        if not 1 / n <= fpir <= 1:
+            raise ValueError(f"fpir is {fpir}; {n} non-mated queries can tell rates from {1 / n:.3g}")
+        allowed = int(np.searchsorted(np.arange(n + 1) / n, fpir, side="right")) - 1
+        if allowed == n:
+            return -np.inf
+        return float(np.nextafter(np.sort(self.other[self.rank == 0])[n - 1 - allowed], np.inf))
+
+    def fnir_at_fpir(self, fpir: float, rank: int = 1) -> float:
+        """Share of mated queries whose best mate is past `rank` or below the threshold of that FPIR."""
+        if rank < 1:
+            raise ValueError(f"rank is {rank}; wanted a positive number")
+        mated = self._is_mated()
+        threshold = self.threshold_at_fpir(fpir)
+        return float(np.mean((self.rank[mated] > rank) | (self.mate[mated] < threshold)))
+
+    def dir_at_fpir(self, fpir: float, rank: int = 1) -> float:
+        """Detection and identification rate, 1 − FNIR: mates found within `rank` and at or above the threshold."""
+        return 1 - self.fnir_at_fpir(fpir, rank)
+
+    def _is_mated(self) -> np.ndarray:
+        if not self.mated:
+            raise ValueError(f"no label of the {len(self.rank)} queries is in the gallery; there is nobody to find")
+        return self.rank > 0
+
+
+def searches(scores: ArrayLike, query_labels: ArrayLike, gallery_labels: ArrayLike) -> Searches:
+    """What [q, g] scores of queries with a gallery say of each query; the gallery may hold several rows of a person.
+
+    Ties count against the mate: a row of somebody else that scores the same comes first, so that equal scores for all
+    are no success (`retrieval` breaks ties by index). Ranks are of rows, not of people.
+    """
+    scores, query_labels, gallery_labels = np.asarray(scores), np.asarray(query_labels), np.asarray(gallery_labels)
+    if not np.issubdtype(scores.dtype, np.floating):
+        scores = scores.astype(np.float64)
+    if scores.ndim != 2 or 0 in scores.shape:
+        raise ValueError(f"scores has shape {scores.shape}; wanted [queries, gallery], at least one of each")
+    _check_people("query_labels", query_labels, scores.shape[0])
+    _check_people("gallery_labels", gallery_labels, scores.shape[1])
+    if not np.all(np.isfinite(scores)):
+        raise ValueError("scores holds NaN or infinity")
+    return _searched(scores, query_labels, gallery_labels)
+
+
+def identification(
+    queries: ArrayLike,
+    query_labels: ArrayLike,
+    gallery: ArrayLike,
+    gallery_labels: ArrayLike,
+    *,
+    similarity: Callable = similarities.cosine,
+) -> Searches:
+    """`searches` of the scores of embeddings, computed in panels of queries: [q, g] never exists.
+
+    Of the answer, `cmc(ranks)` is the closed-set figure, `fnir_at_fpir(fpir, rank)` the open-set one.
+
+    >>> import numpy as np
+    >>> gallery = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> found = identification(np.array([[2.0, 1.0], [2.0, 1.0]]), np.array([0, 1]), gallery, np.array([0, 1]))
+    >>> found.cmc(ranks=(1, 2))
+    {'rank-1': 0.5, 'rank-2': 1.0, 'mated': 2, 'non_mated': 0}
+    """
+    queries, query_labels = check_set(queries, query_labels, "queries", "query_labels")
+    gallery, gallery_labels = check_set(gallery, gallery_labels, "gallery", "gallery_labels")
+    for name, rows in (("queries", queries), ("gallery", gallery)):
+        if not len(rows):
+            raise ValueError(f"{name} has shape {rows.shape}; wanted at least one row")
+    _check_people("query_labels", query_labels, len(queries))
+    _check_people("gallery_labels", gallery_labels, len(gallery))
+    if queries.shape[1] != gallery.shape[1]:
+        raise ValueError(f"queries has {queries.shape[1]} features, gallery {gallery.shape[1]}; they must agree")
+    score = as_pairwise(similarity)
+    x, y = score.embed(widen(queries)), score.embed(widen(gallery))
+    height = min(1024, max(1, _PANEL // len(y)))
+    parts = [
+        _searched(np.asarray(scores), query_labels[start : start + height], gallery_labels)
+        for start, scores in panels(x, score.compare, height, columns=y)
+    ]
+    return Searches(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def cmc(
+    scores: ArrayLike, query_labels: ArrayLike, gallery_labels: ArrayLike, ranks: Sequence[int] = (1, 5)
+) -> dict[str, float]:
+    """Cumulative match characteristic: share of queries whose best mate is among the k highest scores.
+
+    Queries whose label is not in the gallery are left out; `mated` counts the others, `non_mated` these. Ties count
+    against the mate.
+
+    >>> cmc([[0.9, 0.1], [0.8, 0.7], [0.5, 0.6]], [0, 1, 2], [0, 1], ranks=(1, 2))
+    {'rank-1': 0.5, 'rank-2': 1.0, 'mated': 2, 'non_mated': 1}
+    """
+    return searches(scores, query_labels, gallery_labels).cmc(ranks)
+
+
+def fnir_at_fpir(
+    scores: ArrayLike, query_labels: ArrayLike, gallery_labels: ArrayLike, fpir: float, rank: int = 1
+) -> float:
+    """False negative identification rate at the lowest threshold whose false positive rate does not exceed `fpir`.
+
+    - FPIR(t): share of non-mated queries with any score ≥ t. Mated queries have no part in it.
+    - FNIR(t): share of mated queries whose best mate is not within `rank` or scores < t.
+
+    `fpir` must be at least 1 / number of non-mated queries. Grother, Ngan, Hanaoka 2019, "Face Recognition Vendor Test
+    Part 2: Identification" (NISTIR 8271).
+
+    >>> fnir_at_fpir([[0.9, 0.1], [0.2, 0.25], [0.5, 0.8], [0.3, 0.1]], [0, 1, 2, 3], [0, 1], fpir=0.5)
+    0.5
+    """
+    return searches(scores, query_labels, gallery_labels).fnir_at_fpir(fpir, rank)
+
+
+def dir_at_fpir(
+    scores: ArrayLike, query_labels: ArrayLike, gallery_labels: ArrayLike, fpir: float, rank: int = 1
+) -> float:
+    """Detection and identification rate, 1 − `fnir_at_fpir`.
+
+    >>> dir_at_fpir([[0.9, 0.1], [0.2, 0.25], [0.5, 0.8], [0.3, 0.1]], [0, 1, 2, 3], [0, 1], fpir=1.0)
+    1.0
+    """
+    return searches(scores, query_labels, gallery_labels).dir_at_fpir(fpir, rank)
+
+
+def _searched(scores: np.ndarray, query_labels: np.ndarray, gallery_labels: np.ndarray) -> Searches:
+    same = query_labels[:, None] == gallery_labels[None]
+    others = np.where(same, -np.inf, scores)
+    mate = np.max(scores, axis=1, initial=-np.inf, where=same)
+    ahead = np.sum(others >= mate[:, None], axis=1)
+    return Searches(np.where(np.any(same, axis=1), 1 + ahead, 0), mate, np.max(others, axis=1))
+
+
+def _check_people(name: str, labels: np.ndarray, rows: int) -> None:
+    check_labels(name, labels, rows)
+    if labels.ndim != 1:
+        raise ValueError(f"{name} has shape {labels.shape}; wanted one label for each of the {rows} rows")
