@@ -59,7 +59,7 @@ def test_equals_a_stable_sort(n, m, k, size, masked, rng):
 
 
 def test_panels_of_queries(rng, monkeypatch):
-    monkeypatch.setattr("metricjax.search._PANEL", 10 * 64)
+    monkeypatch.setattr("metricjax.search.neighbours._PANEL", 10 * 64)
     x, y = integers(rng, 37), integers(rng, 200)
     assert_equal(top_k(x, y, 4, similarity=DOT, block_size=64), sorted_whole(DOT(x, y), 4))
 

@@ -1,0 +1,201 @@
+"""Galleries: the people who are known, one template each, in a number of places that does not change."""
+
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Int, Integer
+
+from metricjax.anchors import existing
+from metricjax.checks import check_labels, check_per_row, check_rows
+from metricjax.classes import none_unknown
+from metricjax.numerics import computing_dtype, normalize, widen
+from metricjax.search.neighbours import top_k
+
+
+class Matches(NamedTuple):
+    """Whom each query resembles most, best first: their ids, −1 for nobody, and the cosines with their templates."""
+
+    ids: Int[Array, "q k"]
+    scores: Float[Array, "q k"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Gallery:
+    """People to be found again, one template each: of the images of a person the weighted mean of x / ‖x‖, projected.
+
+    Begin with `Gallery.empty`. Every method leaves its gallery as it is and returns a new one, eagerly or under `jit`
+    (donate the old one there, and nothing is copied). Shapes depend on the capacity alone: people come and go without
+    training and, as long as batches keep their size, without compiling. A batch is filled up with ids −1.
+
+    sums: Σ w x / ‖x‖ over the images of the person in each place, in float32 (or float64), so that it does not matter
+        how many of them come at a time.
+    ids: who is in each place, 0 to 2³¹ − 2; −1 where it is free.
+    overflow: how many people found no place, in all calls under `jit` together.
+
+    As a pytree it may be saved like parameters, and grows by `metricjax.classes.add_classes(gallery,
+    Gallery.empty(more, features))`. To search one that is split over devices by places, give `sums`, `where=ids >= 0`
+    and `axis_name` to `top_k`.
+
+    >>> import jax.numpy as jnp
+    >>> gallery = Gallery.empty(capacity=4, features=2)
+    >>> gallery = gallery.enrol(jnp.array([[1.0, 0.0], [0.0, 5.0], [0.0, 1.0]]), jnp.array([30, 30, 7]))
+    >>> found = gallery.identify(jnp.array([[1.0, 1.0], [-1.0, 0.0]]), threshold=0.5)
+    >>> found.ids.tolist(), found.scores.tolist()
+    ([[30], [-1]], [[1.0], [0.0]])
+    >>> gallery.verify(jnp.array([[1.0, 1.0], [1.0, 1.0]]), jnp.array([7, 8])).tolist()
+    [0.7071, -inf]
+    """
+
+    sums: Float[Array, "c d"]
+    ids: Int[Array, " c"]
+    overflow: Int[Array, ""]
+
+    @classmethod
+    def empty(cls, capacity: int, features: int, dtype: DTypeLike = jnp.float32) -> "Gallery":
+        """Room for `capacity` people; sums are kept in float64 if that is the dtype, else in float32."""
+        if capacity < 1 or features < 1:
+            raise ValueError(f"capacity is {capacity} and features {features}; wanted at least one of each")
+        sums = jnp.zeros((capacity, features), computing_dtype(jnp.dtype(dtype)))
+        return cls(sums, jnp.full(capacity, -1, jnp.int32), jnp.zeros((), jnp.int32))
+
+    @property
+    def templates(self) -> Float[Array, "c d"]:
+        """The template in each place, of length 1; 0 in a free one and where the images of a person cancel."""
+        return normalize(self.sums)
+
+    def enrol(
+        self,
+        embeddings: Float[Array, "n d"],
+        ids: Integer[Array, " n"],
+        *,
+        weights: Float[Array, " n"] | None = None,
+    ) -> "Gallery":
+        """With these images of the people `ids`: the known ones get better templates, new ones free places.
+
+        Places are given in order of ids. ValueError if there are not enough; under `jit`, where that cannot be raised,
+        the people of the highest ids go without, and are added to `overflow`.
+
+        Args:
+          weights: quality of each image, default 1. With ‖x‖ (as in MagFace and AdaFace) the template is the mean of x.
+            Not enrolled are rows whose weight is not positive, or that hold NaN or infinity.
+        """
+        _check(self, "embeddings", embeddings, ids)
+        check_per_row("weights", weights, len(embeddings), jnp.floating)
+        enrolled = _enrolled(self, embeddings, ids, weights)
+        if not isinstance(enrolled.overflow, jax.core.Tracer) and enrolled.overflow > self.overflow:
+            without = int(enrolled.overflow - self.overflow)
+            raise ValueError(f"{without} new people find no place: all {len(self.ids)} of the gallery would be taken")
+        return enrolled
+
+    def remove(self, ids: Integer[Array, " n"]) -> "Gallery":
+        """Without the people `ids`, whose places are free again; ids that are not enrolled change nothing."""
+        _check_ids(ids, np.size(ids))
+        return _removed(self, ids)
+
+    def identify(self, queries: Float[Array, "q d"], threshold: ArrayLike | None = None, *, k: int = 1) -> Matches:
+        """The `k` people whose templates are closest to each query; id −1 for those who score below `threshold`.
+
+        Where fewer than k are enrolled, the rest has id −1 and score −∞, as all have for a query with NaN or infinity.
+        Of equal scores the first place is first. Memory is linear in the queries, see `top_k`. The threshold may be
+        that of `metrics.identification(...).threshold_at_fpir`.
+        """
+        check_rows("queries", queries)
+        best = top_k(queries, self.sums, k, where=self.ids >= 0)
+        found = best.indices >= 0
+        if threshold is not None:
+            found = found & (best.scores >= jnp.asarray(threshold, best.scores.dtype))
+        return Matches(jnp.where(found, self.ids[best.indices], -1), best.scores)
+
+    def verify(self, queries: Float[Array, "q d"], ids: Integer[Array, " q"]) -> Float[Array, " q"]:
+        """The cosine of each query with the template of the person it claims to be; −∞ for one who is not enrolled.
+
+        A query with NaN or infinity scores −∞ too.
+        """
+        _check(self, "queries", queries, ids)
+        return _verified(self, queries, ids)
+
+    def save(self, path: str | PathLike) -> None:
+        """To one file, in NumPy's npz format, under exactly this name."""
+        with open(path, "wb") as file:
+            np.savez(file, sums=self.sums, ids=self.ids, overflow=self.overflow)
+
+    @classmethod
+    def load(cls, path: str | PathLike) -> "Gallery":
+        """What `save` wrote; ValueError if that is not a gallery."""
+        with np.load(path, allow_pickle=False) as file:
+            if sorted(file) != ["ids", "overflow", "sums"]:
+                raise ValueError(f"{path} holds {sorted(file)}; wanted a gallery: ids, overflow and sums")
+            return cls(*(jnp.asarray(file[name]) for name in ("sums", "ids", "overflow")))
+
+
+def _check(gallery: Gallery, name: str, rows: Any, ids: Any) -> None:
+    check_rows(name, rows)
+    if rows.shape[1] != gallery.sums.shape[1]:
+        raise ValueError(f"{name} has {rows.shape[1]} features, the gallery {gallery.sums.shape[1]}; they must agree")
+    _check_ids(ids, len(rows))
+
+
+def _check_ids(ids: Any, rows: int) -> None:
+    check_labels("ids", ids, rows)
+    if ids.ndim != 1:
+        raise ValueError(f"ids has shape {ids.shape}; wanted one id for each of the {rows} rows")
+    # JAX would cut these to 32 bits without a word, and one person might become another.
+    if isinstance(ids, np.ndarray) and ids.size and not -(2**31) <= ids.min() <= ids.max() < 2**31 - 1:
+        raise ValueError(f"ids go from {ids.min()} to {ids.max()}; wanted at most 2³¹ − 2")
+
+
+def _places(gallery: Gallery, ids: Int[Array, " n"]) -> Int[Array, " n"]:
+    """Where the people `ids` are, the capacity for those who are not (and for −1)."""
+    order = jnp.argsort(gallery.ids).astype(jnp.int32)
+    people = gallery.ids[order]
+    at = jnp.minimum(jnp.searchsorted(people, ids), len(people) - 1)
+    return jnp.where((people[at] == ids) & (ids >= 0), order[at], len(people))
+
+
+@jax.jit(inline=True)
+def _enrolled(gallery: Gallery, embeddings, ids, weights) -> Gallery:
+    x = widen(embeddings)
+    weights = jnp.ones(len(x), x.dtype) if weights is None else weights.astype(x.dtype)
+    counts = (weights > 0) & jnp.isfinite(weights) & jnp.all(jnp.isfinite(x), axis=1)
+    images = normalize(existing(x, counts)) * jnp.where(counts, weights, 0)[:, None]
+    ids = none_unknown(ids, counts)
+
+    places = _places(gallery, ids)
+    nobody = jnp.iinfo(jnp.int32).max
+    is_new = (places == len(gallery.ids)) & (ids >= 0)
+    people = jnp.sort(jnp.where(is_new, ids, nobody))
+    is_first = (people != nobody) & (people != jnp.roll(people, 1)).at[:1].set(True)
+    rank = jnp.cumsum(is_first, dtype=jnp.int32)[jnp.searchsorted(people, ids)] - 1
+    is_free = gallery.ids < 0
+    free = jnp.nonzero(is_free, size=len(ids), fill_value=len(gallery.ids))[0].astype(jnp.int32)
+    places = jnp.where(is_new, free[rank], places)
+
+    without = jnp.sum(is_first, dtype=jnp.int32) - jnp.sum(is_free, dtype=jnp.int32)
+    return Gallery(
+        gallery.sums.at[places].add(images.astype(gallery.sums.dtype), mode="drop"),
+        gallery.ids.at[places].set(ids, mode="drop"),
+        gallery.overflow + jnp.maximum(without, 0),
+    )
+
+
+@jax.jit(inline=True)
+def _removed(gallery: Gallery, ids) -> Gallery:
+    places = _places(gallery, none_unknown(ids))
+    return Gallery(
+        gallery.sums.at[places].set(0, mode="drop"), gallery.ids.at[places].set(-1, mode="drop"), gallery.overflow
+    )
+
+
+@jax.jit(inline=True)
+def _verified(gallery: Gallery, queries, ids):
+    places = _places(gallery, none_unknown(ids))
+    finite = jnp.all(jnp.isfinite(queries), axis=1)
+    x = normalize(widen(existing(queries, finite)))
+    templates = normalize(gallery.sums[jnp.minimum(places, len(gallery.ids) - 1)]).astype(x.dtype)
+    return jnp.where(finite & (places < len(gallery.ids)), jnp.sum(x * templates, axis=1), -jnp.inf)
