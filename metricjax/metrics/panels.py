@@ -17,9 +17,13 @@ def check_set(
     embeddings, labels = jnp.asarray(embeddings), np.asarray(labels)
     check_rows(name, embeddings)
     check_labels(labels_name, labels, len(embeddings))
+    check_finite(name, embeddings)
+    return embeddings, labels
+
+
+def check_finite(name: str, embeddings: jax.Array) -> None:
     if not bool(jnp.all(jnp.isfinite(embeddings))):
         raise ValueError(f"{name} holds NaN or infinity; an evaluation of it would mean nothing")
-    return embeddings, labels
 
 
 @jax.jit(static_argnums=0)

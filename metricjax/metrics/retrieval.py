@@ -1,62 +1,202 @@
-"""Retrieval: for each query, are its nearest neighbours of its own class?"""
+"""Retrieval: for each query, where among all others in order of their score are those that match it?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
-from metricjax.metrics.panels import check_set, panels
+from metricjax.checks import check_batch
+from metricjax.metrics.panels import check_finite, panels
+
+_PANEL = 2**22  # scores at a time
 
 
 def retrieval(
-    embeddings: ArrayLike, labels: ArrayLike, *, ks: Sequence[int] = (1, 5), similarity: Callable = similarities.cosine
-) -> dict[str, float]:
-    """Leave-one-out retrieval: every row is a query against all other rows.
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    *,
+    ks: Sequence[int] = (1, 5),
+    similarity: Callable = similarities.cosine,
+    references: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    reference_where: ArrayLike | None = None,
+    same: Callable | None = None,
+    average: Literal["micro", "macro"] = "micro",
+    per_class: bool = False,
+) -> dict[str, Any]:
+    """Every row is a query: of all other rows, or of `references` where these are given, in order of their score.
 
-    - `recall@k`: share of queries with one of their class among the k nearest (the metric-learning meaning; CMC@k);
-    - `r_precision`: share of the query's class among the R nearest, R being how many there are besides the query;
-    - `map@r`: (1/R) Σ_{i≤R} precision@i · [i-th is of the class] (Musgrave et al. 2020, arXiv:2003.08505).
+    Of a query with R matches, with hits(k) of them among the k nearest, and precision@i = hits(i) / i:
+
+    - `recall@k`: 1 if hits(k) > 0 (the metric-learning meaning; CMC@k);
+    - `recall_ir@k`: hits(k) / R (what recall means in information retrieval);
+    - `precision@k`: hits(k) / k, also where there are fewer than k matches or references;
+    - `ndcg@k`: Σ_{i≤k} [i-th matches] / log₂(i + 1), over its largest value, Σ_{i≤min(k, R)} 1 / log₂(i + 1)
+      (Järvelin, Kekäläinen 2002, with gains of 0 and 1);
+    - `r_precision`: hits(R) / R;
+    - `map@r`: (1/R) Σ_{i≤R} precision@i · [i-th matches] (Musgrave et al. 2020, arXiv:2003.08505);
+    - `map`: (1/R) Σ_i precision@i · [i-th matches], the average precision of the whole ranking;
+    - `mrr`: 1 / rank of the first match.
 
     All are means over queries with R ≥ 1; `queries` counts those and `lone` the others. Ties go to the lower index.
+    All references are ranked, however large R and k are, in panels of queries: memory is linear in the references.
+    Batches of queries add up: a measure times `queries` is a sum over queries.
+
+    Args:
+      ks: the k of each measure @k.
+      similarity: all-pairs function, larger is closer.
+      references, reference_labels: what is searched, if not the other rows. A query is then not excluded from it.
+      where, reference_where: booleans, which rows exist. The others are neither queries nor references.
+      same: `same(a, b)` says whether two labels match, as `mj.relations` does; default equality. If it returns two
+        booleans, references that are neither a match nor none are left out of that query's ranking.
+      average: "micro", the mean over queries, or "macro", the mean over classes of the mean over their queries. Classes
+        without a query that has a match are left out.
+      per_class: add `per_class`, for each label of a query the measures of its queries, `queries` and `lone`. The
+        measures of a class with lone queries only are NaN.
 
     >>> import numpy as np
-    >>> retrieval(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]), np.array([0, 0, 1, 1]), ks=(1,))
-    {'recall@1': 1.0, 'r_precision': 1.0, 'map@r': 1.0, 'queries': 4, 'lone': 0}
+    >>> z = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
+    >>> found = retrieval(z, np.array([0, 0, 1, 1]), ks=(1,))
+    >>> found["recall@1"], found["r_precision"], found["map@r"], found["queries"], found["lone"]
+    (1.0, 1.0, 1.0, 4, 0)
+    >>> found = retrieval(z[:1], np.array([0]), ks=(2,), references=z[1:], reference_labels=np.array([1, 0, 0]))
+    >>> found["recall_ir@2"], found["precision@2"], found["mrr"]  # its matches have ranks 2 and 3
+    (0.5, 0.5, 0.5)
+    >>> print(f"{found['map']:.4f}")  # (1/2 + 2/3) / 2
+    0.5833
     """
-    embeddings, labels = check_set(embeddings, labels)
-    if not ks or min(ks) < 1:
+    if not len(ks) or min(ks) < 1:
         raise ValueError(f"ks is {ks!r}; wanted positive numbers")
-    _, inverse, count = np.unique(labels, return_inverse=True, return_counts=True)
-    relevant = count[inverse] - 1
-    if not np.any(relevant):
-        raise ValueError(f"labels has no two rows of the same class among {len(labels)}; there is nothing to find")
-    depth = min(max(*ks, int(relevant.max())), len(labels) - 1)
-    sums = np.zeros(len(ks) + 2)
-    for start, scores in panels(embeddings, similarity):
-        rows = slice(start, start + len(scores))
-        arrays = (scores, jnp.asarray(inverse[rows]), jnp.asarray(inverse), jnp.asarray(relevant[rows]))
-        sums += np.asarray(_sums(depth, tuple(ks), start, *arrays), np.float64)
-    queries = int(np.sum(relevant > 0))
-    names = [*(f"recall@{k}" for k in ks), "r_precision", "map@r"]
-    means = {name: float(total / queries) for name, total in zip(names, sums, strict=True)}
-    return {**means, "queries": queries, "lone": len(labels) - queries}
+    if average not in ("micro", "macro"):
+        raise ValueError(f"average is {average!r}; wanted 'micro' or 'macro'")
+    sets = (embeddings, labels, where, references, reference_labels, reference_where)
+    x, query_labels, y = _checked(*sets, same, by_class=average == "macro" or per_class)
+    parts = [_measures(ks, hits) for hits in _hits(x, query_labels, y, similarity, same)]
+    each = {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+    found = ~np.isnan(each["mrr"]) if parts else np.zeros(0, bool)
+    if not np.any(found):
+        nothing = (
+            f"labels has no two rows of the same class among {len(query_labels)}"
+            if y is None
+            else f"none of the {len(query_labels)} queries has a match among the {len(y[1])} references"
+        )
+        raise ValueError(f"{nothing}; there is nothing to find")
+    summary = lambda rows: {name: float(np.mean(values[rows])) for name, values in each.items()}
+    counts = lambda rows: {"queries": int(np.sum(found[rows])), "lone": int(np.sum(~found[rows]))}
+    everywhere = np.arange(len(query_labels))
+    result: dict[str, Any] = summary(everywhere[found])
+    if average == "macro" or per_class:
+        classes, inverse = np.unique(query_labels, return_inverse=True)
+        of_class = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+        nan = dict.fromkeys(each, np.nan)
+        means = [summary(rows[found[rows]]) if np.any(found[rows]) else nan for rows in of_class]
+        if average == "macro":
+            result = {name: float(np.nanmean([mean[name] for mean in means])) for name in each}
+        if per_class:
+            tables = zip(classes.tolist(), means, of_class, strict=True)
+            result["per_class"] = {label: {**mean, **counts(rows)} for label, mean, rows in tables}
+    return {**result, **counts(everywhere)}
 
 
-@jax.jit(static_argnums=(0, 1))
-def _sums(depth, ks, start, scores, row_labels, labels, relevant):
-    """Sums over a panel's queries of each measure; a query without relevant rows adds 0."""
-    n = len(labels)
-    scores = jnp.where(jnp.arange(n)[None] == start + jnp.arange(len(scores))[:, None], -jnp.inf, scores)
-    _, nearest = lax.top_k(scores, depth)
-    hit = (labels[nearest] == row_labels[:, None]).astype(jnp.float32)
-    rank = jnp.arange(1, depth + 1, dtype=jnp.float32)[None]
-    relevant = relevant.astype(jnp.float32)
-    within = jnp.where(rank <= relevant[:, None], hit, 0)
-    scale = jnp.where(relevant > 0, 1 / jnp.maximum(relevant, 1), 0)
-    found = [jnp.sum(jnp.max(hit[:, :k], axis=1)) for k in ks]
-    precision = jnp.cumsum(hit, axis=1) / rank
-    return [*found, jnp.sum(jnp.sum(within, axis=1) * scale), jnp.sum(jnp.sum(precision * within, axis=1) * scale)]
+def _checked(embeddings, labels, where, references, reference_labels, reference_where, same, by_class: bool):
+    """The rows that exist: embeddings and labels of the queries, and both of the references or None."""
+    array = lambda a: None if a is None else np.asarray(a)
+    embeddings, references = (None if a is None else jnp.asarray(a) for a in (embeddings, references))
+    labels, where, reference_labels, reference_where = map(array, (labels, where, reference_labels, reference_where))
+    check_batch(embeddings, labels, where, None, references, reference_labels, reference_where, same, None)
+    if labels.ndim != 1 and (same is None or by_class):
+        raise ValueError(f"labels has shape {labels.shape}; wanted one label per row" + " for classes" * by_class)
+
+    def existing(name, rows, labels, where):
+        if where is not None:
+            rows, labels = rows[np.flatnonzero(where)], labels[where]
+        check_finite(name, rows)
+        return rows, labels
+
+    queries = existing("embeddings", embeddings, labels, where)
+    if references is None:
+        return *queries, None
+    return *queries, existing("references", references, reference_labels, reference_where)
+
+
+def _hits(x, labels, references, similarity, same) -> Iterator[np.ndarray]:
+    """Of panels of queries: whether the reference in each place of a query's ranking matches it, [rows, m]."""
+    y, reference_labels = (x, labels) if references is None else references
+    if not len(y):
+        yield np.zeros((len(x), 0), bool)
+        return
+    height = min(1024, max(1, _PANEL // len(y)))
+    related = _relation(same)
+    for start, scores in panels(x, similarity, height, columns=y):
+        matches, counted = related(labels[start : start + height], reference_labels)
+        if references is None:
+            own = np.arange(len(scores))
+            counted[own, start + own] = False
+        yield _ranked(np.asarray(scores), matches & counted, counted)
+
+
+def _relation(same: Callable | None) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Which pairs of labels match, and which count at all."""
+    if same is None:
+        return lambda a, b: (a[:, None] == b[None], np.ones((len(a), len(b)), bool))
+    pairs = jax.jit(jax.vmap(jax.vmap(same, (None, 0)), (0, None)))
+
+    def related(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        on_device = jnp.asarray(a), jnp.asarray(b)
+        for given, taken in zip((a, b), on_device, strict=True):
+            if np.issubdtype(given.dtype, np.integer) and not np.array_equal(given, taken):
+                raise ValueError(f"labels for `same` do not fit into {taken.dtype}; number them from 0")
+        found = pairs(*on_device)
+        positives, negatives = found if isinstance(found, tuple) else (found, ~found)
+        return np.asarray(positives), np.asarray(positives | negatives).copy()
+
+    return related
+
+
+def _ranked(scores: np.ndarray, matches: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """`matches` by falling score, ties by index, −0 being 0; what does not count comes last."""
+    if scores.dtype not in (np.float32, np.float64):
+        scores = scores.astype(np.float64)
+    if np.any(np.isnan(scores)):
+        raise ValueError("similarity gives NaN for finite rows; nothing can be ranked by it")
+    keys = np.where(counted, 0 - scores, scores.dtype.type(np.nan))  # NumPy sorts NaN behind ∞
+    if scores.dtype != np.float32:
+        return np.take_along_axis(matches, np.argsort(keys, axis=1, kind="stable"), axis=1)
+    # Integers in the order of the floats, then of the columns, the match riding along: sorting them is several times
+    # faster than a stable argsort.
+    bits = keys.view(np.int32)
+    packed = (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).astype(np.int64) << 32
+    packed |= 2 * np.arange(keys.shape[1]) + matches
+    packed.sort(axis=1)
+    return (packed & 1).astype(bool)
+
+
+def _measures(ks: Sequence[int], hits: np.ndarray) -> dict[str, np.ndarray]:
+    """Each measure of each query, NaN for one without matches."""
+    row, place = np.nonzero(hits)
+    relevant = np.sum(hits, axis=1)
+    rank = place + 1
+    number = np.arange(len(row)) - (np.cumsum(relevant) - relevant)[row] + 1  # the how-manieth match it is
+    total = lambda which, values: np.bincount(row[which], values[which], minlength=len(hits))
+    share = np.where(relevant > 0, 1 / np.maximum(relevant, 1), np.nan)
+    real = np.where(relevant > 0, 1.0, np.nan)
+    one, precision, gain = np.ones(len(row)), number / rank, 1 / np.log2(rank + 1.0)
+    within = rank <= relevant[row]
+    hits_at = {k: total(rank <= k, one) for k in ks}
+    ideal = np.cumsum(1 / np.log2(np.arange(2.0, max(1, hits.shape[1]) + 2)))
+    best = {k: ideal[np.maximum(np.minimum(k, relevant), 1) - 1] for k in ks}
+    return {
+        **{f"recall@{k}": (hits_at[k] > 0) * real for k in ks},
+        "r_precision": total(within, one) * share,
+        "map@r": total(within, precision) * share,
+        **{f"recall_ir@{k}": hits_at[k] * share for k in ks},
+        **{f"precision@{k}": hits_at[k] / k * real for k in ks},
+        **{f"ndcg@{k}": total(rank <= k, gain) / best[k] * real for k in ks},
+        "map": total(rank > 0, precision) * share,
+        "mrr": total(number == 1, 1 / rank) * real,
+    }
