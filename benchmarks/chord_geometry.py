@@ -105,6 +105,13 @@ def _backward(kept, g):
 
 constrained.defvjp(_forward, _backward)
 
+
+def triplet(distance, triplets, z, labels, numbers):
+    """The triplet loss of embeddings z, with a variant's constraint and margin."""
+    z = constrained(z, numbers["constraint"])
+    return mj.losses.triplet(z, labels, margin=numbers["margin"], distance=distance, triplets=triplets)
+
+
 # --- what gradients are ---------------------------------------------------------------------------------------------
 
 CLASSES, EACH, FEATURES = 8, 4, 8

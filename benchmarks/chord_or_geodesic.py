@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import metricjax as mj
 from benchmarks import faces
-from benchmarks.chord_geometry import CONSTRAINTS, DISTANCES, constrained, margin
+from benchmarks.chord_geometry import CONSTRAINTS, DISTANCES, margin, triplet
 from benchmarks.report import save
 from benchmarks.statistics import holm, mean_and_half_width, paired_t, wilson
 from metricjax import variants
@@ -47,11 +47,6 @@ MARGINS = {"0.45 near 0": (0.45, 0.225), "0.45 near π/2": (0.45, np.pi / 2)}
 GEODESIC, CHORDS = "geodesic", ("squared chord", "chord", "cosine")
 AXES = ("strength", "distance", "mining", "constraint", "margin", "seed")
 Found = dict[str, np.ndarray]  # by metric, arrays with these axes
-
-
-def triplet(distance, triplets, z, labels, n):
-    z = constrained(z, n["constraint"])
-    return mj.losses.triplet(z, labels, margin=n["margin"], distance=distance, triplets=triplets)
 
 
 def trained(args, strength: float) -> Found:

@@ -35,9 +35,9 @@ from benchmarks.chord_geometry import (
     FEATURES,
     LABELS,
     SELECTIONS,
-    constrained,
     matched,
     table,
+    triplet,
 )  # fmt: skip
 from benchmarks.report import save
 from benchmarks.statistics import holm, mean_and_half_width, wilcoxon, wilson
@@ -65,8 +65,7 @@ def start(key) -> jax.Array:
 
 
 def loss(distance: str, selection: str, points, embeddings, batch, numbers):
-    how = {"distance": DISTANCES[distance], "triplets": SELECTIONS[selection], "margin": numbers["margin"]}
-    return mj.losses.triplet(constrained(points, numbers["constraint"]), jnp.asarray(LABELS), **how)
+    return triplet(DISTANCES[distance], SELECTIONS[selection], points, jnp.asarray(LABELS), numbers)
 
 
 def optimizer(numbers) -> optax.GradientTransformation:

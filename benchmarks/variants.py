@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import metricjax as mj
 from benchmarks import chord_geometry, faces
-from benchmarks.chord_geometry import CONSTRAINTS, constrained
+from benchmarks.chord_geometry import CONSTRAINTS, triplet
 from benchmarks.report import save
 from benchmarks.statistics import mean_and_half_width
 from metricjax import variants
@@ -36,11 +36,6 @@ from metricjax.variants import Task, Variant
 
 DISTANCES = {name: chord_geometry.DISTANCES[name] for name in ("squared chord", "geodesic")}
 MINING = {"batch-hard": mj.mining.batch_hard, "semi-hard": mj.mining.semi_hard}
-
-
-def triplet(distance, triplets, z, labels, n):
-    z = constrained(z, n["constraint"])
-    return mj.losses.triplet(z, labels, margin=n["margin"], distance=distance, triplets=triplets)
 
 
 LOSSES = {f"{d}, {m}": partial(triplet, DISTANCES[d], MINING[m]) for d in DISTANCES for m in MINING}
