@@ -16,6 +16,7 @@ from metricjax import sphere as sphere
 from metricjax.anchors import Mean as Mean
 from metricjax.anchors import over_anchors as over_anchors
 from metricjax.anchors import over_triplets as over_triplets
+from metricjax.caching import cached as cached
 from metricjax.composition import matryoshka as matryoshka
 from metricjax.composition import weighted_sum as weighted_sum
 from metricjax.mesh import over_mesh as over_mesh
