@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def cached(encode: Callable[..., Any], chunk_size: int | None, *, has_aux: bool = False) -> Callable[..., Any]:
+def cached(encode: Callable[..., Any], chunk_size: int, *, has_aux: bool = False) -> Callable[..., Any]:
     """`encode(params, inputs)`, a chunk of rows at a time, going forwards and backwards.
 
     A loss of the embeddings of a batch compares all of them, so that summing gradients over smaller batches would lose
@@ -22,8 +22,8 @@ def cached(encode: Callable[..., Any], chunk_size: int | None, *, has_aux: bool 
     Args:
       encode: of parameters and inputs (pytrees of arrays) to embeddings, row by row: what it computes of one row must
         not depend on others. (Batch normalisation does: its statistics become those of a chunk.)
-      chunk_size: rows at a time, a divisor of their number n; None for all at once. Chunk j has rows j, j + n / size,
-        j + 2 n / size and so on: where rows are split over devices, each device has its share of every chunk.
+      chunk_size: rows at a time, a divisor of their number n. Chunk j has rows j, j + n / size, j + 2 n / size and so on:
+        where rows are split over devices, each device has its share of every chunk.
       has_aux: `encode` returns embeddings and something else (say, new batch statistics); the something else of all
         chunks comes stacked, in one more leading axis.
 
@@ -35,8 +35,8 @@ def cached(encode: Callable[..., Any], chunk_size: int | None, *, has_aux: bool 
     >>> bool(jnp.allclose(whole, parts, atol=1e-6))
     True
     """
-    if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size > 0):
-        raise ValueError(f"chunk_size is {chunk_size!r}; wanted a positive int, or None")
+    if not (isinstance(chunk_size, int) and chunk_size > 0):
+        raise ValueError(f"chunk_size is {chunk_size!r}; wanted a positive int")
 
     @functools.wraps(encode)
     def in_chunks(params, inputs):
@@ -44,10 +44,9 @@ def cached(encode: Callable[..., Any], chunk_size: int | None, *, has_aux: bool 
         if len(rows) != 1:
             raise ValueError(f"inputs have {sorted(rows)} rows; wanted arrays of as many rows each")
         (n,) = rows
-        size = n if chunk_size is None else chunk_size
-        if size < 1 or n % size:
+        if n % chunk_size:
             raise ValueError(f"chunk_size is {chunk_size}; wanted a divisor of the {n} rows of the inputs")
-        split = lambda a: jnp.swapaxes(a.reshape(size, n // size, *a.shape[1:]), 0, 1)
+        split = lambda a: jnp.swapaxes(a.reshape(chunk_size, n // chunk_size, *a.shape[1:]), 0, 1)
         joined = lambda a: jnp.swapaxes(a, 0, 1).reshape(n, *a.shape[2:])
         # In a loop nothing is ever computed once for two purposes, so there is no need to forbid it.
         again = jax.checkpoint(lambda params, chunk: encode(params, chunk), prevent_cse=False)

@@ -24,7 +24,7 @@ def given(rng):
 
 
 @pytest.mark.parametrize("loss", [mj.losses.supcon, mj.losses.triplet, mj.losses.smooth_ap])
-@pytest.mark.parametrize("chunk_size", [1, 4, None])
+@pytest.mark.parametrize("chunk_size", [1, 4, N])
 def test_value_and_gradient_are_those_of_the_whole_batch(given, loss, chunk_size):
     params, inputs, labels = given
     of = lambda encode: jax.jit(jax.value_and_grad(lambda params: loss(encode(params, inputs), labels)))
