@@ -17,6 +17,11 @@ from metricjax.metrics.identification import fnir_at_fpir as fnir_at_fpir
 from metricjax.metrics.identification import identification as identification
 from metricjax.metrics.identification import searches as searches
 from metricjax.metrics.retrieval import retrieval as retrieval
+from metricjax.metrics.streaming import retrieval_means as retrieval_means
+from metricjax.metrics.templates import Templates as Templates
+from metricjax.metrics.templates import identification_over_galleries as identification_over_galleries
+from metricjax.metrics.templates import pair_similarities as pair_similarities
+from metricjax.metrics.templates import templates as templates
 from metricjax.metrics.thresholds import Calibration as Calibration
 from metricjax.metrics.thresholds import ErrorRates as ErrorRates
 from metricjax.metrics.thresholds import ErrorVersusReject as ErrorVersusReject

@@ -1,18 +1,25 @@
 """Identification (1:N): whose face is it, if it is anybody's in the gallery? Scores are similarities."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
 from metricjax.checks import check_labels
-from metricjax.metrics.panels import check_set, panels
+from metricjax.metrics.panels import check_set
 from metricjax.numerics import widen
-from metricjax.pairwise import as_pairwise
+from metricjax.pairwise import Pairwise, as_pairwise
 
-_PANEL = 2**24  # scores at a time
+_PANEL = 2**21  # scores at a time
+_HEIGHT = 2**11  # queries
+_WIDTH = 2**13  # rows of the gallery, at most
+_LANES = 128  # reduced side by side
 
 
 class Searches(NamedTuple):
@@ -107,7 +114,10 @@ def identification(
     *,
     similarity: Callable = similarities.cosine,
 ) -> Searches:
-    """`searches` of the scores of embeddings, computed in panels of queries: [q, g] never exists.
+    """`searches` of the scores of embeddings, in panels of queries and gallery: besides these, memory is one panel.
+
+    A gallery of a million distractors takes little longer than the product of queries and gallery, which is computed
+    once, but for the blocks that hold mates.
 
     Of the answer, `cmc(ranks)` is the closed-set figure, `fnir_at_fpir(fpir, rank)` the open-set one.
 
@@ -126,14 +136,26 @@ def identification(
     _check_people("gallery_labels", gallery_labels, len(gallery))
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries has {queries.shape[1]} features, gallery {gallery.shape[1]}; they must agree")
-    score = as_pairwise(similarity)
-    x, y = score.embed(widen(queries)), score.embed(widen(gallery))
-    height = min(1024, max(1, _PANEL // len(y)))
-    parts = [
-        _searched(np.asarray(scores), query_labels[start : start + height], gallery_labels)
-        for start, scores in panels(x, score.compare, height, columns=y)
-    ]
-    return Searches(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    people, owners = _numbered(query_labels, gallery_labels)
+    # In order of people, so that the mates of a panel of queries are neighbours; whom nobody looks for comes last.
+    by_person, order = np.argsort(people, kind="stable"), np.argsort(owners, kind="stable")
+    owners = owners[order]
+    height = math.ceil(len(queries) / math.ceil(len(queries) / _HEIGHT))
+    width = min(len(gallery), _WIDTH, max(1, _PANEL // height))
+    width -= width % _LANES if width > _LANES else 0
+    filled = lambda a, by: jnp.asarray(np.pad(a, (0, -len(a) % width), constant_values=by), jnp.int32)
+    rows, owned = filled(order, 0), filled(owners, -1)
+    parts = []
+    for start in range(0, len(queries), height):
+        panel = np.take(by_person, np.arange(start, start + height), mode="clip")
+        mates = np.searchsorted(owners, people[panel[0]]), np.searchsorted(owners, people[panel[-1]], side="right")
+        blocks = jnp.array([mates[0] // width, -(-mates[1] // width)], jnp.int32)
+        who = jnp.asarray(people[panel], jnp.int32)
+        parts.append(_search(as_pairwise(similarity), width, queries[panel], who, gallery, rows, owned, blocks))
+    ahead, mate, other = (np.concatenate(part)[np.argsort(by_person)] for part in zip(*parts, strict=True))
+    if np.any(np.isnan(mate) | np.isnan(other)):
+        raise ValueError("similarity gives NaN for finite rows; nobody can be identified by it")
+    return Searches(np.where(np.isin(people, owners), 1 + ahead.astype(np.int64), 0), mate, other)
 
 
 def cmc(
@@ -184,6 +206,45 @@ def _searched(scores: np.ndarray, query_labels: np.ndarray, gallery_labels: np.n
     mate = np.max(scores, axis=1, initial=-np.inf, where=same)
     ahead = np.sum(others >= mate[:, None], axis=1)
     return Searches(np.where(np.any(same, axis=1), 1 + ahead, 0), mate, np.max(others, axis=1))
+
+
+def _numbered(query_labels: np.ndarray, gallery_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """People by number, from 0: those of the queries, and of the gallery; there the last number is everybody else."""
+    if np.issubdtype(np.result_type(query_labels, gallery_labels), np.inexact):  # int64 beside uint64
+        query_labels, gallery_labels = query_labels.astype(object), gallery_labels.astype(object)
+    people, queries = np.unique(query_labels, return_inverse=True)
+    place = np.minimum(np.searchsorted(people, gallery_labels), len(people) - 1)
+    return queries, np.where(people[place] == gallery_labels, place, len(people))
+
+
+@jax.jit(static_argnums=(0, 1))
+def _search(score: Pairwise, width: int, queries, people, gallery, rows, owners, mates):
+    """(how many others score at least as high as the best mate, its score, the best other score) of each query.
+
+    Blocks of `width` of the gallery's `rows` are scored in turn: first those of `mates`, first and past the last, which
+    give the scores of the mates, then all. It is one loop, so that a score is the same to the last bit both times.
+    """
+    x = score.embed(widen(queries))
+    before = mates[1] - mates[0]
+    lanes = math.gcd(width, _LANES)
+
+    lowest = jnp.full(len(x), -jnp.inf, x.dtype)
+    nothing = jnp.int32(0), lowest[0], lowest[0]
+    joined = lambda a, b: (a[0] + b[0], jnp.maximum(a[1], b[1]), jnp.maximum(a[2], b[2]))
+
+    def step(i, found):
+        counts = i >= before
+        start = jnp.where(counts, i - before, mates[0] + i) * width
+        part = lambda a: lax.dynamic_slice_in_dim(a, start, width)
+        scores = score.compare(x, score.embed(widen(gallery[part(rows)]))).astype(x.dtype)
+        is_mate = people[:, None] == part(owners)[None]
+        is_other = ~is_mate & (part(owners) >= 0)[None]
+        ahead = is_other & (scores >= found[1][:, None]) & counts
+        panel = ahead.astype(jnp.int32), *(jnp.where(mask, scores, -jnp.inf) for mask in (is_mate, is_other))
+        of_lanes = lax.reduce(tuple(a.reshape(len(x), -1, lanes) for a in panel), nothing, joined, (1,))
+        return joined(found, lax.reduce(of_lanes, nothing, joined, (1,)))
+
+    return lax.fori_loop(0, before + len(rows) // width, step, (jnp.zeros(len(x), jnp.int32), lowest, lowest))
 
 
 def _check_people(name: str, labels: np.ndarray, rows: int) -> None:

@@ -45,7 +45,8 @@ def retrieval(
 
     All are means over queries with R ≥ 1; `queries` counts those and `lone` the others. Ties go to the lower index.
     All references are ranked, however large R and k are, in panels of queries: memory is linear in the references.
-    Batches of queries add up: a measure times `queries` is a sum over queries.
+    Batches of queries add up: a measure times `queries` is a sum over queries. Inside `jit` and over devices,
+    `retrieval_means` has these sums of the measures that need the nearest neighbours only.
 
     Args:
       ks: the k of each measure @k.
