@@ -1,5 +1,10 @@
 """Exact evaluation of embeddings and of scores."""
 
+from metricjax.metrics.bootstrap import Bands as Bands
+from metricjax.metrics.bootstrap import Calibration as Calibration
+from metricjax.metrics.bootstrap import calibrated_pair_threshold as calibrated_pair_threshold
+from metricjax.metrics.bootstrap import calibrated_threshold as calibrated_threshold
+from metricjax.metrics.bootstrap import roc_bands as roc_bands
 from metricjax.metrics.clustering import PrecisionRecall as PrecisionRecall
 from metricjax.metrics.clustering import ami as ami
 from metricjax.metrics.clustering import ari as ari
@@ -16,16 +21,16 @@ from metricjax.metrics.identification import dir_at_fpir as dir_at_fpir
 from metricjax.metrics.identification import fnir_at_fpir as fnir_at_fpir
 from metricjax.metrics.identification import identification as identification
 from metricjax.metrics.identification import searches as searches
+from metricjax.metrics.pairs import group_pair_rates as group_pair_rates
+from metricjax.metrics.pairs import pair_scores as pair_scores
 from metricjax.metrics.retrieval import retrieval as retrieval
 from metricjax.metrics.streaming import retrieval_means as retrieval_means
 from metricjax.metrics.templates import Templates as Templates
 from metricjax.metrics.templates import identification_over_galleries as identification_over_galleries
 from metricjax.metrics.templates import pair_similarities as pair_similarities
 from metricjax.metrics.templates import templates as templates
-from metricjax.metrics.thresholds import Calibration as Calibration
 from metricjax.metrics.thresholds import ErrorRates as ErrorRates
 from metricjax.metrics.thresholds import ErrorVersusReject as ErrorVersusReject
-from metricjax.metrics.thresholds import calibrated_threshold as calibrated_threshold
 from metricjax.metrics.thresholds import decidability as decidability
 from metricjax.metrics.thresholds import error_rates as error_rates
 from metricjax.metrics.thresholds import error_versus_reject as error_versus_reject
@@ -35,7 +40,7 @@ from metricjax.metrics.verification import PairScores as PairScores
 from metricjax.metrics.verification import Roc as Roc
 from metricjax.metrics.verification import equal_error_rate as equal_error_rate
 from metricjax.metrics.verification import k_fold_accuracy as k_fold_accuracy
-from metricjax.metrics.verification import pair_scores as pair_scores
+from metricjax.metrics.verification import k_fold_tar as k_fold_tar
 from metricjax.metrics.verification import roc as roc
 from metricjax.metrics.verification import roc_auc as roc_auc
 from metricjax.metrics.verification import tar_at_far as tar_at_far

@@ -1,4 +1,4 @@
-"""Thresholds that are chosen on some pairs and used on others: how sure they are, and whom they serve how well."""
+"""Thresholds that are chosen on some pairs and used on others: what they cost, and whom they serve how well."""
 
 from typing import NamedTuple
 
@@ -15,15 +15,6 @@ class ErrorRates(NamedTuple):
     frr: float
     impostors: int
     genuine: int
-
-
-class Calibration(NamedTuple):
-    """A threshold for a false accept rate, the rate it has, and where both may lie for other such people."""
-
-    threshold: float
-    far: float
-    threshold_interval: tuple[float, float]
-    far_interval: tuple[float, float]
 
 
 class ErrorVersusReject(NamedTuple):
@@ -71,56 +62,6 @@ def decidability(scores: ArrayLike, same: ArrayLike) -> float:
     if np.ptp(genuine) == 0 and np.ptp(impostors) == 0:
         return 0.0 if genuine[0] == impostors[0] else np.inf
     return float(np.abs(np.mean(genuine) - np.mean(impostors)) / np.sqrt((np.var(genuine) + np.var(impostors)) / 2))
-
-
-def calibrated_threshold(
-    scores: ArrayLike, people: ArrayLike, far: float, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> Calibration:
-    """The threshold for a false accept rate (`Roc.threshold_at_far`), with intervals by a bootstrap over people.
-
-    Pairs that share a person are not independent, so that a bootstrap over pairs promises too much. Each resample draws
-    as many people as there are, with replacement; the pair of a and b counts as often as a times b was drawn. A
-    resample without impostor pairs is left out. Intervals lie between the percentiles of the thresholds for `far`, and
-    of the rates of the threshold returned. Time is that of `resamples` passes over the impostor pairs.
-
-    Args:
-      scores: [n] similarities of pairs.
-      people: [n, 2] integers, who the two are. For all pairs of a set, `labels[np.stack(np.triu_indices(n, 1), 1)]`.
-      far: at least 1 / number of impostor pairs. Intervals are too short where far · impostors is below 5 or so.
-
-    Snijders, Borgatti 1999, "Non-parametric standard errors and tests for network statistics"; for error rates of
-    matching see Fogliato et al. 2023, arXiv:2306.01198.
-
-    >>> calibrated_threshold([0.9, 0.1, 0.4], [[0, 0], [0, 1], [2, 1]], far=0.5).threshold
-    0.4
-    """
-    scores, people = np.asarray(scores), np.asarray(people)
-    if people.shape != (*scores.shape, 2) or not np.issubdtype(people.dtype, np.integer):
-        raise ValueError(f"people is {people.dtype}{list(people.shape)}; wanted two integers for each score")
-    if not 0 < confidence < 1 or resamples < 1:
-        raise ValueError(f"confidence is {confidence}, resamples {resamples}; wanted a share below 1, and at least 1")
-    same = people[:, 0] == people[:, 1]
-    curve = roc(scores, same)
-    threshold = curve.threshold_at_far(far)
-    names, index = np.unique(people, return_inverse=True)
-    first, second = index.reshape(people.shape)[~same].T
-    place = np.searchsorted(-curve.thresholds, -scores[~same])
-    used = int(np.searchsorted(-curve.thresholds, -threshold))
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(resamples):
-        drawn = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
-        weights = drawn[first] * drawn[second]
-        if weights.any():
-            rates = np.cumsum(np.bincount(place, weights, minlength=len(curve.thresholds))) / np.sum(weights)
-            found.append((curve.thresholds[np.searchsorted(rates, far, side="right") - 1], rates[used]))
-    if not found:
-        raise ValueError(f"none of {resamples} resamples has impostor pairs; wanted more resamples or more people")
-    tails = ((1 - confidence) / 2, (1 + confidence) / 2)
-    # No interpolation: thresholds may be infinite.
-    low, high = np.quantile(np.asarray(found), tails, axis=0, method="inverted_cdf")
-    interval = lambda i: (float(low[i]), float(high[i]))
-    return Calibration(threshold, float(curve.far[used]), interval(0), interval(1))
 
 
 def error_versus_reject(scores: ArrayLike, same: ArrayLike, quality: ArrayLike, far: float) -> ErrorVersusReject:

@@ -1,15 +1,10 @@
 """Face verification: are two embeddings of the same person? Scores are similarities; a pair is accepted if s ≥ t."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-from metricjax import similarities
-from metricjax.metrics.panels import check_set, panels
-
-_BINS = np.linspace(-1, 1, 101)
 
 
 class Roc(NamedTuple):
@@ -80,11 +75,14 @@ class Roc(NamedTuple):
 
     def _last(self, far: float) -> int:
         """Index of the lowest threshold whose false accept rate is at most `far`."""
-        if not 1 / self.impostors <= far <= 1:
-            raise ValueError(
-                f"far is {far}; {self.impostors} impostor pairs can tell rates from {1 / self.impostors:.3g}"
-            )
+        check_far(far, self.impostors)
         return int(np.searchsorted(self.far, far, side="right")) - 1
+
+
+def check_far(far: float, impostors: int) -> None:
+    """So many impostor pairs can tell a rate of `far`."""
+    if not 1 / impostors <= far <= 1:
+        raise ValueError(f"far is {far}; {impostors} impostor pairs can tell rates from {1 / impostors:.3g}")
 
 
 class PairScores(NamedTuple):
@@ -148,6 +146,48 @@ def k_fold_accuracy(scores: ArrayLike, same: ArrayLike, folds: int | ArrayLike =
     (1.0, 0.0)
     """
     scores, same = checked_pairs(scores, same)
+    accuracies = []
+    for held in _folds(scores, folds):
+        threshold = _most_accurate(scores[~held], same[~held])
+        accuracies.append(np.mean((scores[held] >= threshold) == same[held]))
+    return float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
+
+
+def k_fold_tar(
+    scores: ArrayLike, same: ArrayLike, far: float, folds: int | ArrayLike = 10
+) -> tuple[float, float, float]:
+    """VAL@FAR: mean and standard deviation over folds of the true accept rate, and the mean false accept rate.
+
+    Each fold is judged at the lowest threshold whose false accept rate on all other folds is at most `far`
+    (`Roc.threshold_at_far`). On the fold itself the rate may be higher: this is what the third number says.
+
+    Args:
+      scores: [n] similarities of pairs.
+      same: [n] booleans; every fold needs pairs of both kinds.
+      far: at least 1 / number of impostor pairs in the other folds.
+      folds: how many consecutive folds of equal size, or [n] integers, the fold of each pair.
+
+    VAL and FAR of Schroff et al. 2015, "FaceNet", arXiv:1503.03832, by LFW's folds. The deviation is that of a sample
+    (divided by folds − 1). Implementations of FaceNet, and InsightFace after them, interpolate the threshold between
+    the steps of a grid so that the rate of the other folds is `far`, which it may exceed, accept nobody where the rate
+    cannot be reached, and divide the variance by the number of folds.
+
+    >>> k_fold_tar([0.9, 0.1, 0.3, 0.4, 0.8, 0.2, 0.5, 0.6], [True, False] * 4, far=0.5, folds=2)
+    (0.75, 0.3535533905932738, 0.25)
+    """
+    scores, same = checked_pairs(scores, same)
+    rates = []
+    for held in _folds(scores, folds):
+        if len(np.unique(same[held])) < 2 or len(np.unique(same[~held])) < 2:
+            raise ValueError("same is the same in a whole fold, or in all others; wanted pairs of both kinds in each")
+        accepted = scores[held] >= roc(scores[~held], same[~held]).threshold_at_far(far)
+        rates.append((np.mean(accepted[same[held]]), np.mean(accepted[~same[held]])))
+    tars, fars = np.transpose(rates)
+    return float(np.mean(tars)), float(np.std(tars, ddof=1)), float(np.mean(fars))
+
+
+def _folds(scores: np.ndarray, folds: int | ArrayLike) -> Iterator[np.ndarray]:
+    """Of each fold, which pairs are in it."""
     if np.ndim(folds) == 0:
         count = int(np.asarray(folds))
         if count < 2 or len(scores) % count:
@@ -156,12 +196,8 @@ def k_fold_accuracy(scores: ArrayLike, same: ArrayLike, folds: int | ArrayLike =
     folds = np.asarray(folds)
     if folds.shape != scores.shape or len(np.unique(folds)) < 2:
         raise ValueError(f"folds has shape {folds.shape}; wanted the fold of each of {len(scores)} pairs, 2 at least")
-    accuracies = []
     for fold in np.unique(folds):
-        held = folds == fold
-        threshold = _most_accurate(scores[~held], same[~held])
-        accuracies.append(np.mean((scores[held] >= threshold) == same[held]))
-    return float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
+        yield folds == fold
 
 
 def _most_accurate(scores: np.ndarray, same: np.ndarray) -> float:
@@ -170,49 +206,6 @@ def _most_accurate(scores: np.ndarray, same: np.ndarray) -> float:
     if best in (0, len(curve.thresholds) - 1):
         return float(curve.thresholds[best])
     return float(curve.thresholds[best] + curve.thresholds[best + 1]) / 2
-
-
-def pair_scores(embeddings: ArrayLike, labels: ArrayLike, similarity: Callable = similarities.cosine) -> PairScores:
-    """The exact ROC of all n(n − 1)/2 pairs of a set, and histograms of their scores from −1 to 1.
-
-    Scores are computed in panels of rows, twice: first the genuine ones are kept, then the impostors are counted
-    against them. Memory is that of the genuine scores and one panel, never of all pairs.
-    """
-    embeddings, labels = check_set(embeddings, labels)
-    genuine = np.sort(np.concatenate([scores[same] for scores, same in _upper(embeddings, labels, similarity)]))
-    if not len(genuine):
-        raise ValueError(f"labels has no two rows of the same person among {len(labels)}; there is nothing to verify")
-    levels, count = np.unique(genuine, return_counts=True)
-    at_least, above = np.zeros(len(levels) + 1, np.int64), np.zeros(len(levels) + 1, np.int64)
-    histogram = np.zeros(len(_BINS) - 1, np.int64)
-    for scores, same in _upper(embeddings, labels, similarity):
-        others = scores[~same]
-        at_least += np.bincount(np.searchsorted(levels, others, side="right"), minlength=len(at_least))
-        above += np.bincount(np.searchsorted(levels, others, side="left"), minlength=len(above))
-        histogram += np.histogram(np.clip(others, -1, 1), _BINS)[0]
-    impostors = int(at_least.sum())
-    if not impostors:
-        raise ValueError("labels has one person only; verification needs pairs of different people")
-    # Falling threshold: just above each genuine score, and at it. In between, only false accepts grow.
-    accepted = lambda bins: np.cumsum(bins[::-1])[:-1]
-    false = np.stack([accepted(above), accepted(at_least)], axis=1).ravel()
-    true = np.cumsum(count[::-1])
-    true = np.stack([true - count[::-1], true], axis=1).ravel()
-    falling = np.stack([np.nextafter(levels[::-1], np.inf), levels[::-1]], axis=1).ravel()
-    curve = Roc(
-        np.concatenate([[np.inf], falling, [-np.inf]]),
-        np.concatenate([[0], false, [impostors]]),
-        np.concatenate([[0], true, [len(genuine)]]),
-    )
-    return PairScores(curve, _BINS, np.histogram(np.clip(genuine, -1, 1), _BINS)[0], histogram)
-
-
-def _upper(embeddings, labels, similarity):
-    """Scores of the pairs i < j, and whether they are the same person, panel by panel."""
-    for start, scores in panels(embeddings, similarity):
-        row = start + np.arange(len(scores))[:, None]
-        later = row < np.arange(len(labels))[None]
-        yield np.asarray(scores)[later], (labels[row] == labels[None])[later]
 
 
 def checked_pairs(scores: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,280 @@
+"""Verification of whole sets: all pairs of rows, streamed in square tiles of scores that are counted and forgotten."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, pairwise
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from metricjax import similarities
+from metricjax.checks import check_batch
+from metricjax.metrics.panels import check_finite
+from metricjax.metrics.thresholds import ErrorRates
+from metricjax.metrics.verification import PairScores, Roc
+from metricjax.numerics import widen
+from metricjax.pairwise import as_pairwise
+
+_SIDE = 2048  # a sorted tile of this side fits into a cache
+_HISTOGRAM = np.linspace(-1, 1, 101)
+
+
+class Tile(NamedTuple):
+    """Scores of consecutive rows with consecutive columns, and which of them are pairs of each kind.
+
+    Masks are None where labels say it for the whole tile: no pair is genuine, every pair is of impostors.
+    """
+
+    row: int
+    column: int
+    scores: np.ndarray
+    genuine_mask: np.ndarray | None
+    impostor_mask: np.ndarray | None
+
+    def genuine(self) -> np.ndarray:
+        return self.scores[:0].ravel() if self.genuine_mask is None else self.scores[self.genuine_mask]
+
+    def impostors(self) -> np.ndarray:
+        return self.scores.ravel() if self.impostor_mask is None else self.scores[self.impostor_mask]
+
+
+class Rows(NamedTuple):
+    """A set in the order of its labels, embedded, in blocks of one shape; the last is filled up with its last row.
+
+    In this order, people meet themselves in few tiles: the others need no masks, and genuine pairs no second pass.
+    """
+
+    labels: np.ndarray
+    blocks: list[jax.Array]
+    side: int
+
+    def part(self, block: int) -> np.ndarray:
+        return self.labels[block * self.side : (block + 1) * self.side]
+
+
+class Pairs:
+    """The pairs of a set, each once, or of every row with every reference."""
+
+    def __init__(
+        self,
+        embeddings: ArrayLike,
+        labels: ArrayLike,
+        similarity: Callable,
+        references: ArrayLike | None = None,
+        reference_labels: ArrayLike | None = None,
+        where: ArrayLike | None = None,
+        reference_where: ArrayLike | None = None,
+    ):
+        on_device = lambda a: None if a is None else jnp.asarray(a)
+        on_host = lambda a: None if a is None else np.asarray(a)
+        x, y = on_device(embeddings), on_device(references)
+        masks: Any = on_host(where), on_host(reference_where)
+        both: Any = on_host(labels), on_host(reference_labels)
+        check_batch(x, both[0], masks[0], None, y, both[1], masks[1], None, None)
+        self.similarity = as_pairwise(similarity)
+        self.alone = y is None
+        self.rows = self._rows("embeddings", x, "labels", both[0], masks[0])
+        self.columns = self.rows if y is None else self._rows("references", y, "reference_labels", both[1], masks[1])
+
+    def _rows(self, name: str, x: Any, labels_name: str, labels: Any, where: Any) -> Rows:
+        if labels.ndim != 1:
+            raise ValueError(f"{labels_name} has shape {labels.shape}; wanted one label for each of the {len(x)} rows")
+        existing = slice(None) if where is None else where
+        rows, labels = np.asarray(x)[existing], labels[existing]
+        check_finite(name, jnp.asarray(rows))
+        order = np.argsort(labels, kind="stable")
+        rows, labels = rows[order], labels[order]
+        side = min(_SIDE, 1 << max(3, (len(rows) - 1).bit_length()))
+        parts = [rows[start : start + side] for start in range(0, len(rows), side)]
+        full = [np.pad(part, ((0, side - len(part)), (0, 0)), mode="edge") for part in parts]
+        return Rows(labels, [_embedded(self.similarity.embed, part) for part in full], side)
+
+    def scores(self, near: bool = False) -> Iterator[tuple[int, int, jax.Array]]:
+        """(block of rows, block of columns, their scores on the device); with `near` only where people meet themselves.
+
+        Of a set alone, tiles below the diagonal are left out.
+        """
+        started: Iterator[Any] = (
+            (i, j, *_scores(self.similarity.compare, x, self.columns.blocks[j]))
+            for i, x in enumerate(self.rows.blocks)
+            for j in range(i if self.alone else 0, len(self.columns.blocks))
+            if not near or self._meet(i, j)
+        )
+        # The device starts on a tile before the host has counted the one before it.
+        for (i, j, scores, finite), _ in pairwise(chain(started, [()])):
+            if not finite:
+                raise ValueError("similarity gives NaN or infinity for finite rows; no threshold can tell such scores")
+            yield i, j, scores
+
+    def tiles(self, near: bool = False) -> Iterator[Tile]:
+        """`scores` on the host."""
+        for i, j, scores in self.scores(near):
+            a, b = self.rows.part(i), self.columns.part(j)
+            genuine = impostors = None
+            if self._meet(i, j):
+                same = a[:, None] == b[None]
+                genuine, impostors = (same, ~same) if not self.alone or i < j else (np.triu(same, 1), np.triu(~same, 1))
+            start = (i * self.rows.side, j * self.columns.side)
+            yield Tile(*start, np.asarray(scores)[: len(a), : len(b)], genuine, impostors)
+
+    def _meet(self, i: int, j: int) -> bool:
+        a, b = self.rows.part(i), self.columns.part(j)
+        return bool(a[0] <= b[-1] and b[0] <= a[-1])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.rows.blocks[0].dtype) if self.rows.blocks else np.dtype(np.float32)
+
+
+@partial(jax.jit, static_argnums=0)
+def _embedded(embed, rows):
+    return embed(widen(rows))
+
+
+@partial(jax.jit, static_argnums=0)
+def _scores(compare, rows, columns):
+    scores = compare(rows, columns).astype(rows.dtype)
+    return scores, jnp.all(jnp.isfinite(scores))
+
+
+def pair_scores(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    similarity: Callable = similarities.cosine,
+    *,
+    references: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    reference_where: ArrayLike | None = None,
+    bins: int | ArrayLike | None = None,
+) -> PairScores:
+    """The ROC of all n(n − 1)/2 pairs of a set, or of all n · m pairs with references, and histograms from −1 to 1.
+
+    Scores are computed in tiles, once, and those of genuine pairs twice; each tile is sorted and counted. The curve is
+    exact at every genuine score and just above it, so that every rate of `Roc` is. Memory is that of the genuine scores
+    and a few tiles. With `bins` genuine scores are not held either, and the curve is exact at the edges of the bins and
+    just above them: a threshold for a FAR is then too high by less than a bin, 2/bins.
+
+    Args:
+      similarity: all-pairs function, larger is closer. Of a set alone it has to be symmetric.
+      references, reference_labels: what rows are compared with, if not each other.
+      where, reference_where: booleans, which rows exist.
+      bins: None for every genuine score, or how many equal bins from −1 to 1, or the [k] rising edges of bins, for a
+        similarity with another range. Scores outside the edges count as below or above all of them.
+
+    >>> import numpy as np
+    >>> z = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    >>> found = pair_scores(z, np.array([0, 0, 1, 1])).roc
+    >>> found.genuine, found.impostors, found.auc()
+    (2, 4, 1.0)
+    """
+    pairs = Pairs(embeddings, labels, similarity, references, reference_labels, where, reference_where)
+    return counted(pairs, bins)
+
+
+def counted(pairs: Pairs, bins: int | ArrayLike | None = None) -> PairScores:
+    """The scores of all pairs at each genuine score, or at the edges of bins."""
+    parts: Any = (tile.genuine() for tile in pairs.tiles(near=True))
+    if bins is None:
+        parts = [np.concatenate([np.zeros(0, pairs.dtype), *parts])]
+        levels = np.unique(parts[0])
+    else:
+        levels = _edges(bins).astype(pairs.dtype)
+    genuine = _Counts(parts, levels)
+    if not genuine.total:
+        n, m = len(pairs.rows.labels), len(pairs.columns.labels)
+        among = f"no two rows of the same person among {n}" if pairs.alone else f"nobody of the {m} references"
+        raise ValueError(f"labels has {among}; there is nothing to verify")
+    impostors = _Counts((tile.impostors() for tile in pairs.tiles()), levels)
+    if not impostors.total:
+        raise ValueError("labels has one person only; verification needs pairs of different people")
+    # Devices take the number just above 0, which is not normal, for 0.
+    above = np.where(levels == 0, np.finfo(levels.dtype).tiny, np.nextafter(levels, levels.dtype.type(np.inf)))
+    falling = np.stack([above[::-1], levels[::-1]], axis=1).ravel()
+    thresholds = np.concatenate([[np.inf], falling, [-np.inf]])
+    curve = Roc(thresholds, impostors.accepted(), genuine.accepted())
+    return PairScores(curve, _HISTOGRAM, genuine.histogram, impostors.histogram)
+
+
+class _Counts:
+    """How many scores of all parts lie below each level and how many at most at it, and their histogram."""
+
+    def __init__(self, parts: Any, levels: np.ndarray):
+        self.below, self.at_most, self.total = np.zeros(len(levels), np.int64), np.zeros(len(levels), np.int64), 0
+        self.histogram = np.zeros(len(_HISTOGRAM) - 1, np.int64)
+        inner = _HISTOGRAM[1:-1].astype(levels.dtype)
+        for part in parts:
+            scores = np.sort(part)
+            self.below += _lower(scores, levels, "left")
+            self.at_most += _lower(scores, levels, "right")
+            self.histogram += np.diff(np.searchsorted(scores, inner), prepend=0, append=len(scores))
+            self.total += len(scores)
+
+    def accepted(self) -> np.ndarray:
+        """Of a falling threshold: ∞, just above each level and at it, −∞."""
+        rejected = np.stack([self.at_most[::-1], self.below[::-1]], axis=1).ravel()
+        return self.total - np.concatenate([[self.total], rejected, [0]])
+
+
+def _lower(scores: np.ndarray, levels: np.ndarray, side: Literal["left", "right"]) -> np.ndarray:
+    """`np.searchsorted(scores, levels, side)`, both sorted, by searching for the fewer of the two."""
+    if len(levels) <= len(scores):
+        return np.searchsorted(scores, levels, side)
+    found = np.searchsorted(levels, scores, "right" if side == "left" else "left")
+    return np.cumsum(np.bincount(found, minlength=len(levels) + 1))[:-1]
+
+
+def _edges(bins: int | ArrayLike) -> np.ndarray:
+    edges = np.linspace(-1, 1, bins + 1) if isinstance(bins, int) and bins > 0 else np.asarray(bins)
+    if edges.ndim != 1 or not len(edges) or not np.all(np.isfinite(edges)) or np.any(np.diff(edges) <= 0):
+        raise ValueError(f"bins is {bins!r}; wanted None, a positive number of bins, or rising edges")
+    return edges
+
+
+def group_pair_rates(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    groups: ArrayLike,
+    threshold: float,
+    *,
+    similarity: Callable = similarities.cosine,
+) -> dict[int | str, ErrorRates]:
+    """False accept and false reject rate of the pairs within each group of rows, at one threshold for all.
+
+    Both rows of a pair belong to the group: people are compared with those most like them, which shows more false
+    accepts than pairs across groups. Grother, Ngan, Hanaoka 2019, "FRVT Part 3: Demographic Effects" (NISTIR 8280).
+    All pairs of each group are streamed. A group without pairs of a kind has NaN for its rate.
+
+    Args:
+      groups: [n] integers or strings, the group of each row.
+      threshold: a pair is accepted if its score is at least as high.
+      similarity: symmetric, larger is closer.
+
+    >>> import numpy as np
+    >>> z = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [1.0, 0.2], [0.1, 1.0]])
+    >>> group_pair_rates(z, np.array([0, 0, 0, 1, 1]), ["a", "a", "b", "a", "b"], threshold=0.9)["a"]
+    ErrorRates(far=1.0, frr=0.0, impostors=2, genuine=1)
+    """
+    groups, threshold = np.asarray(groups), float(threshold)
+    if groups.shape != np.shape(labels)[:1]:
+        raise ValueError(f"groups has shape {groups.shape}; wanted one value for each of {np.shape(labels)[0]} rows")
+    if np.isnan(threshold):
+        raise ValueError("threshold is NaN; wanted a number")
+    return {
+        group.item(): _rates(Pairs(embeddings, labels, similarity, where=groups == group), threshold)
+        for group in np.unique(groups)
+    }
+
+
+def _rates(pairs: Pairs, threshold: float) -> ErrorRates:
+    accepted, total = np.zeros(2, np.int64), np.zeros(2, np.int64)
+    for tile in pairs.tiles():
+        both = tile.impostors(), tile.genuine()
+        accepted += [np.count_nonzero(scores >= threshold) for scores in both]
+        total += [len(scores) for scores in both]
+    share = lambda part, whole: float(part / whole) if whole else float("nan")
+    far, frr = share(accepted[0], total[0]), share(total[1] - accepted[1], total[1])
+    return ErrorRates(far, frr, int(total[0]), int(total[1]))
