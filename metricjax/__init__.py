@@ -3,6 +3,7 @@
 import importlib
 
 from metricjax import anchors as anchors
+from metricjax import clusters as clusters
 from metricjax import distances as distances
 from metricjax import losses as losses
 from metricjax import metrics as metrics

@@ -1,10 +1,24 @@
-"""What tells learning from collapse, cheap enough for every training step."""
+"""What tells learning from collapse: cheap enough for every training step, or more of it for a whole set."""
 
+import math
+from functools import partial
+
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
+from numpy.typing import ArrayLike
 
-from metricjax import distances, losses, mining
+from metricjax import distances, losses, mining, similarities
+from metricjax.checks import check_class_labels, check_rows
+from metricjax.classes import class_means
+from metricjax.metrics.panels import check_finite
+from metricjax.numerics import normalize, widen
 from metricjax.reductions import with_count
+from metricjax.search import top_k
+
+_TILE = 512  # rows and columns of a tile of distances
 
 
 def health(embeddings: Float[Array, "n d"], labels: Int[Array, " n"]) -> dict[str, Float[Array, ""]]:
@@ -32,3 +46,129 @@ def health(embeddings: Float[Array, "n d"], labels: Int[Array, " n"]) -> dict[st
         "distance/negative": mean(negatives),
         "spread": jnp.sqrt(jnp.sum(jnp.var(unit, axis=0))),
     }
+
+
+def embedding_health(embeddings: ArrayLike, labels: ArrayLike | None = None, *, k: int = 10) -> dict[str, float]:
+    """Signs of collapse in a whole set of embeddings, all of the rows x / ‖x‖, over all pairs i < j and exact.
+
+    To one point or one direction:
+
+    - `uniformity`: log mean_{i<j} exp(−2 ‖x_i − x_j‖²), from 0 (one point) to about −4 (even on a large sphere);
+    - `mean_cosine`: mean_{i<j} x_i · x_j, 1 for one point and about 0 if there is no common direction;
+    - `spread`: √ of the summed variances of the features, as in `health`: 0 for one point, at most 1;
+    - `std`: mean over features of their standard deviation, times √d: 1 if all vary alike around 0, 0 for one point.
+
+    To fewer dimensions:
+
+    - `effective_rank`: exp of the entropy of σ_i / Σ σ, σ the singular values of the rows, not centred: from 1 (all on
+      one line) to min(n, d);
+    - `effective_rank_share`: the same over d.
+
+    Hubs, with N_i the number of rows that have row i among their k nearest others (k on average):
+
+    - `hubness`: skewness mean (N − k)³ / std(N)³, positive where few rows are in many answers; 0 if all N are equal;
+    - `largest_hub`: the largest N / n, the share of rows that have that one among their k;
+    - `anti_hubs`: the share of rows with N = 0, which no search from another row finds.
+
+    With labels, the price that classes pay:
+
+    - `alignment`: mean of ‖x_i − x_j‖² over all pairs of one class, 0 if each class is one point; NaN without a pair.
+
+    A zero row stays zero: it is at distance 1 from others and 0 from other zeros, and all-zero embeddings have
+    effective rank 0. Of equally near neighbours the lower index counts, so that among duplicates the first ones look
+    like hubs. Memory is linear in n; time that of the n² products of rows. `labels` are integers. ValueError for
+    NaN or infinity, and unless n > k.
+
+    Wang, Isola 2020, arXiv:2005.10242 (alignment with α = 2, uniformity with t = 2); Chen, He 2021, arXiv:2011.10566
+    (std against 1/√d); Roy, Vetterli 2007, "The effective rank: A measure of effective dimensionality" (RankMe, Garrido
+    et al. 2023, arXiv:2210.02885, is this of embeddings); Radovanović, Nanopoulos, Ivanović 2010, "Hubs in Space:
+    Popular Nearest Neighbors in High-Dimensional Data".
+
+    >>> import numpy as np
+    >>> found = embedding_health(np.array([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [0.0, -3.0]]), k=1)
+    >>> found["effective_rank"], found["spread"], found["std"]
+    (2.0, 1.0, 1.0)
+    >>> print(f"{found['mean_cosine']:.4f}")  # four of the six pairs are at right angles, two are opposite
+    -0.3333
+    >>> print(f"{embedding_health(np.ones((4, 2)), np.array([0, 0, 1, 1]), k=1)['effective_rank']:.4f}")
+    1.0000
+    """
+    embeddings = jnp.asarray(embeddings)
+    check_rows("embeddings", embeddings)
+    check_finite("embeddings", embeddings)
+    n, d = embeddings.shape
+    if not isinstance(k, int):
+        raise TypeError(f"k is {k!r}; wanted an int")
+    if not 1 <= k < n:
+        raise ValueError(f"k is {k} and embeddings has {n} rows; wanted at least 1 neighbour, and more rows than that")
+    if labels is not None:
+        labels = np.asarray(labels)
+        check_class_labels(labels, n)
+    x = normalize(widen(embeddings))
+    mean, variances, singular = _moments(np.asarray(x))
+    shares = singular[singular > 0] / max(np.sum(singular), np.finfo(float).tiny)
+    rank = math.exp(-np.sum(shares * np.log(shares))) if len(shares) else 0.0
+    pairs = n * (n - 1)
+    found = {
+        "uniformity": math.log(2 * np.sum(np.asarray(_gaussian_sums(x)), dtype=np.float64) / pairs),
+        "mean_cosine": float((n**2 * (mean @ mean) - np.sum(singular**2)) / pairs),
+        "spread": math.sqrt(np.sum(variances)),
+        "std": float(np.mean(np.sqrt(variances)) * math.sqrt(d)),
+        "effective_rank": rank,
+        "effective_rank_share": rank / d,
+        **_hubs(x, k),
+    }
+    return found if labels is None else {**found, "alignment": _alignment(x, labels)}
+
+
+def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means and variances of the features, and the singular values, in float64."""
+    n, d = x.shape
+    mean = np.asarray(np.mean(x, axis=0, dtype=np.float64))
+    squares, gram = np.zeros(d), np.zeros((d, d))
+    for start in range(0, n, 8192):
+        block = x[start : start + 8192].astype(np.float64)
+        squares += np.sum((block - mean) ** 2, axis=0)
+        gram += block.T @ block
+    values = np.linalg.eigvalsh(gram)
+    noise = values[-1] * d * np.finfo(np.float64).eps
+    return mean, squares / n, np.sqrt(np.where(values > noise, values, 0))
+
+
+@jax.jit
+def _gaussian_sums(x):
+    """Σ_{j<i} exp(−2 ‖x_i − x_j‖²) in parts, a tile of pairs at a time."""
+    n = len(x)
+    tiles = math.ceil(n / _TILE)
+    size = math.ceil(n / tiles)
+    x = jnp.pad(x, [(0, tiles * size - n), (0, 0)])
+    index = jnp.arange(size, dtype=jnp.int32)
+    part = lambda i: lax.dynamic_slice_in_dim(x, i * size, size)
+
+    def tile(i, j, total):
+        terms = jnp.exp(-2 * distances.squared_euclidean.compare(part(i), part(j)))
+        row, column = (i * size + index)[:, None], (j * size + index)[None]
+        # Down the columns, which XLA vectorises on a CPU, as it does not a sum along rows.
+        return total + jnp.sum(jnp.where((column < row) & (row < n), terms, 0), axis=0)
+
+    row_of_tiles = lambda i: lax.fori_loop(0, i + 1, partial(tile, i), jnp.zeros(size, x.dtype))
+    return lax.map(row_of_tiles, jnp.arange(tiles, dtype=jnp.int32))
+
+
+def _hubs(x: jax.Array, k: int) -> dict[str, float]:
+    n = len(x)
+    found = np.asarray(top_k(x, x, k, similarity=similarities.dot, exclude_self=True).indices)
+    times = np.bincount(found.ravel(), minlength=n)
+    deviation = float(np.std(times))
+    skewness = float(np.mean((times - k) ** 3.0)) / deviation**3 if deviation else 0.0
+    return {"hubness": skewness, "largest_hub": int(np.max(times)) / n, "anti_hubs": float(np.mean(times == 0))}
+
+
+def _alignment(x: jax.Array, labels: np.ndarray) -> float:
+    """Σ over pairs of a class is its size times Σ ‖x − m‖², m its mean."""
+    _, index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    pairs = np.sum(sizes * (sizes - 1)) / 2
+    classes = jnp.asarray(index, jnp.int32)
+    means = class_means(x, classes, len(sizes), normalize=False)
+    squares = np.asarray(jnp.sum(jnp.square(x - means[classes]), axis=1), np.float64)
+    return float(sizes[index] @ squares / pairs) if pairs else math.nan

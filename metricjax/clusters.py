@@ -1,0 +1,333 @@
+"""Clusters of embeddings by their directions: a number of them that is given, or as many as a threshold leaves."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from metricjax import similarities
+from metricjax.anchors import existing
+from metricjax.checks import check_per_row, check_rows
+from metricjax.numerics import first_largest, normalize, widen
+from metricjax.pairwise import as_pairwise
+from metricjax.panels import sweep
+
+_PANEL = 2**21  # scores at a time
+_TILE = 1024  # rows and columns of a tile of scores
+
+
+def _check(embeddings, where, **integers: int) -> None:
+    check_rows("embeddings", embeddings)
+    check_per_row("where", where, len(embeddings))
+    for name, number in integers.items():
+        if not isinstance(number, int):
+            raise TypeError(f"{name} is {number!r}; wanted an int, which is static")
+
+
+def _as_threshold(threshold: ArrayLike, x: Array) -> Array:
+    if jnp.ndim(threshold):
+        raise ValueError(f"threshold has shape {jnp.shape(threshold)}; wanted one number")
+    return jnp.asarray(threshold, x.dtype)
+
+
+def _rows(embeddings, where):
+    """All rows, 0 in place of those that do not exist or hold NaN or infinity; and which are left."""
+    real = jnp.all(jnp.isfinite(embeddings), axis=1)
+    real = real if where is None else real & where
+    return existing(widen(embeddings), real), real
+
+
+# --- a given number of clusters -------------------------------------------------------------------------------------
+
+
+class Clusters(NamedTuple):
+    """Clusters around centres.
+
+    labels: the cluster of each row, −1 for a row that does not exist.
+    centers: unit vectors, in float32 or float64.
+    similarity: mean over rows of the cosine with their centre, at most 1.
+    steps: how often the centres moved.
+    """
+
+    labels: Int[Array, " n"]
+    centers: Float[Array, "c d"]
+    similarity: Float[Array, ""]
+    steps: Int[Array, ""]
+
+
+def k_means(
+    key: Key[Array, ""],
+    embeddings: Float[Array, "n d"],
+    count: int,
+    *,
+    where: Bool[Array, " n"] | None = None,
+    steps: ArrayLike = 100,
+    restarts: int = 1,
+) -> Clusters:
+    """Spherical k-means: `count` unit centres c that maximise mean_i max_c cos(x_i, c), by steps that never lower it.
+
+    A step moves each centre to the normalised sum of its rows x / ‖x‖, then gives each row to the centre of the largest
+    cosine, ties to the lower one. It ends when no row changes cluster (a local maximum), or after `steps`; labels and
+    similarity are always those of the centres returned. The first centres are rows: a random one, then others drawn
+    with probability ∝ D², the squared chord to the closest centre so far (k-means++). The same key gives the same
+    clusters, and `jax.vmap` over keys runs side by side.
+
+    A cluster that lost all rows moves to the row farthest from its centre (several to the next ones). Only where each
+    row is its centre, because fewer than `count` of them differ, clusters stay without rows, their centre a copy of
+    another. A zero row has cosine 0 with all centres: it counts in the mean, belongs to cluster 0 and pulls nothing;
+    rows with NaN or infinity do not exist. Without any other row centres are 0. Memory is that of the rows and one
+    panel of scores.
+
+    Args:
+      count: 1 to n, static.
+      where: which rows exist; the others have label −1 and no influence, whatever they hold.
+      steps: at most so many; may be traced.
+      restarts: run so many times with different first centres, and keep the clusters of the largest similarity.
+
+    Dhillon, Modha 2001, "Concept Decompositions for Large Sparse Text Data Using Clustering"; Arthur, Vassilvitskii
+    2007, "k-means++: The Advantages of Careful Seeding" (one draw for each centre; scikit-learn keeps the best of
+    several, which costs as many times more).
+
+    >>> import jax, jax.numpy as jnp
+    >>> x = jnp.array([[1.0, 0.0], [3.0, 4.0], [-2.0, 0.0], [-3.0, -4.0]])  # in pairs of which the cosine is 0.6
+    >>> found = k_means(jax.random.key(0), x, 2, restarts=3)
+    >>> bool(found.labels[0] == found.labels[1] != found.labels[2]), float(found.similarity)  # √0.8
+    (True, 0.8944)
+    """
+    _check(embeddings, where, count=count, restarts=restarts)
+    if not 1 <= count <= len(embeddings):
+        raise ValueError(f"count is {count}; wanted 1 to {len(embeddings)}, the number of rows")
+    if restarts < 1:
+        raise ValueError(f"restarts is {restarts}; wanted at least 1")
+    return _k_means(key, embeddings, where, steps, count, restarts)
+
+
+@jax.jit(static_argnums=(4, 5), inline=True)
+def _k_means(key, embeddings, where, steps, count, restarts) -> Clusters:
+    rows, real = _rows(embeddings, where)
+    x = normalize(rows)
+    runs = lax.map(lambda key: _run(key, x, real, steps, count), jax.random.split(key, restarts))
+    best = jax.tree.map(lambda a: a[jnp.argmax(runs.similarity)], runs)
+    return best._replace(labels=jnp.where(real, best.labels, -1))
+
+
+class _Assignment(NamedTuple):
+    """The closest centre of each row and the cosine with it; of each centre the sum and the number of its rows."""
+
+    labels: Int[Array, " n"]
+    cosines: Float[Array, " n"]
+    sums: Float[Array, "c d"]
+    sizes: Float[Array, " c"]
+
+
+def _run(key, x, real, steps, count) -> Clusters:
+    some = jnp.any(x != 0, axis=1)
+    centers = _seeds(key, x, some, count)
+
+    def step(state):
+        centers, before, _, number = state
+        centers = _moved(centers, before, x, some)
+        after = _assigned(x, some, centers)
+        return centers, after, jnp.any(after.labels != before.labels), number + 1
+
+    start = centers, _assigned(x, some, centers), jnp.array(True), jnp.zeros((), jnp.int32)
+    centers, found, _, number = lax.while_loop(lambda state: state[2] & (state[3] < steps), step, start)
+    total = jnp.sum(jnp.where(real, found.cosines, 0))
+    return Clusters(found.labels, centers, total / jnp.maximum(jnp.sum(real, dtype=x.dtype), 1), number)
+
+
+def _seeds(key, x, some, count):
+    def draw(i, state):
+        centers, squares = state
+        odds = jnp.where(jnp.any(squares > 0), squares, some.astype(x.dtype))
+        row = x[jax.random.categorical(jax.random.fold_in(key, i), jnp.log(odds))]
+        to_row = jnp.sum(jnp.square(x - row[None]), axis=1)  # 0 for a duplicate, which 2 − 2 cos θ is not
+        return centers.at[i].set(row), jnp.minimum(squares, to_row)
+
+    start = jnp.zeros((count, x.shape[1]), x.dtype), 4 * some.astype(x.dtype)  # 4: no square is larger
+    return lax.fori_loop(0, count, draw, start)[0]
+
+
+def _assigned(x, some, centers) -> _Assignment:
+    count = len(centers)
+    product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+    def panel(totals, block):
+        x, some = block
+        scores = product(x, centers.T)
+        labels = first_largest(scores)
+        own = (labels[:, None] == jnp.arange(count, dtype=jnp.int32)[None]) & some[:, None]
+        own = own.astype(x.dtype)  # a product: on accelerators, the order of scattered sums is not always the same
+        return (totals[0] + product(own.T, x), totals[1] + jnp.sum(own, axis=0)), (labels, jnp.max(scores, axis=1))
+
+    nothing = jnp.zeros_like(centers), jnp.zeros(count, x.dtype)
+    (sums, sizes), (labels, cosines) = sweep(panel, nothing, min(len(x), max(1, _PANEL // count)), (x, some))
+    return _Assignment(labels, cosines, sums, sizes)
+
+
+def _moved(centers, found: _Assignment, x, some):
+    """Where the rows of each cluster point on average; a cluster without rows goes to one that is far from its own."""
+    means = jnp.where(jnp.any(found.sums != 0, axis=1, keepdims=True), normalize(found.sums), centers)
+    empty = found.sizes == 0
+
+    def filled():
+        gaps, farthest = lax.top_k(jnp.where(some, 1 - found.cosines, -1), len(centers))
+        rank = jnp.cumsum(empty, dtype=jnp.int32) - 1
+        apart = empty & (gaps[rank] > 8 * jnp.finfo(x.dtype).eps)
+        return jnp.where(apart[:, None], x[farthest[rank]], means)
+
+    return lax.cond(jnp.any(empty), filled, lambda: means)
+
+
+# --- as many as a threshold leaves ----------------------------------------------------------------------------------
+
+
+def connected_components(
+    embeddings: Float[Array, "n d"],
+    threshold: ArrayLike,
+    *,
+    similarity: Callable[[Array, Array], Array] = similarities.cosine,
+    where: Bool[Array, " n"] | None = None,
+) -> Int[Array, " n"]:
+    """The cluster of each row, where rows whose similarity is at least `threshold` are together: single linkage.
+
+    The connected components of that graph, exactly, numbered from 0 in order of their first row. They depend neither
+    on the order of rows nor on anything drawn, but they chain: rows far apart are together if a way of close ones leads
+    from one to the other, and one bad image between two people joins them. `threshold_clusters` does not chain.
+
+    Equal to single-linkage clustering cut at the distance 1 − threshold, and to DBSCAN where one row makes a core. Each
+    pair is scored once, a tile of pairs at a time, and memory is linear in n. A zero row has cosine 0 with all others,
+    and with a threshold above 0 is a cluster of its own. Rows that do not exist (`where`) or hold NaN or infinity have
+    label −1 and join nothing.
+
+    Args:
+      similarity: all-pairs function, larger is closer. One that is not symmetric joins rows if either score suffices.
+
+    >>> import jax.numpy as jnp
+    >>> x = jnp.array([[1.0, 0.0], [-1.0, 0.0], [3.0, 4.0], [0.0, 1.0]])  # cosines along the way: 0.6, then 0.8
+    >>> connected_components(x, 0.5).tolist(), connected_components(x, 0.7).tolist()
+    ([0, 1, 0, 0], [0, 1, 2, 2])
+    """
+    _check(embeddings, where)
+    if not callable(similarity):
+        raise TypeError(f"similarity is {similarity!r}; wanted a function of (x, y)")
+    return _components(as_pairwise(similarity), embeddings, _as_threshold(threshold, widen(embeddings)), where)
+
+
+@jax.jit(static_argnums=0, inline=True)
+def _components(score, embeddings, threshold, where):
+    rows, real = _rows(embeddings, where)
+    n = len(rows)
+    tiles = max(1, math.ceil(n / _TILE))
+    size = max(1, math.ceil(n / tiles))
+    all_rows = tiles * size
+    x = jnp.pad(score.embed(rows), [(0, all_rows - n), (0, 0)])
+    real = jnp.pad(real, (0, all_rows - n))
+    part = lambda a, i: lax.dynamic_slice_in_dim(a, i * size, size)
+
+    # root[i] is the first row known to be connected with row i.
+    def tile(i, j, root):
+        joined = (score.compare(part(x, i), part(x, j)) >= threshold) & part(real, i)[:, None] & part(real, j)[None]
+        unfinished = lambda root: jnp.any(joined & (part(root, i)[:, None] != part(root, j)[None]))
+
+        def join(root):
+            """Each root of the tile points to the first root that one of its rows is joined to, then to its end."""
+            a, b = part(root, i), part(root, j)
+            first = jnp.minimum(a, jnp.min(jnp.where(joined, b[None], all_rows), axis=1))
+            root = root.at[a].min(first)
+            root = root.at[b].min(jnp.min(jnp.where(joined, first[:, None], all_rows), axis=0))
+            return lax.while_loop(lambda root: jnp.any(root != root[root]), lambda root: root[root], root)
+
+        return lax.while_loop(unfinished, join, root)
+
+    row_of_tiles = lambda i, root: lax.fori_loop(0, i + 1 if score.symmetric else tiles, partial(tile, i), root)
+    index = jnp.arange(all_rows, dtype=jnp.int32)
+    root = lax.fori_loop(0, tiles, row_of_tiles, index)
+    number = jnp.cumsum((root == index) & real, dtype=jnp.int32) - 1
+    return jnp.where(real, number[root], -1)[:n]
+
+
+class LeaderClusters(NamedTuple):
+    """Clusters in the order in which they began.
+
+    labels: the cluster of each row; −1 for a row that does not exist, and for one that found no place.
+    centers: of each cluster Σ x / ‖x‖ over its rows, normalised; 0 in places that are free.
+    sizes: rows of each cluster, 0 in places that are free.
+    overflow: how many rows found no place.
+    """
+
+    labels: Int[Array, " n"]
+    centers: Float[Array, "c d"]
+    sizes: Int[Array, " c"]
+    overflow: Int[Array, ""]
+
+
+def threshold_clusters(
+    embeddings: Float[Array, "n d"],
+    threshold: ArrayLike,
+    *,
+    capacity: int | None = None,
+    where: Bool[Array, " n"] | None = None,
+) -> LeaderClusters:
+    """Leader clustering, as a face album does it: rows in their order, each joins the closest cluster or starts one.
+
+    A row joins the cluster whose centre (the normalised mean of x / ‖x‖ over the rows so far) has the largest cosine
+    with it, ties to the older one, if that is at least `threshold`. Nobody is moved later: the clusters depend on the
+    order of the rows (put the good images first), and two that grow towards each other stay two. They hardly chain, as
+    a row must resemble the mean of a cluster and not just one of its rows; `connected_components` chains, and does not
+    depend on the order.
+
+    A zero row has cosine 0 with all others, and with a threshold above 0 is a cluster of its own. Rows that hold NaN or
+    infinity do not exist. Time is n × capacity × d in n steps. ValueError if a row found no place; under `jit`, where
+    that cannot be raised, its label is −1 and it is counted in `overflow`.
+
+    Args:
+      capacity: at most so many clusters, static; default n. As rows come one by one, a smaller one saves much time.
+
+    Hartigan 1975, "Clustering Algorithms", chapter 3 (there the first row of a cluster stands for it, not the mean).
+
+    >>> import jax.numpy as jnp
+    >>> x = jnp.array([[1.0, 0.0], [3.0, 4.0], [0.0, 1.0]])  # cosines along the way: 0.6, then 0.8
+    >>> threshold_clusters(x, 0.5).labels.tolist()  # the third has cosine √0.2 with the mean of the others
+    [0, 0, 1]
+    >>> threshold_clusters(x[::-1], 0.5).labels.tolist()  # and here √0.1
+    [0, 0, 1]
+    """
+    capacity = max(1, len(embeddings)) if capacity is None else capacity
+    _check(embeddings, where, capacity=capacity)
+    if capacity < 1:
+        raise ValueError(f"capacity is {capacity}; wanted at least 1")
+    found = _leaders(capacity, embeddings, _as_threshold(threshold, widen(embeddings)), where)
+    if not isinstance(found.overflow, jax.core.Tracer) and found.overflow > 0:
+        raise ValueError(f"capacity is {capacity}: {int(found.overflow)} rows are like none of so many clusters")
+    return found
+
+
+@jax.jit(static_argnums=0, inline=True)
+def _leaders(capacity, embeddings, threshold, where) -> LeaderClusters:
+    rows, real = _rows(embeddings, where)
+    places = jnp.arange(capacity, dtype=jnp.int32)
+
+    def step(state, row):
+        sums, centers, number = state
+        x, real = row
+        cosines = jnp.matmul(centers, x, precision=lax.Precision.HIGHEST)
+        cosines = jnp.where(places < number, cosines, -jnp.inf)
+        best = jnp.argmax(cosines).astype(jnp.int32)
+        place = jnp.where(cosines[best] >= threshold, best, number)
+        place = jnp.where(real, place, capacity)
+        sums = sums.at[place].add(x, mode="drop")
+        centers = centers.at[place].set(normalize(sums[jnp.minimum(place, capacity - 1)]), mode="drop")
+        return (sums, centers, jnp.where(place < capacity, jnp.maximum(number, place + 1), number)), place
+
+    nothing = jnp.zeros((capacity, rows.shape[1]), rows.dtype)
+    (_, centers, _), chosen = lax.scan(step, (nothing, nothing, jnp.int32(0)), (normalize(rows), real))
+    sizes = jnp.zeros(capacity, jnp.int32).at[chosen].add(1, mode="drop")
+    placed = chosen < capacity
+    return LeaderClusters(jnp.where(placed, chosen, -1), centers, sizes, jnp.sum(real & ~placed, dtype=jnp.int32))

@@ -1,0 +1,325 @@
+"""`mj.clusters` against float64 loops, on what is degenerate, and against scikit-learn and SciPy where they are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import metricjax as mj
+from metricjax import clusters
+from metricjax.clusters import connected_components, k_means, threshold_clusters
+
+KEY = jax.random.key(0)
+DOT = mj.similarities.dot
+
+
+def unit(x):
+    x = np.asarray(x, np.float64)
+    length = np.linalg.norm(x, axis=-1, keepdims=True)
+    return x / np.where(length > 0, length, 1)
+
+
+def rows(rng, n, d=4, groups=6, noise=0.3, dtype=jnp.float32):
+    """Around some directions, of any length."""
+    means = unit(rng.standard_normal((groups, d)))
+    x = means[rng.integers(0, groups, n)] + noise * rng.standard_normal((n, d))
+    return jnp.asarray(x * rng.uniform(0.1, 10, (n, 1)), dtype)
+
+
+def lloyd(x, centers, steps, exists=None):
+    """Spherical k-means from these centres, row by row: labels, centres, mean cosine of each step."""
+    x, centers = unit(x), np.array(centers, np.float64)
+    real = [i for i in range(len(x)) if exists is None or exists[i]]
+    some = [i for i in real if np.any(x[i] != 0)]
+
+    def assign():
+        return {i: max(range(len(centers)), key=lambda c: (round(float(x[i] @ centers[c]), 6), -c)) for i in real}
+
+    labels, history = assign(), []
+    mean = lambda: np.mean([x[i] @ centers[labels[i]] for i in real])
+    history.append(mean())
+    for _ in range(steps):
+        cosine = {i: x[i] @ centers[labels[i]] for i in some}
+        farthest = sorted(some, key=lambda i: (cosine[i], i))
+        for c in range(len(centers)):
+            own = [i for i in some if labels[i] == c]
+            if own:
+                centers[c] = unit(sum(x[i] for i in own))
+            elif farthest and cosine[farthest[0]] < 1 - 1e-6:
+                centers[c] = x[farthest.pop(0)]
+        before, labels = labels, assign()
+        history.append(mean())
+        if labels == before:
+            break
+    return np.array([labels.get(i, -1) for i in range(len(x))]), centers, history
+
+
+def assert_like(found, wanted, atol=1e-5):
+    labels, centers, history = wanted
+    np.testing.assert_array_equal(found.labels, labels)
+    np.testing.assert_allclose(found.centers, centers, atol=atol)
+    np.testing.assert_allclose(found.similarity, history[-1], atol=atol)
+    assert int(found.steps) == len(history) - 1
+    assert found.labels.dtype == jnp.int32
+
+
+def test_k_means_equals_lloyd_from_the_same_seeds(rng, monkeypatch):
+    monkeypatch.setattr(clusters, "_PANEL", 5 * 17)  # panels of 17 rows
+    x = rows(rng, 83, noise=0.6)
+    x = x.at[7].set(0).at[20:24].set(x[3])
+    where = jnp.asarray(rng.random(83) < 0.8).at[7].set(True)
+    x = jnp.where(where[:, None], x, jnp.nan)
+    keys = jax.random.split(KEY, 8)
+    run = jax.jit(jax.vmap(lambda key, steps: k_means(key, x, 5, where=where, steps=steps), (0, None)))
+    exists, seeds = np.asarray(where), run(keys, 0)
+    assert np.all(seeds.steps == 0)
+    for number in (100, 2):
+        found = run(keys, number)
+        for i in range(len(keys)):
+            one = jax.tree.map(lambda a, i=i: a[i], found)
+            assert_like(one, lloyd(np.where(exists[:, None], x, 0), seeds.centers[i], number, exists))
+    assert len(set(map(int, run(keys, 100).steps))) > 1  # so that keys did stop at different times
+    assert jnp.all(seeds.labels[:, 7] == 0)
+
+
+def test_k_means_never_gets_worse_and_fills_empty_clusters(rng, monkeypatch):
+    x = rows(rng, 90, d=3, groups=9, noise=0.2)
+    start = mj.sphere.project(jnp.concatenate([x[:3], x[:3], -x[:1], x[:1]]))  # four that nobody is closest to
+    monkeypatch.setattr(clusters, "_seeds", lambda *_: start)
+    assert len(np.unique(k_means(KEY, x, 8, steps=0).labels)) < 5
+    history = lloyd(x, start, 100)[2]
+    found = [k_means(KEY, x, 8, steps=steps) for steps in range(len(history) + 1)]
+    np.testing.assert_allclose([each.similarity for each in found[:-1]], history, atol=1e-5)
+    assert np.all(np.diff([float(each.similarity) for each in found]) > -1e-6)
+    assert_like(found[-1], lloyd(x, start, 100))
+    assert len(np.unique(found[-1].labels)) == 8
+
+
+def test_k_means_does_not_leave_a_centre_to_zero_rows(monkeypatch):
+    x = jnp.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.1], [0.1, 1.0]])
+    monkeypatch.setattr(clusters, "_seeds", lambda *_: jnp.array([[-1.0, 0.0], [1.0, 0.0]]))
+    assert k_means(KEY, x, 2, steps=0).labels.tolist() == [0, 1, 1, 1]
+    assert k_means(KEY, x, 2).labels.tolist() == [0, 1, 1, 0]
+
+
+def test_k_means_seeds_are_drawn_by_squared_chords():
+    angles = np.array([0.0, 0.3, 1.5, 3.0])
+    x = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=1), jnp.float32)
+    x = jnp.concatenate([x, jnp.zeros((1, 2)), jnp.full((1, 2), jnp.nan)])  # which are never drawn
+    draws = 4000
+    seeds = jax.vmap(lambda key: k_means(key, x, 2, steps=0).centers)(jax.random.split(KEY, draws))
+    drawn = np.argmax(np.einsum("sck,nk->scn", seeds, x[:4]), axis=2)
+    squares = 2 - 2 * np.cos(angles[:, None] - angles[None])
+    wanted = squares / squares.sum(axis=1, keepdims=True) / 4
+    share = np.zeros((4, 4))
+    np.add.at(share, (drawn[:, 0], drawn[:, 1]), 1 / draws)
+    assert np.all(np.abs(share - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / draws))
+
+
+def test_k_means_keeps_the_best_of_its_restarts(monkeypatch):
+    def run(key, x, real, steps, count):
+        score = jax.random.uniform(key)
+        return clusters.Clusters(jnp.full(3, 1e6 * score).astype(jnp.int32), score[None, None], score, jnp.int32(steps))
+
+    monkeypatch.setattr(clusters, "_run", run)
+    scores = jax.vmap(jax.random.uniform)(jax.random.split(KEY, 9))
+    best = k_means(KEY, jnp.ones((3, 1)), 1, restarts=9)
+    assert best.similarity == best.centers[0, 0] == scores.max() > scores[0] and len(set(scores.tolist())) == 9
+    np.testing.assert_array_equal(best.labels, int(1e6 * scores.max()))
+
+
+def test_k_means_of_what_is_degenerate(rng, debug_nans):
+    run = jax.jit(lambda x, where: k_means(KEY, x, 4, where=where))
+    two = jnp.asarray(np.tile([[3.0, 4.0], [-1.0, 0.0]], (4, 1)), jnp.float32)
+    here = jnp.ones(8, bool)
+    found = run(two, here)  # fewer different rows than clusters
+    assert len(np.unique(found.labels)) == 2 and float(found.similarity) == pytest.approx(1)
+    np.testing.assert_allclose(np.linalg.norm(found.centers, axis=1), 1, atol=1e-6)
+    zeros = run(jnp.zeros((8, 2)), here)
+    assert not np.any(zeros.labels) and not np.any(zeros.centers) and float(zeros.similarity) == 0
+    gone = run(two, ~here)
+    assert np.all(gone.labels == -1) and not np.any(gone.centers) and float(gone.similarity) == 0
+    opposite = run(two.at[:].set(jnp.array([1.0, 0.0])).at[::2].set(jnp.array([-1.0, 0.0])), here)
+    assert np.all(np.isfinite(opposite.centers)) and float(opposite.similarity) == pytest.approx(1)
+    broken = [[np.inf, 0], [1e-30, 0], [1e30, 0], [np.nan, 1], [0, 1e-37], [0, 1], [-1e5, 0], [0, -1]]
+    found = run(jnp.asarray(broken, jnp.float32), here)
+    assert found.labels[0] == found.labels[3] == -1 and float(found.similarity) == pytest.approx(1)
+    assert found.labels[1] == found.labels[2] != found.labels[4] == found.labels[5]
+    cancels = k_means(KEY, jnp.array([[1.0, 0.0], [-1.0, 0.0]]), 1)
+    assert np.linalg.norm(cancels.centers) == 1 and float(cancels.similarity) == 0
+
+
+def test_k_means_in_other_dtypes(rng, x64):
+    x = rows(rng, 40, groups=4, noise=0.1, dtype=jnp.float64)
+    found = k_means(KEY, x, 4)
+    assert found.centers.dtype == found.similarity.dtype == jnp.float64
+    assert_like(found, lloyd(x, k_means(KEY, x, 4, steps=0).centers, 100), atol=1e-12)
+    low = jax.eval_shape(lambda x: k_means(KEY, x, 4), x.astype(jnp.bfloat16))
+    assert low.centers.dtype == low.similarity.dtype == jnp.float32
+
+
+def test_k_means_is_as_good_as_that_of_scikit_learn(rng):
+    cluster = pytest.importorskip("sklearn.cluster")
+    x = rows(rng, 400, d=8, groups=10, noise=0.4)
+    theirs = cluster.KMeans(10, n_init=5, random_state=0).fit(unit(x)).labels_
+    means = unit(np.stack([unit(x)[theirs == c].sum(axis=0) for c in range(10)]))
+    assert k_means(KEY, x, 10, restarts=5).similarity > np.mean(np.sum(unit(x) * means[theirs], axis=1)) - 0.003
+
+
+# --- connected components -------------------------------------------------------------------------------------------
+
+
+def components(joined, exists):
+    """Labels by walking from each row to all that it is joined to, in either direction."""
+    n = len(joined)
+    labels, count = [-1] * n, 0
+    for first in range(n):
+        if exists[first] and labels[first] < 0:
+            labels[first], waiting = count, [first]
+            while waiting:
+                i = waiting.pop()
+                for j in range(n):
+                    if exists[j] and labels[j] < 0 and (joined[i][j] or joined[j][i]):
+                        labels[j] = count
+                        waiting.append(j)
+            count += 1
+    return labels
+
+
+@pytest.mark.parametrize("n", [0, 1, 53])
+def test_components_equal_a_walk(n, rng, monkeypatch):
+    monkeypatch.setattr(clusters, "_TILE", 16)
+    monkeypatch.setattr(clusters, "_components", clusters._components.__wrapped__)  # the tile is not in the cache's key
+    x = jnp.asarray(rng.integers(-3, 4, (n, 3)), jnp.float32)
+    where = jnp.asarray(rng.random(n) < 0.8)
+    broken = jnp.where(where[:, None], x, jnp.nan)
+    scores = np.asarray(x) @ np.asarray(x).T
+    run = jax.jit(lambda x, threshold, where: connected_components(x, threshold, similarity=DOT, where=where))
+    counts = set()
+    for threshold in (-30, 8, 11, 14, 28):
+        for mask, given in ((where, broken), (None, broken), (where, x)):
+            found = run(given, threshold, mask)
+            np.testing.assert_array_equal(found, components(scores >= threshold, np.asarray(where)))
+            counts.add(len(np.unique(found)))
+    assert n < 2 or len(counts) > 3
+    assert found.dtype == jnp.int32
+
+
+def test_components_follow_long_chains_and_scores_of_one_direction(rng, monkeypatch):
+    monkeypatch.setattr(clusters, "_TILE", 8)
+    order = rng.permutation(61)
+    chain = jnp.asarray(order, jnp.float32)[:, None]
+    near = lambda x, y: -jnp.abs(x - y.T)
+    assert not np.any(connected_components(chain, -1, similarity=near))
+    after = lambda x, y: jnp.where(y.T - x == 1, 1.0, 0.0)  # only from each to the next one
+    assert not np.any(connected_components(chain, 0.5, similarity=after))
+    gap = chain + jnp.where(chain > 30, 0.5, 0)
+    np.testing.assert_array_equal(connected_components(gap, -1, similarity=near), (order > 30) ^ (order[0] > 30))
+
+
+def test_components_equal_those_of_scipy_and_scikit_learn(rng):
+    hierarchy = pytest.importorskip("scipy.cluster.hierarchy")
+    cluster = pytest.importorskip("sklearn.cluster")
+    x = rows(rng, 120, groups=15, noise=0.1)
+    for threshold in (0.9, 0.98, 0.995):
+        found = np.asarray(connected_components(x, threshold))
+        cosine_gap = np.maximum(1 - unit(x) @ unit(x).T, 0)
+        np.fill_diagonal(cosine_gap, 0)
+        tree = hierarchy.single(cosine_gap[np.triu_indices(len(x), 1)])
+        cut = hierarchy.fcluster(tree, 1 - threshold, "distance")
+        assert mj.metrics.ari(cut, found) == 1 and 1 < found.max() < 119
+        dbscan = cluster.DBSCAN(eps=1 - threshold, min_samples=1, metric="precomputed").fit(cosine_gap)
+        np.testing.assert_array_equal(found, dbscan.labels_)
+
+
+def test_components_of_cosines(rng):
+    x = jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0], [5.0, 0.1]])
+    assert connected_components(x, 0.9).tolist() == [0, 1, 2, 1]
+    assert connected_components(x.astype(jnp.bfloat16), 0.0).tolist() == [0, 0, 0, 0]
+    several = jax.vmap(lambda threshold: connected_components(x, threshold))(jnp.array([0.9, 0.0]))
+    assert several.tolist() == [[0, 1, 2, 1], [0, 0, 0, 0]]
+
+
+def test_memory_is_linear():
+    n = 30_000
+    x = jax.ShapeDtypeStruct((n, 16), jnp.float32)
+    for run in (lambda x: connected_components(x, 0.5), lambda x: k_means(KEY, x, 2000)):
+        used = jax.jit(run).lower(x).compile().memory_analysis()
+        assert used.temp_size_in_bytes < n * 2000  # a quarter of rows × clusters
+
+
+# --- leaders --------------------------------------------------------------------------------------------------------
+
+
+def leaders(x, threshold, exists):
+    x, sums, labels = unit(x), [], []
+    for i in range(len(x)):
+        if not exists[i]:
+            labels.append(-1)
+            continue
+        cosines = [float(x[i] @ unit(total)) for total in sums]
+        best = int(np.argmax(cosines)) if cosines else 0
+        if not cosines or cosines[best] < threshold:
+            best = len(sums)
+            sums.append(np.zeros(x.shape[1]))
+        sums[best] = sums[best] + x[i]
+        labels.append(best)
+    return np.array(labels), [unit(total) for total in sums]
+
+
+def test_leaders_equal_a_loop(rng):
+    x = rows(rng, 150, groups=12, noise=0.2).at[40].set(0)
+    where = jnp.asarray(rng.random(150) < 0.8).at[40].set(True)
+    x = jnp.where(where[:, None], x, jnp.nan)
+    run = jax.jit(lambda x, threshold, where: threshold_clusters(x, threshold, where=where))
+    for threshold in (-1.0, 0.5, 0.8, 0.95):
+        for mask in (where, None):
+            found = run(x, threshold, mask)
+            labels, centers = leaders(np.where(where[:, None], x, 0), threshold, np.asarray(where))
+            np.testing.assert_array_equal(found.labels, labels)
+            np.testing.assert_allclose(found.centers[: len(centers)], centers, atol=1e-5)
+            assert not np.any(found.centers[len(centers) :]) and int(found.overflow) == 0
+            np.testing.assert_array_equal(found.sizes, np.bincount(labels[labels >= 0], minlength=150))
+
+
+def test_leaders_without_room():
+    x = jnp.asarray(np.repeat(np.eye(4), 2, axis=0), jnp.float32)
+    with pytest.raises(ValueError, match="capacity is 2: 4 rows"):
+        threshold_clusters(x, 0.5, capacity=2)
+    found = jax.jit(lambda x: threshold_clusters(x, 0.5, capacity=2))(x)
+    assert found.labels.tolist() == [0, 0, 1, 1, -1, -1, -1, -1] and int(found.overflow) == 4
+    assert found.centers.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0]] and found.sizes.tolist() == [2, 2]
+    assert threshold_clusters(x, 0.5, capacity=4).labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert threshold_clusters(x[:0], 0.5).labels.shape == (0,)
+
+
+def test_leaders_depend_on_the_order_and_components_chain():
+    angles = np.array([0.0, 0.5, 1.0, 1.5])
+    x = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=1), jnp.float32)
+    threshold = np.cos(0.6)
+    assert not np.any(connected_components(x, threshold))
+    assert threshold_clusters(x, threshold).labels.tolist() == [0, 0, 1, 1]
+    assert threshold_clusters(x[jnp.array([1, 0, 2, 3])], threshold).labels.tolist() == [0, 0, 1, 1]
+    assert threshold_clusters(x[jnp.array([1, 2, 0, 3])], threshold).labels.tolist() == [0, 0, 1, 2]
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+def test_errors(unchecked):
+    x = jnp.ones((3, 2))
+    for wrong, error, message in (
+        (lambda: k_means(KEY, x, 4), ValueError, "count is 4; wanted 1 to 3"),
+        (lambda: k_means(KEY, x, 0), ValueError, "count is 0"),
+        (lambda: k_means(KEY, x, 2.0), TypeError, "count is 2.0"),
+        (lambda: k_means(KEY, x, 2, restarts=0), ValueError, "restarts is 0"),
+        (lambda: k_means(KEY, x[0], 2), ValueError, r"embeddings has shape \(2,\)"),
+        (lambda: k_means(KEY, x, 2, where=jnp.ones(4, bool)), ValueError, r"where has shape \(4,\)"),
+        (lambda: connected_components(x, jnp.ones(3)), ValueError, r"threshold has shape \(3,\)"),
+        (lambda: connected_components(x, 0.5, similarity="cosine"), TypeError, "similarity is 'cosine'"),
+        (lambda: connected_components(x.astype(jnp.int32), 0.5), TypeError, "embeddings has dtype int32"),
+        (lambda: threshold_clusters(x, 0.5, capacity=0), ValueError, "capacity is 0"),
+        (lambda: threshold_clusters(x, jnp.ones(3)), ValueError, r"threshold has shape \(3,\)"),
+    ):
+        with pytest.raises(error, match=message):
+            wrong()
