@@ -94,15 +94,20 @@ def value_of(text: str):
     return float(value) if type(value) is int else value
 
 
-def heads(losses: dict, classes: int, size: int, key) -> dict:
-    """{name: what of a class-based loss is learnt}: prototypes on the sphere, and the bias where papers learn it."""
+def heads(losses: dict, classes: int, size: int, key, rows: int | None = None) -> dict:
+    """{name: what of a class-based loss is learnt}: prototypes on the sphere, and the bias where papers learn it.
+
+    Prototypes are filled up to `rows`, so that they can be split over devices.
+    """
     made = {}
+    filled = lambda a: jnp.pad(a, [(0, (rows or classes) - classes), *[(0, 0)] * (a.ndim - 1)], mode="edge")
     for i, name in enumerate(losses):
         if "prototypes" in (takes := parameters(name)):
             shape = (classes, SEVERAL, size) if name in ("sub_center_arcface", "soft_triple") else (classes, size)
-            made[name] = {"prototypes": mj.sphere.project(jax.random.normal(jax.random.fold_in(key, i), shape))}
+            made[name] = {"prototypes": filled(mj.sphere.project(jax.random.normal(jax.random.fold_in(key, i), shape)))}
             if "bias" in takes and "bias" not in losses[name]:
-                made[name]["bias"] = first_bias(name, losses[name], classes)
+                bias = first_bias(name, losses[name], classes)
+                made[name]["bias"] = filled(bias) if bias.ndim else bias
     return made
 
 
@@ -120,27 +125,33 @@ def kinds(made: dict) -> dict:
     return {name: {part: kind(name, part) for part in parts} for name, parts in made.items()}
 
 
-def kept(losses: dict, classes: int, size: int) -> dict:
-    """{name: what a loss carries from step to step}."""
+def kept(losses: dict, classes: int, size: int, rows: int | None = None) -> dict:
+    """{name: what a loss carries from step to step}; centres are filled up to `rows`."""
     states = {name: jnp.array(STATES[name]) for name in losses if name in STATES}
     if "adacos" in losses:
         states["adacos"] = mj.losses.adacos_scale(classes)
-    return states | ({"center": jnp.zeros((classes, size))} if "center" in losses else {})
+    return states | ({"center": jnp.zeros((rows or classes, size))} if "center" in losses else {})
 
 
-def total_loss(losses: dict, embeddings, labels, made: dict, carried: dict, number, key):
-    """The sum of the losses at step `number`, and what is carried on; embeddings come unnormalised."""
+def total_loss(losses: dict, embeddings, labels, made: dict, carried: dict, number, key, *, classes: int, mesh=None):
+    """The sum of the losses at step `number`, and what is carried on; embeddings come unnormalised.
+
+    Over a mesh, rows of embeddings are split over its axis "data", and so are prototypes, by class.
+    """
     total, carried = 0.0, dict(carried)
     for i, (name, hyper) in enumerate(losses.items()):
         loss, takes = getattr(mj.losses, name), parameters(name)
+        loss = loss if mesh is None else mj.over_mesh(loss, "data", mesh)
         x = embeddings if name in LENGTHS_OF_EMBEDDINGS else mj.sphere.project(embeddings)
         given = {**hyper, **made.get(name, {})}
+        if takes & {"prototypes", "centers"}:
+            given["num_classes"] = classes
         if "key" in takes:
             given["key"] = jax.random.fold_in(key, i)
         if "annealing" in takes and "annealing" not in hyper:
             given["annealing"] = mj.losses.sphereface_annealing(number)
         if name == "center":
-            total += ADDED[name] * loss(x, labels, jax.lax.stop_gradient(carried[name]))
+            total += ADDED[name] * loss(x, labels, jax.lax.stop_gradient(carried[name]), **given)
             carried[name] = mj.losses.update_centers(carried[name], jax.lax.stop_gradient(x), labels)
         elif name in carried:
             value, carried[name] = loss(x, labels, state=carried[name], **given)
@@ -148,5 +159,5 @@ def total_loss(losses: dict, embeddings, labels, made: dict, carried: dict, numb
         else:
             total += loss(x, labels, **given)
         if name == "soft_triple":
-            total += ADDED[name] * mj.losses.merged_centers(given["prototypes"])
+            total += ADDED[name] * mj.losses.merged_centers(given["prototypes"][:classes])
     return total, carried

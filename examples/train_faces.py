@@ -1,33 +1,34 @@
-"""Train face embeddings and evaluate them on people that training never saw.
+"""Train face embeddings on every device there is, and evaluate them on people that training never saw.
 
 python examples/train_faces.py                                   # the ORL faces, on a laptop
 python examples/train_faces.py --loss triplet --set margin=0.3
 python examples/train_faces.py --dataset FOLDER_OF_PEOPLE
 python examples/train_faces.py --dataset lfw_folder --pairs pairs.txt --test-folds 1,2
+python examples/train_faces.py --dataset ms1mv3 --test lfw.bin --test agedb_30.bin --validation cfp_fp.bin \
+    --encoder iresnet50 --embedding-size 512 --image-size 112 112 --pixels centred --precision bfloat16 \
+    --loss arcface --set scale=64 --set margin=0.5 --mirror random --batch 1024 --steps 200000
 """
 
 import argparse
 import datetime
-import itertools
+import importlib.util
 import json
+import os
 import pathlib
 import sys
 import time
 import warnings
-from functools import partial
 
+import face_data
+import face_encoder
 import jax
-import jax.numpy as jnp
 import losses_by_name
 import numpy as np
-import optax
-import orbax.checkpoint as ocp
-from flax import nnx
+from face_trainer import Checkpoints, Trainer, identity
 from tqdm import tqdm
 
 import metricjax as mj
 
-PHOTOGRAPH = (112, 92)  # height and width in memory: those of the ORL set
 FARS = (0.1, 0.01, 0.001)
 LOG_EVERY = 10
 COLLAPSED, PATIENCE = 0.05, 10  # so little spread (1 is even) in so many logged steps is a collapse
@@ -35,32 +36,57 @@ COLLAPSED, PATIENCE = 0.05, 10  # so little spread (1 is even) in so many logged
 
 def arguments(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--dataset", default="orl", help="orl (default), lfw (downloads), or a folder with a sub-folder per person")
-    add("--pairs", type=pathlib.Path, help="LFW's pairs.txt, to run its protocol; --dataset is LFW's folder then")
-    add("--test-folds", default="1,2", help="folds of --pairs to test on; their people are not trained on")
-    add("--loss", default="cosface+supcon", help="a loss of metricjax.losses, or several joined by +")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the loss")
+    data = parser.add_argument_group("data").add_argument
+    what = "orl (default), lfw or tfds:NAME (downloads), a folder with a sub-folder per person, or one with train.rec"
+    data("--dataset", default="orl", help=what)
+    data("--landmarks", type=pathlib.Path, help="file of five points for each photograph of a folder, to align it by")
+    data("--test-people", type=int, help="people kept for testing; default half of them, 500 at most")
+    data("--test", action="append", default=[], type=pathlib.Path, metavar="SET.bin", help="pairs to test on")
+    data("--pairs", type=pathlib.Path, help="LFW's pairs.txt, to run its protocol; --dataset is LFW's folder then")
+    data("--test-folds", default="1,2", help="folds of --pairs to test on; their people are not trained on")
+    best = "verification set, or how many people to keep for it: the checkpoint of least equal error rate is used"
+    data("--validation", metavar="SET.bin | PEOPLE", help=best)
+    batch = "people and images of each (default 20 2), or one number: images drawn evenly; of all devices together"
+    data("--batch", type=int, nargs="+", metavar=("P", "K"), help=batch)
+    data("--workers", type=int, default=0, help="processes that read and decode, besides threads")
+    how = "people: a mirrored face is another person; random: every other image; none"
+    data("--mirror", choices=("people", "random", "none"), default="people", help=how)
+    model = parser.add_argument_group("encoder").add_argument
+    model("--encoder", default="small_resnet", help=f"one of {', '.join(mj.encoders.NAMED)}")
+    model("--embedding-size", type=int, default=128)
+    model("--image-size", type=int, nargs=2, default=(64, 56), metavar=("H", "W"), help="what the encoder sees")
+    model("--pixels", choices=("standardised", "centred"), default="standardised", help="each image, or from −1 to 1")
+    model("--precision", choices=("float32", "bfloat16"), default="float32", help="of activations")
+    model("--remat", action="store_true", help="compute blocks again going backwards: less memory, a third more time")
+    model("--chunk", type=int, help="images encoded at a time: batches of any size, in the memory of these")
+    train = parser.add_argument_group("training").add_argument
+    train("--loss", default="cosface+supcon", help="a loss of metricjax.losses, or several joined by +")
+    train("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the loss")
     where = "of prototypes to the sphere: in the forward pass, after each update, or on the gradient too"
-    add("--constraint", choices=losses_by_name.CONSTRAINTS, default="update", help=where)
-    add("--steps", type=int, default=800)
-    add("--batch", type=int, nargs=2, metavar=("P", "K"), help="people, and images of each; default 20 2")
-    add("--image-size", type=int, nargs=2, default=(64, 56), metavar=("H", "W"), help="what the encoder sees")
-    add("--embedding-size", type=int, default=128)
-    add("--learning-rate", type=float, default=1e-3)
-    add("--seed", type=int, default=0)
-    add("--out", type=pathlib.Path, help="folder of results; default runs/DATE-TIME")
-    add("--checkpoint-every", type=int, default=200, metavar="STEPS")
-    add("--resume", action="store_true", help="go on from the latest checkpoint in --out")
+    train("--constraint", choices=losses_by_name.CONSTRAINTS, default="update", help=where)
+    train("--steps", type=int, default=800)
+    train("--learning-rate", type=float, default=1e-3)
+    train("--seed", type=int, default=0)
+    train("--out", type=pathlib.Path, help="folder of results; default runs/DATE-TIME")
+    train("--checkpoint-every", type=int, default=200, metavar="STEPS")
+    train("--resume", action="store_true", help="go on from the latest checkpoint in --out")
+    hosts = parser.add_argument_group("several hosts (found out on TPU pods)").add_argument
+    hosts("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    hosts("--processes", type=int, help="how many there are")
+    hosts("--process-id", type=int, help="which of them this one is, from 0")
     args = parser.parse_args(argv)
     if args.resume and args.out is None:
         parser.error("--resume needs --out, the folder of the run to go on with")
+    if args.coordinator and args.out is None:
+        parser.error("--coordinator needs --out, one folder for all processes")
     if args.out is None:
         args.out = pathlib.Path("runs") / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     elif not args.resume and (args.out / "checkpoints").exists():
         parser.error(f"--out {args.out} holds a run already; give --resume to go on with it, or another folder")
     if args.steps < 1:
         parser.error(f"--steps is {args.steps}; wanted at least 1")
+    if args.batch is not None and len(args.batch) > 2:
+        parser.error(f"--batch is {args.batch}; wanted people and images of each, or one number of images")
     try:
         args.losses = losses_by_name.chosen_losses(args.loss, args.set)
     except ValueError as error:
@@ -68,184 +94,90 @@ def arguments(argv=None) -> argparse.Namespace:
     return args
 
 
-# --- data -----------------------------------------------------------------------------------------------------------
+def join(args) -> None:
+    """Make the processes of several hosts one, before anything asks for devices."""
+    if args.coordinator:
+        jax.distributed.initialize(args.coordinator, args.processes, args.process_id)
+    elif importlib.util.find_spec("libtpu") and "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize()
 
 
-def load(args) -> tuple[mj.data.Faces, mj.data.Faces, mj.data.Pairs | None]:
-    """Training photographs, test photographs of other people, and the pairs to compare, if a protocol names them."""
-    if args.pairs is not None:
-        pairs = mj.data.read_pairs(args.pairs).of_folds([int(fold) for fold in args.test_folds.split(",")])
-        if len(np.unique(pairs.fold)) < 2:
-            raise ValueError(
-                f"--test-folds {args.test_folds} names fewer than 2 folds: thresholds come from the others"
-            )
-        if args.dataset in ("orl", "lfw"):
-            raise ValueError("--pairs names files: give the folder that holds LFW's people as --dataset")
-        faces = mj.data.folder(args.dataset, PHOTOGRAPH, at_least=1)
-        tested = np.array([name in pairs.people() for name in faces.people])
-        several = np.bincount(faces.labels) > 1
-        return faces.of_people(~tested & several), faces.of_people(tested), pairs
-    read = {"orl": mj.data.orl, "lfw": mj.data.lfw}.get(args.dataset, partial(mj.data.folder, args.dataset))
-    faces = read(PHOTOGRAPH)
-    trained = np.arange(len(faces.people)) < len(faces.people) // 2
-    if trained.sum() < 2:
-        raise ValueError(f"--dataset {args.dataset} has {len(faces.people)} people; wanted 2 to train on, 2 to test on")
-    return faces.of_people(trained), faces.of_people(~trained), None
+# --- training -------------------------------------------------------------------------------------------------------
 
 
-# --- training -------------------------------------------------------------------------------------------------
-
-
-class Trainer:
-    """The jitted steps, and the state they act on."""
-
-    def __init__(self, args, faces: mj.data.Faces):
-        self.args, self.losses = args, args.losses
-        self.batch = tuple(args.batch or (min(20, 2 * len(faces.people)), 2))
-        # A mirrored face counts as another person: twice the people to tell apart, from the same photographs.
-        self.images = jnp.concatenate([faces.images, faces.images[:, :, ::-1]])
-        self.labels = jnp.concatenate([faces.labels, faces.labels + len(faces.people)])
-        shape = (*args.image_size, faces.images.shape[-1])
-        model = mj.encoders.SmallResNet(args.embedding_size, shape, rngs=nnx.Rngs(args.seed))
-        self.graph, encoder = nnx.split(model, nnx.Param)
-        self.classes = 2 * len(faces.people)
-        key = jax.random.key(args.seed + 1)
-        heads = losses_by_name.heads(self.losses, self.classes, args.embedding_size, key)
-        rate = optax.warmup_cosine_decay_schedule(0, args.learning_rate, args.steps // 10, args.steps)
-        by_kind = {
-            "encoder": optax.adamw(rate, weight_decay=0.1),
-            "sphere": losses_by_name.CONSTRAINTS[args.constraint](rate),
-            "free": optax.adam(rate),
-        }
-        kinds = {"encoder": "encoder", "heads": losses_by_name.kinds(heads)}
-        self.optimizer = optax.partition(by_kind, kinds)
-        params = {"encoder": encoder, "heads": heads}
-        self.state = {
-            "params": params,
-            "average": jax.tree.map(jnp.copy, params),  # over the last steps: what is evaluated
-            "optimizer": self.optimizer.init(params),
-            "kept": losses_by_name.kept(self.losses, self.classes, args.embedding_size),
-        }
-
-    def encode(self, params, images):
-        """Embeddings before they are projected to the sphere: some losses look at their length."""
-        return nnx.merge(self.graph, params["encoder"]).features(images)
-
-    @partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def step(self, state, number, index):
-        """One update on the images `index`; everything random is a function of the seed and the step's number."""
-        key = jax.random.fold_in(jax.random.key(self.args.seed), number)
-        images = mj.data.augmented(key, mj.data.scaled(self.images[index], self.args.image_size))
-        labels = self.labels[index]
-
-        def loss(params):
-            embeddings = self.encode(params, images)
-            given = (self.losses, embeddings, labels, params["heads"], state["kept"], number, key)
-            value, kept = losses_by_name.total_loss(*given)
-            return value, (kept, embeddings)
-
-        (value, (kept, embeddings)), gradient = jax.value_and_grad(loss, has_aux=True)(state["params"])
-        updates, optimizer = self.optimizer.update(gradient, state["optimizer"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        average = optax.incremental_update(params, state["average"], step_size=0.01)
-        state = {"params": params, "average": average, "optimizer": optimizer, "kept": kept}
-        return state, {"loss": value, **mj.metrics.health(embeddings, labels)}
-
-    @partial(jax.jit, static_argnums=0)
-    def _embed(self, params, images):
-        images = mj.data.scaled(images, self.args.image_size)
-        one = lambda images: mj.sphere.project(self.encode(params, images))
-        return mj.sphere.project(one(images) + one(images[:, :, ::-1]))
-
-    def embed(self, images: np.ndarray, size: int = 100) -> np.ndarray:
-        """Embeddings averaged with those of the mirror images."""
-        parts = [images[i : i + size] for i in range(0, len(images), size)]
-        pad = lambda a: np.concatenate([a, np.zeros((size - len(a), *a.shape[1:]), a.dtype)])
-        return np.concatenate(
-            [np.asarray(self._embed(self.state["average"], pad(part)))[: len(part)] for part in parts]
-        )
-
-
-def checkpointer(args) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-    return ocp.CheckpointManager((args.out / "checkpoints").absolute(), options=options)
-
-
-def restored(args, trainer: Trainer, manager: ocp.CheckpointManager) -> tuple[int, dict]:
-    """The step to go on from and the history until then; the trainer's state is replaced."""
-    step = manager.latest_step()
-    if step is None:
-        raise ValueError(f"--resume: {args.out} holds no checkpoint")
-    saved = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-    for name, value in identity(args, trainer).items():
-        made = saved["identity"].get(name)
-        if made != value:
-            raise ValueError(f"--resume: the checkpoint was made with {name} {made}, not {value}")
-    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, trainer.state)
-    trainer.state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
-    return step, saved["history"]
-
-
-def identity(args, trainer: Trainer) -> dict:
-    """What a checkpoint must agree on with the run that goes on from it."""
-    word = lambda value: getattr(value, "__name__", str(value))
-    named = {name: {k: word(v) for k, v in hyper.items()} for name, hyper in args.losses.items()}
-    made = {"people": trainer.classes, "losses": named, "batch": list(trainer.batch)}
-    for key in ("embedding_size", "image_size", "dataset", "steps", "seed", "learning_rate", "constraint"):
-        made[key] = getattr(args, key)
-    return json.loads(json.dumps(made))  # as it comes back from a checkpoint
-
-
-def train(args, trainer: Trainer) -> dict:
+def train(args, trainer: Trainer, data: face_data.Data, checkpoints: Checkpoints) -> dict:
     """Run the steps that are left; returns the history of what was monitored."""
-    labels, (people, images) = np.asarray(trainer.labels), trainer.batch
-    manager = checkpointer(args)
-    start, history = restored(args, trainer, manager) if args.resume else (0, {})
-    epoch = partial(mj.samplers.pk_batches, labels, people, images, seed=args.seed)
-    epochs = (epoch(epoch=number) for number in itertools.count())
-    batches = itertools.islice(itertools.chain.from_iterable(epochs), start, args.steps)
-    with tqdm(batches, "training", total=args.steps, initial=start, unit=" steps") as bar:
-        for number, index in enumerate(bar, start):
-            trainer.state, seen = trainer.step(trainer.state, number, index)
+    start, history, position = checkpoints.restore() if args.resume else (0, {}, None)
+    batches = face_data.batches(args, data.train)
+    if position is not None:
+        batches.set_state(position)
+    shown = jax.process_index() == 0
+    steps = {"initial": start, "total": args.steps, "unit": " steps", "disable": not shown}
+    with tqdm(range(start, args.steps), "training", **steps) as bar:
+        for number in bar:
+            batch = next(batches)
+            if number == start:
+                seconds = trainer.compile(batch)
+                began = time.perf_counter()
+            seen = trainer.step(number, batch)
             done = number + 1
             if done % LOG_EVERY == 0 or done == args.steps:
-                seen = {name: float(value) for name, value in seen.items()}
-                if not all(np.isfinite(list(seen.values()))):
-                    sys.exit(f"stopped at step {done}: the loss or an embedding is not finite ({seen})")
-                for name, value in {"step": done, **seen}.items():
+                numbers = {name: float(value) for name, value in seen.items()}
+                if not all(np.isfinite(list(numbers.values()))):
+                    sys.exit(f"stopped at step {done}: the loss or an embedding is not finite ({numbers})")
+                for name, value in {"step": done, **numbers}.items():
                     history.setdefault(name, []).append(value)
                 if len(history["spread"]) >= PATIENCE and max(history["spread"][-PATIENCE:]) < COLLAPSED:
-                    sys.exit(f"stopped at step {done}: the embeddings have collapsed to one point ({seen})")
-                bar.set_postfix({name.split("/")[-1]: f"{value:.3f}" for name, value in seen.items()})
+                    sys.exit(f"stopped at step {done}: the embeddings have collapsed to one point ({numbers})")
+                bar.set_postfix({name.split("/")[-1]: f"{value:.3f}" for name, value in numbers.items()})
             if done % args.checkpoint_every == 0 or done == args.steps:
-                run = ocp.args.JsonSave({"identity": identity(args, trainer), "history": history})
-                manager.save(done, args=ocp.args.Composite(state=ocp.args.StandardSave(trainer.state), run=run))
-    manager.wait_until_finished()
+                metrics = None if data.validation is None else validated(trainer.encoder(), data.validation)
+                checkpoints.save(done, history, batches.get_state(), metrics)
+    if shown and start < args.steps:
+        rate = (args.steps - start) / (time.perf_counter() - began)
+        where = f"{jax.device_count()} device(s) of {jax.process_count()} process(es)"
+        print(f"step compiled in {seconds:.0f} s; {rate:.2f} steps a second on {where}, checkpoints included")
+    checkpoints.finish()
     return history
+
+
+def validated(encoder: face_encoder.FaceEncoder, held) -> dict[str, float]:
+    """The equal error rate on people, or pairs, that were kept for choosing the checkpoint."""
+    embeddings = encoder.embed(held.images)
+    if isinstance(held, mj.data.Faces):
+        return {"EER": mj.metrics.pair_scores(embeddings, held.labels).roc.equal_error_rate()}
+    return {"EER": mj.metrics.equal_error_rate(held.similarities(embeddings), held.same)}
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def evaluate(
-    embeddings: np.ndarray, faces: mj.data.Faces, pairs: mj.data.Pairs | None
-) -> tuple[dict, mj.metrics.PairScores]:
-    """Verification over all pairs, retrieval, and LFW's protocol where its pairs are given."""
-    scores = mj.metrics.pair_scores(embeddings, faces.labels)
-    curve = scores.roc
-    result: dict[str, float | None] = {"AUC": curve.auc(), "EER": curve.equal_error_rate()}
-    for far in FARS:
-        result[f"TAR@FAR={far:g}"] = curve.tar_at_far(far) if far * curve.impostors >= 1 else None
-    result |= {"genuine pairs": curve.genuine, "impostor pairs": curve.impostors}
-    result |= mj.metrics.retrieval(embeddings, faces.labels, ks=(1, 5))
-    if pairs is not None:
-        kept, similarity = pairs.similarities(embeddings, faces.files)
-        if len(kept.same) < len(pairs.same):
-            left = len(pairs.same) - len(kept.same)
-            warnings.warn(f"{left} pairs are left out: a photograph of each is missing", stacklevel=1)
-        mean, deviation = mj.metrics.k_fold_accuracy(similarity, kept.same, folds=kept.fold)
-        result |= {"LFW accuracy": mean, "LFW deviation": deviation, "LFW pairs": len(kept.same)}
-    return result, scores
+def evaluate(embed, data: face_data.Data) -> tuple[dict, np.ndarray | None, mj.metrics.PairScores | None]:
+    """The results of one way to embed images; embeddings and scores of all pairs of people never seen, if any are."""
+    result: dict[str, float | None] = {}
+    embeddings = scores = None
+    if (faces := data.tested) is not None:
+        embeddings = embed(faces.images)
+        scores = mj.metrics.pair_scores(embeddings, faces.labels)
+        curve = scores.roc
+        result |= {"AUC": curve.auc(), "EER": curve.equal_error_rate()}
+        for far in FARS:
+            result[f"TAR@FAR={far:g}"] = curve.tar_at_far(far) if far * curve.impostors >= 1 else None
+        result |= {"genuine pairs": curve.genuine, "impostor pairs": curve.impostors}
+        result |= mj.metrics.retrieval(embeddings, faces.labels, ks=(1, 5))
+        if data.pairs is not None:
+            kept, similarity = data.pairs.similarities(embeddings, faces.files)
+            if len(kept.same) < len(data.pairs.same):
+                left = len(data.pairs.same) - len(kept.same)
+                warnings.warn(f"{left} pairs are left out: a photograph of each is missing", stacklevel=1)
+            mean, deviation = mj.metrics.k_fold_accuracy(similarity, kept.same, folds=kept.fold)
+            result |= {"LFW accuracy": mean, "LFW deviation": deviation, "LFW pairs": len(kept.same)}
+    for name, held in data.sets.items():
+        similarity = held.similarities(embed(held.images))
+        mean, deviation = mj.metrics.k_fold_accuracy(similarity, held.same, folds=10)
+        result |= {f"{name} accuracy": mean, f"{name} deviation": deviation}
+        result |= {f"{name} EER": mj.metrics.equal_error_rate(similarity, held.same)}
+    return result, embeddings, scores
 
 
 def raw_pixels(images: np.ndarray) -> np.ndarray:
@@ -264,35 +196,41 @@ def table(results: dict[str, dict]) -> str:
 
 def main(argv=None) -> dict:
     args = arguments(argv)
+    join(args)
     started = time.perf_counter()
     try:
-        trained_on, tested_on, pairs = load(args)
-        trainer = Trainer(args, trained_on)
-        args.out.mkdir(parents=True, exist_ok=True)
-        history = train(args, trainer)
+        data = face_data.load(args)
+        trainer = Trainer(args, face_data.design(args, data), len(data.train.people))
+        checkpoints = Checkpoints(args.out, trainer, chosen=data.validation is not None)
+        history = train(args, trainer, data, checkpoints)
     except (ValueError, OSError) as error:
         sys.exit(f"train_faces: {error}")
-    embeddings = trainer.embed(tested_on.images)
-    results, scores = {}, {}
-    for name, points in (("embeddings", embeddings), ("raw pixels", raw_pixels(tested_on.images))):
-        results[name], scores[name] = evaluate(points, tested_on, pairs)
+    encoder = face_encoder.load(args.out, trainer.mesh)  # of the best checkpoint
+    results, embeddings, scores = {}, {}, {}
+    for name, embed in (("embeddings", encoder.embed), ("raw pixels", raw_pixels)):
+        results[name], embeddings[name], scores[name] = evaluate(embed, data)
     seconds = time.perf_counter() - started
-    people = {"trained on": trained_on.people, "tested on": tested_on.people}
-    report = {"results": results, "seconds": seconds, "run": identity(args, trainer), "people": people}
-    report["history"] = history
-    (args.out / "metrics.json").write_text(json.dumps(report, indent=1))
-    queries = np.linspace(0, len(embeddings) - 1, 8).astype(int)
-    for name, figure in {
-        "training": mj.plots.training_curves(history),
-        "roc": mj.plots.roc_curves({name: s.roc for name, s in scores.items()}),
-        "scores": mj.plots.score_histograms(scores),
-        "neighbours": mj.plots.neighbour_sheet(
-            tested_on.images, tested_on.labels, embeddings[queries] @ embeddings.T, queries
-        ),
-    }.items():
-        figure.savefig(args.out / f"{name}.png", dpi=120)
-    print(f"\n{table(results)}\n\n{seconds:.0f} s; checkpoint, metrics.json and plots are in {args.out}")
+    people = {"trained on": data.trained_on, "tested on": data.tested.people if data.tested else []}
+    report = {"results": results, "seconds": seconds, "run": identity(trainer), "people": people, "history": history}
+    if jax.process_index() == 0:
+        write(args.out, report, data, embeddings["embeddings"], scores)
+        print(f"\n{table(results)}\n\n{seconds:.0f} s; checkpoint, metrics.json and plots are in {args.out}")
     return report
+
+
+def write(out: pathlib.Path, report: dict, data: face_data.Data, embeddings, scores: dict) -> None:
+    (out / "metrics.json").write_text(json.dumps(report, indent=1))
+    figures = {"training": mj.plots.training_curves(report["history"])}
+    if (faces := data.tested) is not None:
+        queries = np.linspace(0, len(embeddings) - 1, 8).astype(int)
+        nearest = (faces.images, faces.labels, embeddings[queries] @ embeddings.T, queries)
+        figures |= {
+            "roc": mj.plots.roc_curves({name: s.roc for name, s in scores.items()}),
+            "scores": mj.plots.score_histograms(scores),
+            "neighbours": mj.plots.neighbour_sheet(*nearest),
+        }
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=120)
 
 
 if __name__ == "__main__":

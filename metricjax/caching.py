@@ -22,7 +22,7 @@ def cached(encode: Callable[..., Any], chunk_size: int, *, has_aux: bool = False
     Args:
       encode: of parameters and inputs (pytrees of arrays) to embeddings, row by row: what it computes of one row must
         not depend on others. (Batch normalisation does: its statistics become those of a chunk.)
-      chunk_size: rows at a time, a divisor of their number n. Chunk j has rows j, j + n / size, j + 2 n / size and so on:
+      chunk_size: rows at a time, a divisor of their number n. Chunk j has rows j, j + n / size, j + 2 n / size, …;
         where rows are split over devices, each device has its share of every chunk.
       has_aux: `encode` returns embeddings and something else (say, new batch statistics); the something else of all
         chunks comes stacked, in one more leading axis.

@@ -40,31 +40,63 @@ def pk_batches(
             f"shard {shard} of {shards} with {classes} classes per batch; wanted equal parts, 0 to shards-1"
         )
     rng = np.random.default_rng([seed, epoch])
-    members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-    groups = [_groups(rng.permutation(member), per_class, rng) for member in members]
+    counts = np.bincount(inverse)
+    starts = np.cumsum(counts) - counts
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(inverse[order], kind="stable")]  # class after class, each in random order
 
-    # A class with more groups left goes first: so the fewest batches need a class that has none left.
-    heap = [(-len(group), rng.random(), c) for c, group in enumerate(groups)]
+    # A group is K neighbours in its class's part of the order, from `first` on and round its end. A class with more
+    # groups left goes first: so the fewest batches need a class that has none left.
+    left = -(-counts // per_class)
+    heap = list(zip((-left).tolist(), rng.random(len(found)).tolist(), range(len(found)), strict=True))
     heapq.heapify(heap)
-    batches = []
+    chosen, first = [], []
     while heap:
         picked = [heapq.heappop(heap) for _ in range(min(classes, len(heap)))]
-        chosen = [c for _, _, c in picked]
-        batch = [groups[c].pop() for c in chosen]
-        for c in rng.permutation(np.setdiff1d(np.arange(len(found)), chosen))[: classes - len(chosen)]:
-            batch.append(_groups(rng.permutation(members[c]), per_class, rng)[0])
-        batches.append([batch[i] for i in rng.permutation(classes)])
-        for left, _, c in picked:
-            if left + 1 < 0:
-                heapq.heappush(heap, (left + 1, rng.random(), c))
-    array = np.array(batches)[rng.permutation(len(batches))]
-    part = classes // shards
-    return array[:, shard * part : (shard + 1) * part].reshape(len(batches), part * per_class)
+        for (negative, _, c), tie in zip(picked, rng.random(len(picked)).tolist(), strict=True):
+            if negative + 1 < 0:
+                heapq.heappush(heap, (negative + 1, tie, c))
+        batch = np.array([c for _, _, c in picked])
+        groups = np.array([-negative - 1 for negative, _, _ in picked]) * per_class
+        if len(picked) < classes:
+            others = rng.choice(len(found), classes, replace=False)
+            others = others[~np.isin(others, batch)][: classes - len(picked)]
+            batch, groups = np.append(batch, others), np.append(groups, rng.integers(counts[others]))
+        places = rng.permutation(classes)
+        chosen.append(batch[places])
+        first.append(groups[places])
+    part = slice(shard * (classes // shards), (shard + 1) * (classes // shards))
+    batches = rng.permutation(len(chosen))
+    members, begin = np.stack(chosen)[batches, part, None], np.stack(first)[batches, part, None]
+    index = order[starts[members] + (begin + np.arange(per_class)) % counts[members]]
+    return index.reshape(len(batches), -1)
 
 
-def _groups(members: np.ndarray, size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Members in groups of `size`; the last is filled up with others of the same class, repeated if it is small."""
-    missing = -len(members) % size
-    earlier = members[: len(members) - (size - missing)] if missing else members[:0]
-    fill = rng.permutation(earlier) if len(earlier) >= missing else np.resize(members, missing)
-    return np.split(np.concatenate([members, fill[:missing]]), (len(members) + missing) // size)
+def uniform_batches(
+    images: int, size: int, *, seed: int, epoch: int = 0, shard: int = 0, shards: int = 1
+) -> np.ndarray:
+    """Indices of one epoch of batches in which every image comes once, in random order.
+
+    The last batch is filled up with images from the beginning of that order, so that all have the same size. The order
+    depends on nothing but the arguments. With `shards`, every shard gets its own part of each batch.
+
+    Args:
+      images: how many there are.
+      size: of a batch over all shards.
+      seed, epoch: a different order for each.
+      shard, shards: which part of each batch to return, of how many.
+
+    Returns:
+      [batches, size / shards] indices from 0 to images − 1.
+
+    >>> uniform_batches(10, 4, seed=0).shape
+    (3, 4)
+    """
+    if images < 1 or size < 1:
+        raise ValueError(f"images is {images} and size {size}; wanted at least 1 of each")
+    if size % shards or not 0 <= shard < shards:
+        raise ValueError(f"shard {shard} of {shards} with batches of {size}; wanted equal parts, 0 to shards-1")
+    order = np.random.default_rng([seed, epoch]).permutation(images)
+    batches = np.resize(order, (-(-images // size), size))
+    part = size // shards
+    return batches[:, shard * part : (shard + 1) * part]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metricjax.samplers import pk_batches
+from metricjax.samplers import pk_batches, uniform_batches
 
 EVEN = np.repeat(np.arange(20), 10)
 UNEVEN = np.repeat(np.array([7, 3, 9, 1, 4]), [1, 2, 5, 11, 30])
@@ -55,3 +55,43 @@ def test_shards_are_the_parts_of_a_batch():
 def test_wrong_arguments(change, error, message):
     with pytest.raises(error, match=message):
         pk_batches(**{"labels": EVEN, "classes": 8, "per_class": 4, "seed": 0, **change})
+
+
+def test_no_two_batches_of_classes_that_go_together():
+    """Classes meet each other anew in every round of the epoch."""
+    together = np.zeros((20, 20))
+    for batch in pk_batches(np.repeat(np.arange(20), 40), 10, 1, seed=0):
+        there = np.isin(np.arange(20), batch // 40)
+        together += np.outer(there, there)
+    others = together[~np.eye(20, dtype=bool)]  # 40 batches of each class, half of which a given other one is in
+    assert others.min() >= 8
+    assert others.max() <= 32
+
+
+def test_many_classes_take_no_time():
+    """The work grows with the images: where each batch looked at all classes, this took minutes."""
+    labels = np.arange(200_000) // 5
+    batches = pk_batches(labels, 8, 5, seed=0)
+    assert batches.shape == (5000, 40)
+    np.testing.assert_array_equal(np.sort(batches, axis=None), np.arange(200_000))
+
+
+def test_uniform_batches_hold_every_image():
+    batches = uniform_batches(10, 4, seed=3)
+    assert batches.shape == (3, 4)
+    np.testing.assert_array_equal(np.sort(batches.ravel()[:10]), np.arange(10))
+    np.testing.assert_array_equal(batches.ravel()[10:], batches.ravel()[:2])
+    assert uniform_batches(3, 8, seed=0).shape == (1, 8)
+    parts = [uniform_batches(10, 4, seed=3, shard=i, shards=2) for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), batches)
+    for other in (uniform_batches(10, 4, seed=3, epoch=1), uniform_batches(10, 4, seed=4)):
+        assert not np.array_equal(other, batches)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"images": 0}, "images is 0"), ({"shards": 3}, "shard 0 of 3 with batches of 4"), ({"shard": 1}, "shard 1 of 1")],
+)
+def test_uniform_batches_with_wrong_arguments(change, message):
+    with pytest.raises(ValueError, match=message):
+        uniform_batches(**{"images": 10, "size": 4, "seed": 0, **change})

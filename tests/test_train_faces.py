@@ -2,6 +2,12 @@
 
 import importlib
 import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +18,7 @@ from PIL import Image
 from tests.people import write_people
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("standard_promotion")]
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 SMALL = [
     "--image-size",
     "16",
@@ -33,7 +40,10 @@ def example():
     import train_faces
 
     train_faces.LOG_EVERY = 2
-    return train_faces
+    with pytest.MonkeyPatch.context() as patch:
+        on = train_faces.face_encoder.data_mesh  # one device, unless a test says otherwise: what is small is faster so
+        patch.setattr(train_faces.face_encoder, "data_mesh", lambda devices=None: on(devices or jax.devices()[:1]))
+        yield train_faces
 
 
 @pytest.fixture(scope="module")
@@ -91,24 +101,32 @@ EVERY_LOSS = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def batch(example, people):
+    source = example.mj.data.FolderSource(people, (28, 23), at_least=1, mode="L")
+    index = [0, 1, 3, 4, 6, 7, 9, 10]
+    return {"images": np.stack([source[i] for i in index]), "labels": source.labels[index]}
+
+
+def made(example, *arguments, devices=None):
+    """A trainer of 10 people for these arguments."""
+    args = example.arguments([*SMALL, *map(str, arguments)])
+    design = example.face_encoder.Design(args.encoder, args.embedding_size, (28, 23), tuple(args.image_size), 1)
+    return example.Trainer(args, design, 10, devices)
+
+
 @pytest.mark.parametrize("loss", EVERY_LOSS)
-def test_every_loss_trains(example, people, loss, tmp_path):
-    args = example.arguments(
-        [*SMALL, "--steps", "30", "--dataset", str(people), "--loss", loss, "--out", str(tmp_path)]
-    )
-    trainer = example.Trainer(args, example.load(args)[0])
-    index = np.array([0, 1, 3, 4, 6, 7, 15, 16])
-    images, labels = example.mj.data.scaled(trainer.images[index], args.image_size), trainer.labels[index]
+def test_every_loss_trains(example, batch, loss):
+    trainer = made(example, "--steps", 30, "--loss", loss, "--mirror", "none", devices=jax.devices()[:1])
+    images, labels = trainer.design.seen(jnp.asarray(batch["images"])), jnp.asarray(batch["labels"])
 
     def loss_on_clean_images():
-        embeddings, made = trainer.encode(trainer.state["params"], images), trainer.state["params"]["heads"]
-        given = (args.losses, embeddings, labels, made, trainer.state["kept"], 30, jax.random.key(0))
-        return example.losses_by_name.total_loss(*given)[0]
+        given = [trainer.state[part] for part in ("params", "rest", "kept")]
+        return trainer.loss(*given, images, labels, 30, jax.random.key(0))[0]
 
     before, first = jax.tree.map(np.array, trainer.state), loss_on_clean_images()
     for number in range(30):
-        trainer.state, seen = trainer.step(trainer.state, number, index)
-        assert np.isfinite(seen["loss"])
+        assert np.isfinite(trainer.step(number, batch)["loss"])
     assert loss_on_clean_images() < first
     encoder = zip(*(jax.tree.leaves(s["params"]["encoder"]) for s in (before, trainer.state)), strict=True)
     assert all(not np.array_equal(a, b) for a, b in encoder)
@@ -130,33 +148,81 @@ def test_every_loss_is_tried(example):
     assert set(offered) == {part for name in EVERY_LOSS for part in name.split("+")}
 
 
-def test_an_interrupted_run_resumes_to_the_same_parameters(example, people, tmp_path, monkeypatch):
-    states = {}
-    train = example.train
+COMMON = ("--loss", "cosface+supcon+center", "--batch", 4, 4, "--steps", 50)
 
-    def kept(args, trainer):
-        history = train(args, trainer)
-        states[args.out.name] = (jax.tree.map(np.array, trainer.state), history)
-        return history
 
-    monkeypatch.setattr(example, "train", kept)
-    common = ("--dataset", people, "--checkpoint-every", 2, "--loss", "cosface+supcon+center")
-    run(example, *common, "--out", tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(example, people, tmp_path_factory):
+    """A run of 50 steps on eight devices, and the state it ends with."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        one = example.face_encoder.data_mesh
+        patch.setattr(example.face_encoder, "data_mesh", lambda devices=None: one(jax.devices()))
+        report = run(example, *COMMON, "--dataset", people, "--out", out)
+    return report, state_of(example, people, out)
 
-    step = example.Trainer.step
 
-    def interrupted(self, state, number, index):
-        if number == 5:
-            raise KeyboardInterrupt
-        return step(self, state, number, index)
+def state_of(example, people, out, devices=None):
+    """The latest state of a run of 50 steps, on any devices."""
+    args = example.arguments(
+        [*SMALL, *map(str, COMMON), "--dataset", str(people), "--steps", "50", "--out", str(out), "--resume"]
+    )
+    data = example.face_data.load(args)
+    trainer = example.Trainer(args, example.face_data.design(args, data), len(data.train.people), devices)
+    step, *_ = example.Checkpoints(out, trainer).restore()
+    assert step == 50
+    return trainer.state
 
-    monkeypatch.setattr(example.Trainer, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(example, *common, "--out", tmp_path / "parts")
-    monkeypatch.setattr(example.Trainer, "step", step)
-    run(example, *common, "--out", tmp_path / "parts", "--resume")
-    assert states["parts"][1] == states["whole"][1]
-    jax.tree.map(np.testing.assert_array_equal, states["parts"][0], states["whole"][0])
+
+def assert_close(states, expected, tolerance=1e-4):
+    close = lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=tolerance)
+    jax.tree.map(close, states["params"], expected["params"])
+    jax.tree.map(close, states["average"], expected["average"])
+
+
+def command(people, out, *more):
+    """The example as a process of its own."""
+    arguments = [*SMALL, *COMMON, "--dataset", people, "--out", out, *more]
+    return [sys.executable, str(EXAMPLES / "train_faces.py"), *map(str, arguments)]
+
+
+def started(devices, *arguments):
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    cache = jax.config.jax_compilation_cache_dir
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": cache}
+    return subprocess.Popen(
+        command(*arguments), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_two_processes_of_four_devices_train_as_one_of_eight(example, people, whole, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    several = ("--coordinator", address, "--processes", 2, "--process-id")
+    both = [started(4, people, tmp_path, *several, process) for process in range(2)]
+    printed = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert "on 8 device(s) of 2 process(es)" in printed[0]
+    assert "people never seen" in printed[0] and "people never seen" not in printed[1]
+    assert_close(state_of(example, people, tmp_path), whole[1])
+    results = json.loads((tmp_path / "metrics.json").read_text())["results"]
+    assert results == whole[0]["results"]
+
+
+def test_a_killed_process_resumes_on_another_number_of_devices(example, people, whole, tmp_path):
+    process = started(1, people, tmp_path, "--checkpoint-every", 5)
+    saved = tmp_path / "checkpoints" / "10"
+    while not saved.is_dir() and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    left = max(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir() if folder.name.isdigit())
+    assert 10 <= left < 50, "it was to be killed on its way"
+    report = run(example, *COMMON, "--dataset", people, "--out", tmp_path, "--resume")
+    assert_close(state_of(example, people, tmp_path), whole[1])
+    assert report["history"]["step"][-1] == 50
+    np.testing.assert_allclose(report["history"]["loss"][-1], whole[0]["history"]["loss"][-1], rtol=1e-3)
 
 
 def test_lfw_protocol(example, people, tmp_path, capsys):
@@ -203,6 +269,10 @@ def test_wrong_arguments(example, people, tmp_path, capsys):
         assert message in refused(example, capsys, *arguments)
 
 
+def identity_of(example, *arguments):
+    return example.identity(made(example, *arguments))
+
+
 def test_a_checkpoint_of_another_encoder_is_refused(example, people, tmp_path, capsys):
     run(example, "--dataset", people, "--out", tmp_path)
     message = refused(example, capsys, "--dataset", people, "--out", tmp_path)
@@ -212,13 +282,11 @@ def test_a_checkpoint_of_another_encoder_is_refused(example, people, tmp_path, c
     assert "holds no checkpoint" in refused(example, capsys, "--dataset", people, "--out", tmp_path / "new", "--resume")
 
 
-def test_a_run_with_the_default_options_is_itself_again(example, people):
+def test_a_run_with_the_default_options_is_itself_again(example):
     """What a checkpoint is compared with survives being written as JSON."""
-    chosen = ["--loss", "triplet", "--set", "triplets=semi_hard", "--set", "distance=geodesic"]
-    args = example.arguments(["--dataset", str(people), "--steps", "1", *chosen])
-    made = example.identity(args, example.Trainer(args, example.load(args)[0]))
-    assert json.loads(json.dumps(made)) == made
-    assert made["losses"] == {"triplet": {"triplets": "semi_hard", "distance": "geodesic"}}
+    found = identity_of(example, "--loss", "triplet", "--set", "triplets=semi_hard", "--set", "distance=geodesic")
+    assert json.loads(json.dumps(found)) == found
+    assert found["losses"] == {"triplet": {"triplets": "semi_hard", "distance": "geodesic"}}
 
 
 def test_the_constraint_acts_where_it_is_said_to(example):

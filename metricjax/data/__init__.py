@@ -1,13 +1,29 @@
-"""Face photographs as arrays: the ORL set, Labeled Faces in the Wild, and any folder of people."""
+"""Face photographs: sets in memory, sources of any size, pairs to verify, alignment, and batches to train on."""
 
 from metricjax.data.augmentation import augmented as augmented
+from metricjax.data.augmentation import centred as centred
+from metricjax.data.augmentation import resized as resized
 from metricjax.data.augmentation import scaled as scaled
+from metricjax.data.augmentation import standardised as standardised
 from metricjax.extras import extra
 
 with extra("faces"):
+    from metricjax.data.alignment import aligned as aligned
+    from metricjax.data.alignment import read_landmarks as read_landmarks
+    from metricjax.data.alignment import similarity_transform as similarity_transform
+    from metricjax.data.batches import batches as batches
     from metricjax.data.faces import Faces as Faces
     from metricjax.data.faces import folder as folder
     from metricjax.data.faces import lfw as lfw
     from metricjax.data.faces import orl as orl
     from metricjax.data.pairs import Pairs as Pairs
     from metricjax.data.pairs import read_pairs as read_pairs
+    from metricjax.data.photographs import Source as Source
+    from metricjax.data.record_io import RecordSource as RecordSource
+    from metricjax.data.sources import ArraySource as ArraySource
+    from metricjax.data.sources import FolderSource as FolderSource
+    from metricjax.data.sources import TfdsSource as TfdsSource
+    from metricjax.data.verification_set import PairImages as PairImages
+    from metricjax.data.verification_set import verification_set as verification_set
+    from metricjax.data.views import mirrored as mirrored
+    from metricjax.data.views import of_people as of_people

@@ -7,14 +7,32 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
 
-def scaled(images: Num[Array, "n h w c"], size: Sequence[int]) -> Float[Array, "n h2 w2 c"]:
-    """Cropped around the centre to the shape of `size`, resized, and each image brought to mean 0 and variance 1."""
+def resized(images: Num[Array, "n h w c"], size: Sequence[int]) -> Float[Array, "n h2 w2 c"]:
+    """Cropped around the centre to the shape of `size` (height, width), and resized."""
     n, height, width, channels = images.shape
     kept = min(height, round(width * size[0] / size[1])), min(width, round(height * size[1] / size[0]))
     top, left = (height - kept[0]) // 2, (width - kept[1]) // 2
     images = images[:, top : top + kept[0], left : left + kept[1]].astype(jnp.float32)
-    images = jax.image.resize(images, (n, *size, channels), "cubic")
+    return images if kept == tuple(size) else jax.image.resize(images, (n, *size, channels), "cubic")
+
+
+def standardised(images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """Each image brought to mean 0 and variance 1 (an even one to 0)."""
     return jax.nn.standardize(images, axis=(1, 2, 3), epsilon=1.0)
+
+
+def centred(images: Num[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """(x − 127.5) / 127.5: pixels from 0 to 255 brought to −1 to 1, as the usual protocol has it (see `alignment`).
+
+    >>> centred(jnp.array([0, 51, 255]).reshape(1, 1, 3, 1)).ravel()
+    Array([-1. , -0.6,  1. ], dtype=float32)
+    """
+    return (images.astype(jnp.float32) - 127.5) / 127.5
+
+
+def scaled(images: Num[Array, "n h w c"], size: Sequence[int]) -> Float[Array, "n h2 w2 c"]:
+    """`resized`, then `standardised`."""
+    return standardised(resized(images, size))
 
 
 def augmented(

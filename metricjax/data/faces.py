@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from metricjax.data.orl_faces import OrlFaces
+from metricjax.data.photographs import UNREADABLE, fitted
 
 SUFFIXES = (".pgm", ".png", ".jpg", ".jpeg")
 
@@ -52,7 +53,7 @@ def orl(size: tuple[int, int] = (112, 92), data_dir: str | None = None) -> Faces
         builder.download_and_prepare()
         records = list(builder.as_data_source(split="train"))
     records.sort(key=lambda r: (r["label"], r["photograph"]))
-    images = [_fitted(Image.fromarray(r["image"][..., 0]), size, "L") for r in records]
+    images = [fitted(Image.fromarray(r["image"][..., 0]), size, "L") for r in records]
     labels = np.array([r["label"] for r in records], np.int32)
     return Faces(
         np.stack(images), labels, builder.info.features["label"].names, [str(r["photograph"]) for r in records]
@@ -77,28 +78,36 @@ def _silenced() -> Iterator[None]:
 
 def lfw(size: tuple[int, int], data_dir: str | None = None) -> Faces:
     """Labeled Faces in the Wild by TFDS, which downloads it on first use (180 MB): people with two images or more."""
-    builder = tfds.builder("lfw", data_dir=data_dir, file_format="array_record")
-    builder.path_maker = _people_and_files  # the builder's own lists folders by TensorFlow
+    images, names = [], []
+    for record in tqdm(prepared("lfw", data_dir).as_data_source(split="train"), "reading lfw", unit=" images"):
+        images.append(fitted(Image.fromarray(record["image"]), size, "RGB"))
+        names.append(record["label"].decode())
+    return _numbered(images, names, [""] * len(images))
+
+
+def prepared(builder: str | tfds.core.DatasetBuilder, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
+    """The TFDS builder of that name, in files that can be read at random, downloaded on first use."""
+    if isinstance(builder, str):
+        builder = tfds.builder(builder, data_dir=data_dir, file_format="array_record")
+    if builder.name == "lfw":
+        builder.path_maker = _people_and_files  # the builder's own lists folders by TensorFlow
     try:
         if not builder.is_prepared():
             _reach(builder)
             builder.download_and_prepare()
     except Exception as error:  # whatever the network, the server or the archive did
+        name = "Labeled Faces in the Wild" if builder.name == "lfw" else builder.name
         raise OSError(
-            f"Labeled Faces in the Wild could not be downloaded ({type(error).__name__}: {error}). With the archive "
-            "at hand, unpack it and give the folder of people instead."
+            f"{name} could not be downloaded ({type(error).__name__}: {error}). With the archive at hand, unpack it "
+            "and give the folder of people instead."
         ) from error
-    images, names = [], []
-    for record in tqdm(builder.as_data_source(split="train"), "reading lfw", unit=" images"):
-        images.append(_fitted(Image.fromarray(record["image"]), size, "RGB"))
-        names.append(record["label"].decode())
-    return _numbered(images, names, [""] * len(images))
+    return builder
 
 
 def _reach(builder: tfds.core.DatasetBuilder) -> None:
     """Fail at once, not after minutes of TFDS's retries, where the server's name does not even resolve."""
     if not urllib.request.getproxies():
-        for url in builder.url_infos:
+        for url in builder.url_infos or ():
             socket.getaddrinfo(urllib.parse.urlsplit(url).hostname, 443)
 
 
@@ -112,21 +121,14 @@ def folder(path: str | pathlib.Path, size: tuple[int, int], at_least: int = 2) -
     Images are cropped around their centre to the shape of `size` (height, width) and resized; RGB if any has colour.
     Unreadable images, and people with fewer than `at_least` images, are left out with a warning that names them.
     """
-    path = pathlib.Path(path)
-    if not path.is_dir():
-        raise NotADirectoryError(f"{path} is not a folder; wanted one with a sub-folder of images for each person")
-    files = sorted(f for f in path.glob("*/*") if f.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(
-            f"{path} holds no images: wanted a sub-folder for each person, with files {', '.join(SUFFIXES)}"
-        )
+    files = listed(path)
     images, kept = [], []
-    for file in tqdm(files, f"reading {path.name}", unit=" images"):
+    for file in tqdm(files, f"reading {pathlib.Path(path).name}", unit=" images"):
         try:
             with Image.open(file) as image:
                 mode = "L" if image.mode in ("1", "L", "LA", "I;16") else "RGB"
-                images.append(_fitted(image, size, mode))
-        except (OSError, ValueError, SyntaxError) as error:
+                images.append(fitted(image, size, mode))
+        except UNREADABLE as error:
             warnings.warn(f"{file} is left out: it cannot be read ({error})", stacklevel=2)
         else:
             kept.append(file)
@@ -140,22 +142,34 @@ def folder(path: str | pathlib.Path, size: tuple[int, int], at_least: int = 2) -
     return faces
 
 
-def _fitted(image: Image.Image, size: tuple[int, int], mode: str) -> np.ndarray:
-    height, width = size
-    array = np.asarray(ImageOps.fit(image.convert(mode), (width, height), Image.Resampling.BICUBIC))
-    return array[..., None] if array.ndim == 2 else array
+def listed(path: str | pathlib.Path) -> list[pathlib.Path]:
+    """The image files in a folder with one sub-folder for each person, in order of their names."""
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise NotADirectoryError(f"{path} is not a folder; wanted one with a sub-folder of images for each person")
+    files = sorted(f for f in path.glob("*/*") if f.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(
+            f"{path} holds no images: wanted a sub-folder for each person, with files {', '.join(SUFFIXES)}"
+        )
+    return files
 
 
-def _numbered(images: list[np.ndarray], names: list[str], files: list[str], at_least: int = 2) -> Faces:
+def numbered(names: list[str], files: list[str], at_least: int) -> tuple[list[int], np.ndarray, list[str]]:
+    """Photographs in order of people and files, without people who have few: their places, labels, and the people."""
     counts = collections.Counter(names)
     few = sorted(name for name, count in counts.items() if count < at_least)
     if few:
         some = ", ".join(few[:5]) + (", …" if len(few) > 5 else "")
-        warnings.warn(f"{len(few)} people with fewer than {at_least} images are left out: {some}", stacklevel=3)
+        warnings.warn(f"{len(few)} people with fewer than {at_least} images are left out: {some}", stacklevel=4)
     people = sorted(name for name, count in counts.items() if count >= at_least)
     number = {name: i for i, name in enumerate(people)}
     keep = sorted((i for i, name in enumerate(names) if name in number), key=lambda i: (number[names[i]], files[i]))
+    return keep, np.array([number[names[i]] for i in keep], np.int32), people
+
+
+def _numbered(images: list[np.ndarray], names: list[str], files: list[str], at_least: int = 2) -> Faces:
+    keep, labels, people = numbered(names, files, at_least)
     if not keep:
         return Faces(np.zeros((0, 1, 1, 1), np.uint8), np.zeros(0, np.int32), [], [])
-    labels = np.array([number[names[i]] for i in keep], np.int32)
     return Faces(np.stack([images[i] for i in keep]), labels, people, [files[i] for i in keep])

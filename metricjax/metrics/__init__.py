@@ -14,6 +14,8 @@ from metricjax.metrics.clustering import nmi as nmi
 from metricjax.metrics.clustering import pairwise as pairwise
 from metricjax.metrics.clustering import pairwise_f1 as pairwise_f1
 from metricjax.metrics.clustering import v_measure as v_measure
+from metricjax.metrics.hardest import HardestPairs as HardestPairs
+from metricjax.metrics.hardest import hardest_pairs as hardest_pairs
 from metricjax.metrics.health import embedding_health as embedding_health
 from metricjax.metrics.health import health as health
 from metricjax.metrics.identification import Searches as Searches

@@ -1,0 +1,181 @@
+"""Evaluate embeddings of faces: a table, metrics.json, and a page to look at (report.html).
+
+python examples/evaluate_faces.py EMBEDDINGS.npz                          # arrays embeddings, labels (images, people)
+python examples/evaluate_faces.py --checkpoint runs/NAME FOLDER_OF_PEOPLE # or orl: photographs, and a trained encoder
+python examples/evaluate_faces.py --checkpoint runs/NAME lfw_folder --pairs pairs.txt
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+import sys
+import time
+import warnings
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+
+import metricjax as mj
+
+FARS = (0.1, 0.01, 0.001, 0.0001)
+
+
+def arguments(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("source", help="an .npz file of embeddings; with --checkpoint a folder with a sub-folder per person, or orl")
+    add("--checkpoint", type=pathlib.Path, metavar="RUN", help="folder of a run of train_faces.py: embeds photographs")
+    add("--pairs", type=pathlib.Path, help="pairs in the format of LFW's pairs.txt: adds the accuracy over its folds")
+    add("--far", type=float, nargs="+", default=FARS, help="false accept rates to tell the true accept rate at")
+    add("--resamples", type=int, default=200, help="of the people, for confidence bands; 0 for none (large sets)")
+    add("--title", help="of the page; default the name of the source")
+    add("--out", type=pathlib.Path, help="folder of results; default runs/DATE-TIME")
+    args = parser.parse_args(argv)
+    if not all(0 < far <= 1 for far in args.far):
+        parser.error(f"--far is {' '.join(map(str, args.far))}; wanted rates above 0, up to 1")
+    if args.checkpoint is None and not args.source.endswith(".npz"):
+        parser.error(f"{args.source} is no .npz file of embeddings; give --checkpoint to embed photographs")
+    if args.checkpoint is not None and args.source.endswith(".npz"):
+        parser.error(f"{args.source} holds embeddings already; --checkpoint is for photographs")
+    if args.pairs is not None and args.source == "orl":
+        parser.error("--pairs names files: give the folder that holds them, not orl")
+    if args.out is None:
+        args.out = pathlib.Path("runs") / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    args.title = args.title or f"Evaluation of {pathlib.Path(args.source).name}"
+    return args
+
+
+class Embedded(NamedTuple):
+    """Embeddings [n, d], labels [n] that number `people`, and what there is beside them."""
+
+    embeddings: np.ndarray
+    labels: np.ndarray
+    people: list[str]
+    images: np.ndarray | None
+    files: list[str] | None
+
+
+# --- what is evaluated ----------------------------------------------------------------------------------------------
+
+
+def from_npz(path: str) -> Embedded:
+    """The arrays of a file, checked; of `labels` any integers or names will do."""
+    arrays = read_arrays(path)
+    for name in ("embeddings", "labels"):
+        if name not in arrays:
+            raise ValueError(f"{path} has no array {name!r}; it holds {', '.join(arrays) or 'nothing'}")
+    embeddings, labels = arrays["embeddings"], arrays["labels"]
+    if embeddings.ndim != 2 or embeddings.dtype.kind != "f":
+        raise ValueError(f"embeddings is {embeddings.dtype}{list(embeddings.shape)}; wanted floats [n, d]")
+    if labels.shape != embeddings.shape[:1] or labels.dtype.kind not in "iuU":
+        got = f"{labels.dtype}{list(labels.shape)}"
+        raise ValueError(f"labels is {got}; wanted an integer or a name for each of {len(embeddings)} embeddings")
+    broken = np.flatnonzero(~np.all(np.isfinite(embeddings), axis=1))
+    if len(broken):
+        raise ValueError(f"embeddings holds NaN or infinity in {len(broken)} rows, the first of which is {broken[0]}")
+    people = arrays.get("people")
+    if people is not None and (people.ndim != 1 or people.dtype.kind != "U" or labels.dtype.kind == "U"):
+        raise ValueError(f"people is {people.dtype}{list(people.shape)}; wanted names that integer labels number")
+    if people is not None and len(labels) and not 0 <= labels.min() <= labels.max() < len(people):
+        raise ValueError(f"people has {len(people)} names; labels go from {labels.min()} to {labels.max()}")
+    images = arrays.get("images")
+    if images is not None:
+        images = images[..., None] if images.ndim == 3 else images
+        if images.ndim != 4 or len(images) != len(labels) or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
+            got = f"{images.dtype}{list(arrays['images'].shape)}"
+            raise ValueError(f"images is {got}; wanted uint8[{len(labels)}, height, width] or one with 1 or 3 channels")
+    files = arrays.get("files")
+    if files is not None and (files.shape != labels.shape or files.dtype.kind != "U"):
+        raise ValueError(f"files is {files.dtype}{list(files.shape)}; wanted a name for each of {len(labels)} rows")
+    values, labels = np.unique(labels, return_inverse=True)
+    names = [str(value) if people is None else str(people[value]) for value in values]
+    return Embedded(embeddings, labels, names, images, None if files is None else files.tolist())
+
+
+def read_arrays(path: str) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file; nothing in it is executed."""
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"{path} is not a file")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not an .npz file; write one with numpy.savez(path, embeddings=…, labels=…)")
+    arrays = {}
+    with np.load(path, allow_pickle=False) as stored:
+        for name in stored.files:
+            try:
+                arrays[name] = stored[name]
+            except ValueError as error:
+                raise ValueError(f"{path}: {name} cannot be read, if it holds Python objects: {error}") from None
+    return arrays
+
+
+def from_photographs(source: str, checkpoint: pathlib.Path, pairs: bool) -> Embedded:
+    """Photographs of people, embedded by a trained encoder; for a list of pairs also of people with one photograph."""
+    import face_encoder
+
+    encoder = face_encoder.load(checkpoint)
+    if source == "orl":
+        faces = mj.data.orl(encoder.photograph)
+    else:
+        faces = mj.data.folder(source, encoder.photograph, at_least=1 if pairs else 2)
+    return Embedded(encoder.embed(faces.images), faces.labels, faces.people, faces.images, faces.files)
+
+
+# --- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def accuracy_over_pairs(given: Embedded, path: pathlib.Path) -> dict[str, float | int]:
+    """LFW's protocol: each fold of the pairs is judged at the threshold that is best for the others."""
+    if given.files is None:
+        raise ValueError("--pairs names files: the .npz file needs an array `files` of their names without suffix")
+    pairs = mj.data.read_pairs(path)
+    kept, similarity = pairs.similarities(given.embeddings, given.files)
+    if not len(kept.same):
+        raise ValueError(f"none of the {len(pairs.same)} pairs of {path} has both of its photographs here")
+    if len(kept.same) < len(pairs.same):
+        left = len(pairs.same) - len(kept.same)
+        warnings.warn(f"{left} pairs are left out: a photograph of each is missing", stacklevel=1)
+    mean, deviation = mj.metrics.k_fold_accuracy(similarity, kept.same, folds=kept.fold)
+    folds = len(np.unique(kept.fold))
+    return {f"{folds}-fold accuracy": mean, "deviation over folds": deviation, "pairs of the list": len(kept.same)}
+
+
+def table(numbers: dict[str, float | int | None]) -> str:
+    shown = lambda v: "–" if v is None else f"{v:,}" if isinstance(v, int) else f"{v:.4f}"
+    return "\n".join(f"{name:28}{shown(value):>12}" for name, value in numbers.items())
+
+
+def main(argv=None) -> dict[str, float | int | None]:
+    args = arguments(argv)
+    started = time.perf_counter()
+    try:
+        if args.checkpoint is None:
+            given = from_npz(args.source)
+        else:
+            given = from_photographs(args.source, args.checkpoint, args.pairs is not None)
+        if len(given.people) < 2:
+            raise ValueError(f"{args.source} holds {len(given.people)} people; wanted 2 to tell apart")
+        notes = {} if args.pairs is None else accuracy_over_pairs(given, args.pairs)
+        args.out.mkdir(parents=True, exist_ok=True)
+        numbers = mj.plots.report(
+            args.out / "report.html",
+            given.embeddings,
+            given.labels,
+            images=given.images,
+            people=given.people,
+            title=args.title,
+            fars=args.far,
+            notes=notes,
+            resamples=args.resamples,
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"evaluate_faces: {error}")
+    (args.out / "metrics.json").write_text(json.dumps(numbers, indent=1))
+    seconds = time.perf_counter() - started
+    print(f"{table(numbers)}\n\n{seconds:.0f} s; report.html and metrics.json are in {args.out}")
+    return numbers
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""What train_faces.py trains on, and what it tests on: the data that its command line names."""
+
+import pathlib
+from functools import partial
+from typing import NamedTuple
+
+import face_encoder
+import jax
+import numpy as np
+from tqdm import tqdm
+
+import metricjax as mj
+
+ORL = (112, 92)  # height and width of its photographs
+USUAL = (112, 112)  # of what everybody else has
+MOST_TESTED = 500  # people, unless the command line says otherwise
+
+
+class Data(NamedTuple):
+    """A source to train on; people never seen, pairs of theirs, and verification sets to test on; what to choose by."""
+
+    train: mj.data.Source
+    trained_on: list[str]
+    tested: mj.data.Faces | None
+    pairs: mj.data.Pairs | None
+    sets: dict[str, mj.data.PairImages]
+    validation: mj.data.Faces | mj.data.PairImages | None
+
+
+def load(args) -> Data:
+    """Read what is tested on; what is trained on is read when it is needed."""
+    photograph = ORL if args.dataset == "orl" else USUAL
+    sets = {path.stem: mj.data.verification_set(path) for path in args.test}
+    source, pairs = opened(args, photograph), None
+    if args.pairs is not None:
+        pairs = mj.data.read_pairs(args.pairs).of_folds([int(fold) for fold in args.test_folds.split(",")])
+        if len(np.unique(pairs.fold)) < 2:
+            raise ValueError(
+                f"--test-folds {args.test_folds} names fewer than 2 folds: thresholds come from the others"
+            )
+        tested = np.array([name in pairs.people() for name in source.people])
+        several = np.bincount(source.labels, minlength=len(source.people)) > 1
+        trained = ~tested & several
+    else:
+        people = len(source.people)
+        tested_people = min(people - people // 2, MOST_TESTED) if args.test_people is None else args.test_people
+        trained = np.arange(people) < people - tested_people
+        tested = ~trained
+    validation, held = None, trained & False
+    if args.validation is not None and args.validation.isdigit():
+        held = trained & (np.cumsum(trained) > trained.sum() - int(args.validation))
+        validation = in_memory(mj.data.of_people(source, held))
+    elif args.validation is not None:
+        validation = mj.data.verification_set(args.validation)
+    trained = trained & ~held
+    if trained.sum() < 2:
+        raise ValueError(f"--dataset {args.dataset} leaves {trained.sum()} people to train on; wanted 2 at least")
+    train = mj.data.of_people(source, trained)
+    people = train.people
+    train = mj.data.mirrored(train) if args.mirror == "people" else train
+    test = in_memory(mj.data.of_people(source, tested)) if tested.any() else None
+    return Data(train, people, test, pairs, sets, validation)
+
+
+def opened(args, photograph: tuple[int, int]) -> mj.data.Source:
+    """All that --dataset holds."""
+    if args.dataset == "orl":
+        return mj.data.ArraySource(mj.data.orl(photograph))
+    if args.dataset == "lfw":
+        return mj.data.ArraySource(mj.data.lfw(photograph))
+    if args.dataset.startswith("tfds:"):
+        return mj.data.TfdsSource(args.dataset.removeprefix("tfds:"), "train", photograph)
+    if (pathlib.Path(args.dataset) / "train.rec").is_file():
+        return mj.data.RecordSource(args.dataset, photograph)
+    least = 1 if args.pairs is not None else 2  # a person of one photograph is in LFW's pairs, too
+    landmarks = None if args.landmarks is None else mj.data.read_landmarks(args.landmarks)
+    return mj.data.FolderSource(args.dataset, photograph, at_least=least, landmarks=landmarks)
+
+
+def in_memory(source: mj.data.Source) -> mj.data.Faces:
+    images = [source[i] for i in tqdm(range(len(source)), "reading", unit=" images", disable=len(source) < 1000)]
+    return mj.data.Faces(np.stack(images), source.labels, source.people, source.files)
+
+
+def batches(args, source: mj.data.Source):
+    """This process's part of each batch, for ever: a Grain iterator, whose position can be saved and set."""
+    if args.batch is not None and len(args.batch) == 1:
+        sampler = partial(mj.samplers.uniform_batches, len(source), *args.batch, seed=args.seed)
+    else:
+        people, each = args.batch or (min(20, len(source.people)), 2)
+        sampler = partial(mj.samplers.pk_batches, source.labels, people, each, seed=args.seed)
+    part = {"shard": jax.process_index(), "shards": jax.process_count()}
+    return mj.data.batches(source, sampler, workers=args.workers, **part)
+
+
+def design(args, data: Data) -> face_encoder.Design:
+    height, width, channels = data.train[0].shape
+    return face_encoder.Design(
+        args.encoder,
+        args.embedding_size,
+        (height, width),
+        tuple(args.image_size),
+        channels,
+        args.pixels,
+        args.precision,
+    )

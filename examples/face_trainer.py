@@ -1,0 +1,186 @@
+"""The training of train_faces.py: its state, split over all devices, one step of it, and its checkpoints.
+
+Rows of a batch are split over the devices, and class prototypes (and their centres and moments) by class. Weights of
+the encoder are everywhere the same. Every loss sees the whole batch, as does batch normalisation.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from functools import partial
+
+import face_encoder
+import jax
+import jax.numpy as jnp
+import losses_by_name
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+import metricjax as mj
+
+ROWS = 64  # prototypes are filled up to a multiple of it, so that checkpoints fit any number of devices that divides it
+
+
+class Trainer:
+    """The state, and the jitted step that acts on it."""
+
+    def __init__(self, args, design: face_encoder.Design, classes: int, devices=None):
+        self.args, self.design, self.classes = args, design, classes
+        self.mesh = face_encoder.data_mesh(devices)
+        self.rows = -(-classes // ROWS) * ROWS
+        if self.rows % self.mesh.size:
+            raise ValueError(f"there are {self.mesh.size} devices; wanted a divisor of {ROWS}, for prototypes to split")
+        abstract = nnx.eval_shape(partial(design.network, remat=args.remat))
+        self.structure, *_ = face_encoder.split(abstract)
+        rate = optax.warmup_cosine_decay_schedule(0, args.learning_rate, args.steps // 10, args.steps)
+        by_kind = {
+            "encoder": optax.adamw(rate, weight_decay=0.1),
+            "sphere": losses_by_name.CONSTRAINTS[args.constraint](rate),
+            "free": optax.adam(rate),
+        }
+        made = jax.eval_shape(partial(self._heads, jax.random.key(0)))
+        kinds = {"encoder": "encoder", "heads": losses_by_name.kinds(made)}
+        self.optimizer = optax.partition(by_kind, kinds)
+        self.placement = jax.tree.map_with_path(self._placed, jax.eval_shape(self._initial))
+        self.state = jax.jit(self._initial, out_shardings=self.placement)()
+        self._compiled: jax.stages.Compiled | None = None
+
+    def _heads(self, key):
+        return losses_by_name.heads(self.args.losses, self.classes, self.args.embedding_size, key, self.rows)
+
+    def _initial(self):
+        args = self.args
+        _, encoder, rest = face_encoder.split(self.design.network(args.seed, args.remat))
+        params = {"encoder": encoder, "heads": self._heads(jax.random.key(args.seed + 1))}
+        return {
+            "params": params,
+            "rest": rest,  # statistics of batch normalisation
+            "average": {"params": encoder, "rest": rest},  # over the last steps: what is evaluated
+            "optimizer": self.optimizer.init(params),
+            "kept": losses_by_name.kept(args.losses, self.classes, args.embedding_size, self.rows),
+        }
+
+    def _placed(self, path, leaf) -> NamedSharding:
+        """Where an array of the state lies: what has a row for each class is split by class."""
+        names = {getattr(part, "key", None) for part in path}
+        by_class = names & {"heads", "kept"} and leaf.shape[:1] == (self.rows,)
+        return NamedSharding(self.mesh, PartitionSpec("data") if by_class else PartitionSpec())
+
+    def placed(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """This process's part of a batch, as its part of the arrays that all devices share."""
+        rows = NamedSharding(self.mesh, PartitionSpec("data"))
+        return {name: jax.make_array_from_process_local_data(rows, batch[name]) for name in ("images", "labels")}
+
+    def encode(self, params, rest, images):
+        """Embeddings before they are projected to the sphere, as some losses look at their length; new statistics."""
+        encode = partial(_encode, self.structure)
+        if self.args.chunk is None:
+            return encode((params, rest), images)
+        embeddings, rests = mj.cached(encode, self.args.chunk, has_aux=True)((params, rest), images)
+        return embeddings, jax.tree.map(lambda a: jnp.mean(a, axis=0, dtype=a.dtype), rests)
+
+    def loss(self, params, rest, kept, images, labels, number, key):
+        embeddings, rest = self.encode(params["encoder"], rest, images)
+        given = (self.args.losses, embeddings, labels, params["heads"], kept, number, key)
+        value, kept = losses_by_name.total_loss(*given, classes=self.classes, mesh=self.mesh)
+        return value, (kept, rest, embeddings)
+
+    def _step(self, state, number, images, labels):
+        """One update; everything random is a function of the seed and the step's number."""
+        key = jax.random.fold_in(jax.random.key(self.args.seed), number)
+        images = mj.data.augmented(key, self.design.seen(images), mirror=self.args.mirror == "random")
+        gradient_of = jax.value_and_grad(self.loss, has_aux=True)
+        params = state["params"]
+        (value, aux), gradient = gradient_of(params, state["rest"], state["kept"], images, labels, number, key)
+        kept, rest, embeddings = aux
+        updates, optimizer = self.optimizer.update(gradient, state["optimizer"], params)
+        params = optax.apply_updates(params, updates)
+        latest = {"params": params["encoder"], "rest": rest}
+        average = optax.incremental_update(latest, state["average"], step_size=0.01)
+        state = {"params": params, "rest": rest, "average": average, "optimizer": optimizer, "kept": kept}
+        return state, {"loss": value, **mj.metrics.health(embeddings, labels)}
+
+    def compile(self, batch: dict[str, np.ndarray]) -> float:
+        """Compile the step for batches like this one; seconds that took."""
+        started = time.perf_counter()
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        step = jax.jit(self._step, donate_argnums=0, out_shardings=(self.placement, whole))
+        self._compiled = step.lower(self.state, np.int32(0), **self.placed(batch)).compile()
+        return time.perf_counter() - started
+
+    def step(self, number: int, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """One update with this process's part of the batch; what to monitor comes back."""
+        if self._compiled is None:
+            self.compile(batch)
+        assert self._compiled is not None
+        self.state, seen = self._compiled(self.state, np.int32(number), **self.placed(batch))
+        return seen
+
+    def encoder(self) -> face_encoder.FaceEncoder:
+        return face_encoder.FaceEncoder(self.design, self.state["average"], self.mesh)
+
+
+def _encode(structure, weights, images):
+    network = nnx.merge(structure, *weights, copy=True)  # statistics of its own, to update
+    network.train()
+    embeddings = network.features(images)
+    return embeddings, face_encoder.split(network)[2]
+
+
+class Checkpoints:
+    """Those of one run: written while training goes on, each process its own part; the latest and the best are kept."""
+
+    def __init__(self, folder: pathlib.Path, trainer: Trainer, chosen: bool = False):
+        self.folder, self.trainer = folder, trainer
+        self.manager = ocp.CheckpointManager((folder / "checkpoints").absolute(), options=face_encoder.options(chosen))
+
+    def save(self, step: int, history: dict, position, metrics: dict | None) -> None:
+        """The state after `step` steps, what was monitored, where the input stands, and how good the encoder is."""
+        state = dict(self.trainer.state)
+        run = {"identity": identity(self.trainer), "history": history, "position": position}
+        items = ocp.args.Composite(
+            encoder=ocp.args.StandardSave(state.pop("average")),
+            state=ocp.args.StandardSave(state),
+            run=ocp.args.JsonSave(run),
+        )
+        if jax.process_index() == 0:
+            design = json.dumps(dataclasses.asdict(self.trainer.design), indent=1)
+            (self.folder / face_encoder.FILE).write_text(design)
+        self.manager.save(step, args=items, metrics=metrics)
+
+    def restore(self) -> tuple[int, dict, object]:
+        """Put the latest state into the trainer, on the devices there are now; its step, history, input's position."""
+        step = self.manager.latest_step()
+        if step is None:
+            raise ValueError(f"--resume: {self.folder} holds no checkpoint")
+        saved = self.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+        for name, value in identity(self.trainer).items():
+            made = saved["identity"].get(name)
+            if made != value:
+                raise ValueError(f"--resume: the checkpoint was made with {name} {made}, not {value}")
+        placed = lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where)
+        like = jax.tree.map(placed, self.trainer.state, self.trainer.placement)
+        average = ocp.args.StandardRestore(like.pop("average"))
+        items = ocp.args.Composite(encoder=average, state=ocp.args.StandardRestore(like))
+        found = self.manager.restore(step, args=items)
+        self.trainer.state = {**found["state"], "average": found["encoder"]}
+        return step, saved["history"], saved["position"]
+
+    def finish(self) -> None:
+        """Wait until everything is written."""
+        self.manager.wait_until_finished()
+
+
+def identity(trainer: Trainer) -> dict:
+    """What a checkpoint must agree on with the run that goes on from it."""
+    args = trainer.args
+    word = lambda value: getattr(value, "__name__", str(value))
+    named = {name: {k: word(v) for k, v in hyper.items()} for name, hyper in args.losses.items()}
+    made = {"people": trainer.classes, "losses": named, **dataclasses.asdict(trainer.design)}
+    for key in ("batch", "dataset", "steps", "seed", "learning_rate", "constraint", "mirror"):
+        made[key] = getattr(args, key)
+    return json.loads(json.dumps(made))  # as it comes back from a checkpoint

@@ -1,0 +1,127 @@
+"""Enrol a few of the people whom the encoder never saw, many times, and search everybody else's photographs.
+
+Each draw takes some people and some photographs of each at random. Their other photographs have somebody to find; those
+of all other people are of strangers. Searches of all draws are put together: there is one threshold for all draws, and
+every search counts the same. Draws share photographs, so that what the numbers are worth depends on how many people
+there are, not on how many draws.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import face_encoder
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import metricjax as mj
+
+FPIRS = (0.01, 0.1)
+CHUNK = 128
+
+
+def never_seen(run: pathlib.Path, dataset: str, size: tuple[int, int]) -> mj.data.Faces:
+    """The people of the dataset that the run tested on; if it knows none of them, all that it did not train on."""
+    if not (run / "metrics.json").is_file():
+        raise ValueError(f"{run} holds no metrics.json; wanted a run that has ended, to know whom the encoder saw")
+    seen = json.loads((run / "metrics.json").read_text())["people"]
+    faces = mj.data.orl(size) if dataset == "orl" else mj.data.folder(dataset, size, at_least=1)
+    tested = np.isin(faces.people, seen["tested on"])
+    return faces.of_people(tested if tested.any() else ~np.isin(faces.people, seen["trained on"]))
+
+
+def raw_pixels(images: np.ndarray) -> np.ndarray:
+    """The baseline: pixels less the mean image of the set, to be compared by their cosine."""
+    flat = images.reshape(len(images), -1).astype(np.float32)
+    flat -= flat.mean(axis=0)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+
+
+def draws(labels: np.ndarray, people: int, photographs: int, count: int, seed: int) -> Iterator[np.ndarray]:
+    """`count` times the photographs [people · photographs] that are enrolled, the same ones for the same seed."""
+    rng, of = np.random.default_rng(seed), [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
+    eligible = [k for k, rows in enumerate(of) if len(rows) > photographs]
+    if len(eligible) < people or len(of) == people:
+        raise ValueError(
+            f"of {len(of)} people never seen, {len(eligible)} have more than {photographs} photographs; "
+            f"wanted {people} of these, and one stranger at least"
+        )
+    for _ in range(count):
+        chosen = rng.choice(eligible, people, replace=False)
+        yield np.concatenate([rng.choice(of[k], photographs, replace=False) for k in chosen])
+
+
+def searched(embeddings: np.ndarray, labels: np.ndarray, enrolled: np.ndarray, people: int) -> mj.metrics.Searches:
+    """All photographs but those enrolled, searched in the gallery of these."""
+    gallery = mj.search.Gallery.empty(people, embeddings.shape[1])
+    gallery = gallery.enrol(jnp.asarray(embeddings[enrolled]), jnp.asarray(labels[enrolled]))
+    scores = embeddings @ np.asarray(gallery.templates).T
+    queries = np.delete(np.arange(len(labels)), enrolled)
+    return mj.metrics.searches(scores[queries], labels[queries], np.asarray(gallery.ids))
+
+
+def fnir(found: mj.metrics.Searches, fpir: float) -> float | None:
+    """None where there are too few strangers to tell."""
+    return found.fnir_at_fpir(fpir) if fpir * found.non_mated >= 1 else None
+
+
+def run(
+    encoder: face_encoder.FaceEncoder,
+    folder: pathlib.Path,
+    dataset: str,
+    people: Sequence[int],
+    photographs: Sequence[int],
+    count: int,
+    seed: int,
+) -> dict:
+    """Print the table; leave recognition.json and recognition.png in the folder of the run."""
+    faces = never_seen(folder, dataset, encoder.photograph)
+    parts = [faces.images[i : i + CHUNK] for i in range(0, len(faces.images), CHUNK)]
+    parts = [encoder.embed(part) for part in tqdm(parts, "embedding", disable=len(parts) < 10)]
+    embeddings = {"embeddings": np.concatenate(parts), "raw pixels": raw_pixels(faces.images)}
+    settings = [(size, each, way) for size in people for each in photographs for way in embeddings]
+    results, curves = [], {}
+    with tqdm(total=len(settings) * count, desc="trial", unit=" draws") as bar:
+        for size, each, way in settings:
+            drawn = []
+            for enrolled in draws(faces.labels, size, each, count, seed):
+                drawn.append(searched(embeddings[way], faces.labels, enrolled, size))
+                bar.update()
+            found = mj.metrics.Searches(*(np.concatenate(part) for part in zip(*drawn, strict=True)))
+            results.append(
+                {"people enrolled": size, "photographs of each": each, "compared by": way}
+                | {"rank-1": found.cmc((1,))["rank-1"]}
+                | {f"FNIR at FPIR {fpir:g}": fnir(found, fpir) for fpir in FPIRS}
+                | {"mated": found.mated, "non-mated": found.non_mated}
+            )
+            fpirs = np.geomspace(1 / min(found.non_mated, 1000), 1, 60)
+            curves[f"{size} people, {each} photographs, {way}"] = fpirs, [fnir(found, fpir) for fpir in fpirs]
+    report = {"dataset": dataset, "people": faces.people, "draws": count, "seed": seed, "results": results}
+    (folder / "recognition.json").write_text(json.dumps(report, indent=1))
+    figure(curves).savefig(folder / "recognition.png", dpi=120)
+    print(f"{len(faces.people)} people never seen, {len(faces.labels)} photographs, {count} draws\n\n{table(results)}")
+    print(f"\nrecognition.json and recognition.png are in {folder}")
+    return report
+
+
+def table(results: list[dict]) -> str:
+    shown = lambda v: (
+        "–" if v is None else f"{v:.3f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v
+    )
+    rows = [list(results[0]), ["---"] * len(results[0]), *([shown(v) for v in row.values()] for row in results)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def figure(curves: dict) -> Figure:
+    """FNIR at rank 1 against FPIR, a colour for each setting; of raw pixels dashed."""
+    drawn = Figure(figsize=(6.5, 4.5), layout="constrained")
+    axes = drawn.subplots()
+    for i, (name, (fpirs, fnirs)) in enumerate(curves.items()):
+        axes.plot(fpirs, fnirs, f"C{i // 2}" + ("--" if "raw pixels" in name else "-"), label=name)
+    axes.set(xscale="log", ylim=(0, 1), xlabel="FPIR: strangers who are taken for somebody")
+    axes.set(ylabel="FNIR: people enrolled who are not found")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=7)
+    return drawn

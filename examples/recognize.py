@@ -1,0 +1,285 @@
+"""Recognise people by the encoder of a run of train_faces.py: anybody can be added later, and strangers are refused.
+
+python examples/recognize.py enrol --checkpoint RUN --gallery staff.npz STAFF      # a sub-folder for each person
+python examples/recognize.py calibrate --checkpoint RUN --gallery staff.npz --fpir 0.01 OTHER_PEOPLE
+python examples/recognize.py identify --checkpoint RUN --gallery staff.npz door.jpg    # name and score, or "unknown"
+python examples/recognize.py enrol --checkpoint RUN --gallery staff.npz new.jpg --name "Ada Lovelace"
+python examples/recognize.py verify --checkpoint RUN --gallery staff.npz a.jpg b.jpg
+python examples/recognize.py list --gallery staff.npz                                  # and: remove --name NAME
+python examples/recognize.py trial --checkpoint RUN                                    # all of it on ORL, many times
+
+Photographs show one face each, cut out as those that the encoder was trained on; they are fitted to its size likewise.
+A person's template is the mean of all photographs enrolled, those of later calls too: enrol each of them once.
+
+There are two ways to calibrate, on people whom the encoder never saw. --far counts pairs, which is what `verify`
+judges: the share of pairs of different people that pass. A stranger who is searched among N people has N such chances;
+if these were independent, the share 1 − (1 − FAR)^N of searches would pass. --fpir therefore searches strangers in the
+gallery as it is, and counts the searches that find anybody: use it for `identify`, and again when the gallery has
+grown. A gallery has one threshold: the later calibration replaces the earlier one.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+import unicodedata
+
+import face_encoder
+import gallery_file
+import jax.numpy as jnp
+import numpy as np
+import recognition_trial
+from tqdm import tqdm
+
+import metricjax as mj
+from metricjax.data.faces import SUFFIXES
+from metricjax.data.photographs import UNREADABLE, decoded
+
+CHUNK = 128  # photographs in memory at a time
+MOST_PAIRED = 3000  # photographs, for a bootstrap over all their pairs that takes about a minute
+UNKNOWN = "unknown"
+
+
+def encoder_for(args, people: gallery_file.People | None) -> face_encoder.FaceEncoder:
+    encoder = face_encoder.load(args.checkpoint)
+    if people is not None and people.encoder != encoder.fingerprint():
+        raise ValueError(f"{args.gallery} was made by another encoder than that of {args.checkpoint}; enrol anew")
+    return encoder
+
+
+# --- photographs ----------------------------------------------------------------------------------------------------
+
+
+def name_of(text: str) -> str:
+    name = unicodedata.normalize("NFC", text).strip()  # file systems write é in two ways
+    if not name or not name.isprintable() or name == UNKNOWN:
+        raise ValueError(f"{text!r} is no name for a person; wanted printable characters, and not {UNKNOWN!r}")
+    return name
+
+
+def photographs(paths: list[pathlib.Path]) -> list[pathlib.Path]:
+    """Files as they are given, and of folders the images in them."""
+    files: list[pathlib.Path] = []
+    for path in paths:
+        inside = sorted(f for f in path.glob("*") if f.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"{path} holds no images; wanted files {', '.join(SUFFIXES)}")
+        files += inside
+    return list(dict.fromkeys(files))
+
+
+def of_people(folder: pathlib.Path) -> tuple[list[str], list[pathlib.Path]]:
+    """Names and files of a folder with a sub-folder for each person."""
+    files = sorted(f for f in folder.glob("*/*") if f.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(f"{folder} is no folder with a sub-folder of images {', '.join(SUFFIXES)} for each person")
+    return [name_of(file.parent.name) for file in files], files
+
+
+def embedded(encoder: face_encoder.FaceEncoder, files: list[pathlib.Path]) -> tuple[np.ndarray, list[int]]:
+    """Embeddings of the photographs that can be read, and which of the files these are; the others are reported."""
+    embeddings, readable = [], []
+    with tqdm(total=len(files), desc="photographs", unit=" images", disable=len(files) <= CHUNK) as bar:
+        for start in range(0, len(files), CHUNK):
+            images = []
+            for index in range(start, min(start + CHUNK, len(files))):
+                try:
+                    images.append(decoded(files[index], encoder.photograph))
+                    readable.append(index)
+                except UNREADABLE as error:
+                    tqdm.write(f"recognize: {files[index]} is left out: it cannot be read ({error})", file=sys.stderr)
+                bar.update()
+            if images:
+                embeddings.append(encoder.embed(np.stack(images)))
+    if not readable:
+        raise ValueError(f"none of the photographs can be read ({files[0]}{', …' if len(files) > 1 else ''})")
+    if not np.all(np.isfinite(np.concatenate(embeddings))):
+        raise ValueError("the encoder makes embeddings that are not finite")
+    return np.concatenate(embeddings), readable
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def enrol(args) -> None:
+    people = gallery_file.read(args.gallery) if args.gallery.exists() else None
+    if args.name is not None:
+        files = photographs(args.images)
+        names = [name_of(args.name)] * len(files)
+    else:
+        folders = [of_people(folder) for folder in args.images]
+        names = [name for folder in folders for name in folder[0]]
+        files = [file for folder in folders for file in folder[1]]
+    encoder = encoder_for(args, people)
+    embeddings, readable = embedded(encoder, files)
+    enrolled = [names[i] for i in readable]
+    before = people or gallery_file.People.nobody(embeddings.shape[1], encoder.fingerprint())
+    people = before.enrol(enrolled, embeddings)
+    gallery_file.write(args.gallery, people)
+    for name in sorted(set(names) - set(enrolled)):
+        print(f"recognize: no photograph of {name} can be read, and none is enrolled", file=sys.stderr)
+    new = len(people.enrolled) - len(before.enrolled)
+    print(f"{len(enrolled)} photographs of {len(set(enrolled))} people enrolled, {new} of them new")
+    print(f"{args.gallery} holds {len(people.enrolled)} people")
+
+
+def remove(args) -> None:
+    gallery_file.write(args.gallery, gallery_file.read(args.gallery).remove(name_of(args.name)))
+    print(f"{args.name} is removed from {args.gallery}")
+
+
+def show(args) -> None:
+    people = gallery_file.read(args.gallery)
+    for name in people.enrolled:
+        count = people.photographs[people.names.index(name)]
+        print(name, "1 photograph" if count == 1 else f"{count} photographs", sep="\t")
+    threshold = f"{people.threshold:.4f}, {people.calibrated}" if people.calibrated else "not calibrated"
+    print(f"{len(people.enrolled)} people; threshold: {threshold}")
+
+
+def check_anybody(args, people: gallery_file.People) -> None:
+    if not people.enrolled:
+        raise ValueError(f"{args.gallery} holds nobody; `enrol` somebody first")
+
+
+def threshold_of(args, people: gallery_file.People) -> float:
+    if args.threshold is not None:
+        return args.threshold
+    if not people.calibrated:
+        raise ValueError(f"{args.gallery} has no threshold yet; run `calibrate` on other people, or give --threshold")
+    print(f"recognize: threshold {people.threshold:.4f}, {people.calibrated}", file=sys.stderr)
+    return people.threshold
+
+
+def identify(args) -> None:
+    people, files = gallery_file.read(args.gallery), photographs(args.images)
+    check_anybody(args, people)
+    threshold = threshold_of(args, people)
+    embeddings, readable = embedded(encoder_for(args, people), files)
+    found = people.gallery.identify(jnp.asarray(embeddings), threshold)
+    for index, who, score in zip(readable, found.ids[:, 0].tolist(), found.scores[:, 0].tolist(), strict=True):
+        print(files[index], people.names[who] if who >= 0 else UNKNOWN, f"{score:.4f}", sep="\t")
+
+
+def verify(args) -> None:
+    people = None if args.gallery is None else gallery_file.read(args.gallery)
+    threshold = args.threshold if people is None else threshold_of(args, people)
+    embeddings, readable = embedded(encoder_for(args, people), args.images)
+    if len(readable) < 2:
+        raise ValueError("two photographs are needed")
+    score = float(embeddings[0] @ embeddings[1])
+    if threshold is None:
+        print("recognize: to tell whether that is the same person, give --threshold or --gallery", file=sys.stderr)
+        print(f"{score:.4f}")
+    else:
+        print(f"{score:.4f}", "same" if score >= threshold else "different", sep="\t")
+
+
+def calibrate(args) -> None:
+    people = gallery_file.read(args.gallery)
+    check_anybody(args, people)
+    of, files = of_people(args.folder)
+    if args.far is not None and len(files) > MOST_PAIRED:
+        raise ValueError(
+            f"{args.folder} holds {len(files)} photographs; --far takes {MOST_PAIRED} at most, for it compares all"
+        )
+    embeddings, readable = embedded(encoder_for(args, people), files)
+    names = np.array(of)[readable]
+    threshold, text = (at_far if args.far is not None else at_fpir)(args, people, embeddings, names)
+    gallery_file.write(args.gallery, dataclasses.replace(people, threshold=threshold, calibrated=text))
+    print(f"threshold {threshold:.4f}, {text}, is stored in {args.gallery}")
+
+
+def at_far(args, people: gallery_file.People, embeddings: np.ndarray, names: np.ndarray) -> tuple[float, str]:
+    labels = np.unique(names, return_inverse=True)[1]
+    i, j = np.triu_indices(len(labels), 1)
+    scores, same = (embeddings @ embeddings.T)[i, j], labels[i] == labels[j]
+    if same.all() or not same.any():
+        raise ValueError(f"{args.folder} holds no two people, or nobody twice; wanted pairs of both kinds")
+    found = mj.metrics.calibrated_threshold(scores, np.stack([labels[i], labels[j]], axis=1), args.far)
+    rates = mj.metrics.error_rates(scores, same, found.threshold)
+    print(f"FAR {found.far:.3g} of {rates.impostors:,} impostor pairs of {labels.max() + 1} people")
+    print(f"FRR {rates.frr:.3g} of {rates.genuine:,} genuine pairs")
+    print("with 95 % confidence over people: threshold {:.4f} to {:.4f}".format(*found.threshold_interval), end="")
+    print(", FAR of the one chosen {:.3g} to {:.3g}".format(*found.far_interval))
+    passing = 1 - (1 - found.far) ** len(people.enrolled)
+    print(f"of strangers searched among the {len(people.enrolled)} people enrolled, about {passing:.2%} will pass")
+    return found.threshold, f"for a FAR of {args.far:g}"
+
+
+def at_fpir(args, people: gallery_file.People, embeddings: np.ndarray, names: np.ndarray) -> tuple[float, str]:
+    found = people.gallery.identify(jnp.asarray(embeddings))
+    best = np.asarray(found.scores[:, 0])
+    nobody = lambda rows: mj.metrics.Searches(np.zeros(len(rows), int), np.full(len(rows), -np.inf), best[rows])
+    stranger = ~np.isin(names, people.enrolled)
+    threshold = nobody(np.flatnonzero(stranger)).threshold_at_fpir(args.fpir)
+    rows_of = [np.flatnonzero(names == name) for name in np.unique(names[stranger])]
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(1000):  # bootstrap over strangers
+        rows = np.concatenate([rows_of[i] for i in rng.integers(len(rows_of), size=len(rows_of))])
+        drawn.append(nobody(rows).threshold_at_fpir(max(args.fpir, 1 / len(rows))))
+    low, high = np.quantile(drawn, (0.025, 0.975), method="inverted_cdf")
+    passed = np.sum(best[stranger] >= threshold)
+    print(f"{passed} of {stranger.sum()} photographs of {len(rows_of)} strangers pass")
+    print(f"with 95 % confidence over strangers: threshold {low:.4f} to {high:.4f}")
+    if not stranger.all():
+        who = np.array(people.names)[found.ids[:, 0]]
+        missed = np.sum(((who != names) | (best < threshold))[~stranger])
+        print(f"{missed} of {np.sum(~stranger)} photographs of people enrolled are not found")
+    return threshold, f"for an FPIR of {args.fpir:g} with {len(people.enrolled)} people enrolled"
+
+
+def trial(args) -> None:
+    settings = (args.people, args.photographs, args.draws, args.seed)
+    recognition_trial.run(encoder_for(args, None), args.checkpoint, args.dataset, *settings)
+
+
+def arguments(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run, what: str, needs: str, name: str | None = None):
+        added = commands.add_parser(name or run.__name__, help=what, description=what)
+        added.set_defaults(run=run)
+        for option, text in (("checkpoint", "folder of a run of train_faces.py"), ("gallery", "file of people")):
+            if option[0] in needs.lower():
+                added.add_argument(f"--{option}", type=pathlib.Path, required=option[0] in needs, help=text)
+        return added
+
+    images: dict = {"nargs": "+", "type": pathlib.Path, "metavar": "IMAGE | FOLDER"}
+    threshold: dict = {"type": float, "help": "score from which on two are the same; default: the calibrated one"}
+    add = command(enrol, "add people, or photographs of them; no training", "cg").add_argument
+    add("images", **images, help="photographs of --name; or, without it, folders with a sub-folder for each person")
+    add("--name", help="whose photographs they are")
+    add = command(identify, "say who is in each photograph, or unknown", "cg").add_argument
+    add("images", **images)
+    add("--threshold", **threshold)
+    add = command(verify, "say whether two photographs are of the same person", "cG").add_argument
+    add("images", nargs=2, type=pathlib.Path, metavar="IMAGE")
+    add("--threshold", **threshold)
+    added = command(calibrate, "find the threshold for a rate of false alarms, and store it in the gallery", "cg")
+    added.add_argument("folder", type=pathlib.Path, help="a sub-folder for each person, all new to the encoder")
+    rate = added.add_mutually_exclusive_group(required=True).add_argument
+    rate("--far", type=float, help="share of pairs of different people that may pass")
+    rate("--fpir", type=float, help="share of searches of strangers that may find anybody")
+    command(remove, "forget a person", "g").add_argument("--name", required=True)
+    command(show, "say who is enrolled", "g", "list")
+    add = command(trial, recognition_trial.__doc__.partition("\n")[0], "c").add_argument
+    add("dataset", nargs="?", default="orl", help="orl (default), or a folder with a sub-folder for each person")
+    add("--people", type=int, nargs="+", default=(5, 10), help="how many are enrolled")
+    add("--photographs", type=int, nargs="+", default=(1, 3), help="of each that are enrolled")
+    add("--draws", type=int, default=200)
+    add("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    args = arguments(argv)
+    try:
+        args.run(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"recognize: {error}")
+
+
+if __name__ == "__main__":
+    main()

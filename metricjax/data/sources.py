@@ -1,0 +1,140 @@
+"""Sets of face photographs as random-access sources: in memory, in a folder of people, or prepared by TFDS."""
+
+import pathlib
+import warnings
+from collections.abc import Mapping
+from typing import SupportsIndex
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from metricjax.data.alignment import aligned
+from metricjax.data.faces import Faces, listed, numbered, prepared
+from metricjax.data.photographs import Photographs, decoded
+
+
+class ArraySource:
+    """Photographs in memory."""
+
+    def __init__(self, faces: Faces):
+        self.images, self.labels, self.people, self.files = faces
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: SupportsIndex) -> np.ndarray:
+        return self.images[index]
+
+
+class FolderSource(Photographs):
+    """A folder with one sub-folder of images for each person, of which only the names are read beforehand.
+
+    Images are cropped around their centre to the shape of `size` and resized, or aligned by their landmarks. People
+    with fewer than `at_least` images, and images without landmarks where there are any, are left out with a warning.
+
+    Args:
+      path: the folder.
+      size: height and width; equal with landmarks.
+      at_least: images of each person.
+      mode: "RGB" or, for grey, "L".
+      landmarks: file names relative to `path` ("Ann/Ann_0001.jpg") to [5, 2]: see `read_landmarks` and `aligned`.
+
+    `files` are the names without folder and suffix, as `Pairs.similarities` wants them.
+    """
+
+    def __init__(
+        self,
+        path: str | pathlib.Path,
+        size: tuple[int, int],
+        at_least: int = 2,
+        mode: str = "RGB",
+        landmarks: Mapping[str, np.ndarray] | None = None,
+    ):
+        self.path, self.size, self.mode, self.landmarks = pathlib.Path(path), size, mode, landmarks
+        names = [file.relative_to(self.path).as_posix() for file in listed(path)]
+        if landmarks is not None:
+            if self.size[0] != self.size[1]:
+                raise ValueError(f"size is {self.size}; wanted equal height and width with landmarks")
+            without = [name for name in names if name not in landmarks]
+            if without:
+                warnings.warn(f"{len(without)} images without landmarks are left out: {_some(without)}", stacklevel=2)
+            names = [name for name in names if name in landmarks]
+        keep, labels, people = numbered([name.split("/")[0] for name in names], names, at_least)
+        if not people:
+            raise ValueError(f"{path} holds no people with {at_least} images or more")
+        super().__init__(labels, people)
+        self.names = [names[i] for i in keep]
+        self.files = [pathlib.PurePosixPath(name).stem for name in self.names]
+
+    def _image(self, index: int) -> np.ndarray:
+        name = self.names[index]
+        if self.landmarks is None:
+            return decoded(self.path / name, self.size, self.mode)
+        with Image.open(self.path / name) as image:
+            return aligned(image.convert(self.mode), self.landmarks[name], self.size[0])
+
+    def _place(self, index: int) -> str:
+        return str(self.path / self.names[index])
+
+
+class TfdsSource(Photographs):
+    """A split of any TFDS builder whose examples have an image and a label, downloaded on first use.
+
+    Labels may be class labels, integers or names; they are read beforehand, without decoding an image, and numbered
+    anew in their order. OSError where the set is not here and cannot be downloaded; people with fewer than `at_least`
+    images are left out with a warning.
+
+    Args:
+      builder: a builder, or its name, such as "lfw".
+      split: name of the split.
+      size: height and width, to which images are cropped around their centre and resized.
+      at_least: images of each person.
+      mode: "RGB" or, for grey, "L".
+      image, label: names of the two features.
+      data_dir: where TFDS keeps its files, for a builder given by name.
+    """
+
+    def __init__(
+        self,
+        builder: str | tfds.core.DatasetBuilder,
+        split: str,
+        size: tuple[int, int],
+        at_least: int = 2,
+        mode: str = "RGB",
+        image: str = "image",
+        label: str = "label",
+        data_dir: str | None = None,
+    ):
+        self.size, self.mode, self.feature, self.split = size, mode, image, split
+        builder = prepared(builder, data_dir)
+        self.name = builder.name
+        features = builder.info.features
+        missing = {image, label} - set(features)
+        if missing:
+            raise ValueError(f"{self.name} has no feature {missing}, but {sorted(features)}")
+        self.records = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
+        values = np.array([self.records[i][label] for i in range(len(self.records))])
+        found, labels, counts = np.unique(values, return_inverse=True, return_counts=True)
+        name = getattr(features[label], "int2str", lambda value: value.decode() if isinstance(value, bytes) else value)
+        names, several = np.array([str(name(value)) for value in found.tolist()]), counts >= at_least
+        if not several.any():
+            raise ValueError(f"{self.name}, split {split}, holds no people with {at_least} images or more")
+        if not several.all():
+            few = names[~several].tolist()
+            warnings.warn(
+                f"{len(few)} people with fewer than {at_least} images are left out: {_some(few)}", stacklevel=2
+            )
+        self.places = np.flatnonzero(several[labels])
+        number = np.cumsum(several, dtype=np.int32) - 1
+        super().__init__(number[labels[self.places]], names[several].tolist())
+
+    def _image(self, index: int) -> np.ndarray:
+        return decoded(self.records[int(self.places[index])][self.feature], self.size, self.mode)
+
+    def _place(self, index: int) -> str:
+        return f"{self.name}, split {self.split}, example {self.places[index]}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

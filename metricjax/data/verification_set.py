@@ -1,0 +1,144 @@
+"""InsightFace's `.bin` verification sets: lfw.bin, cfp_fp.bin, agedb_30.bin and the like.
+
+Such a file is a pickle of encoded images, two for each pair, and of a list of booleans. A pickle can name any function
+for its reader to call; here each of the few that NumPy and Python 2 leave in such files becomes a note of the call,
+which is interpreted afterwards, and every other is an error: nothing that a file names is ever run.
+"""
+
+import pathlib
+import pickle
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from metricjax.data.photographs import UNREADABLE, decoded
+
+
+class PairImages(NamedTuple):
+    """Images [2 pairs, height, width, 3] uint8, those of pair i at 2 i and 2 i + 1, and whether each is one person."""
+
+    images: np.ndarray
+    same: np.ndarray
+
+    def similarities(self, embeddings: np.ndarray) -> np.ndarray:
+        """The cosine of each pair, given the embeddings of all images."""
+        if len(embeddings) != len(self.images):
+            raise ValueError(f"embeddings has {len(embeddings)} rows; wanted one for each of {len(self.images)} images")
+        unit = np.asarray(embeddings, np.float64)
+        unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        return np.sum(unit[0::2] * unit[1::2], axis=1)
+
+
+def verification_set(path: str | pathlib.Path, size: tuple[int, int] = (112, 112)) -> PairImages:
+    """Read a `.bin` verification set; images of another shape are cropped around their centre and resized.
+
+    Score pair i by the cosine of its two embeddings (`metricjax.data.alignment` has the protocol) and give the scores
+    to `metricjax.metrics.k_fold_accuracy(scores, same, 10)`. ValueError for a file that is something else, that names
+    anything to be called, or that holds an image that cannot be decoded: a protocol with pairs missing is another one.
+    """
+    path = pathlib.Path(path)
+    try:
+        with path.open("rb") as file:
+            content = _Reader(file, encoding="bytes").load()
+        encoded, answers = content
+        same = _booleans(answers)
+        photographs = [_bytes(item, "u1") for item in encoded]
+    except _Refused as error:
+        raise ValueError(f"{path} is no verification set: it names {error}, which such a file has no use for") from None
+    except OSError:
+        raise
+    except Exception as error:  # whatever a pickle that is none, or holds something else, leads to
+        wanted = "a pickle of encoded images and a list of booleans"
+        raise ValueError(f"{path} is no verification set ({error}); wanted {wanted}") from None
+    if len(photographs) != 2 * len(same) or not same.size:
+        raise ValueError(f"{path} holds {len(photographs)} images and {len(same)} answers; wanted two for each")
+    images = np.empty((len(photographs), *size, 3), np.uint8)
+    for i, photograph in enumerate(tqdm(photographs, f"reading {path.name}", unit=" images")):
+        try:
+            images[i] = decoded(photograph, size)
+        except UNREADABLE as error:
+            raise ValueError(f"{path}: image {i % 2} of pair {i // 2} cannot be decoded ({error})") from None
+    return PairImages(images, same)
+
+
+class _Refused(Exception):
+    """The pickle names a global that is not one of those below."""
+
+
+# Arrays (of cv2.imencode) and booleans as all versions of NumPy pickle them; bytes as Python 3 writes them for 2.
+_NUMPY = {"numpy.core", "numpy._core"}
+_GLOBALS = {f"{core}.multiarray.{name}" for core in _NUMPY for name in ("_reconstruct", "scalar")}
+_GLOBALS |= {f"{core}.numeric._frombuffer" for core in _NUMPY} | {"numpy.ndarray", "numpy.dtype", "_codecs.encode"}
+
+
+class _Call:
+    """Note of a call that the pickle asked for, and of the state it set after it."""
+
+    __slots__ = ("arguments", "name", "state")
+
+    def __init__(self, name: str, arguments: tuple):
+        self.name, self.arguments, self.state = name, arguments, ()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Global:
+    """Stands for a function or class that the pickle names; calling it only takes a note."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, *arguments: Any) -> _Call:
+        return _Call(self.name, arguments)
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" not in _GLOBALS:
+            raise _Refused(f"{module}.{name}")
+        return _Global(name)
+
+
+def _bytes(item: Any, kind: str) -> bytes:
+    """The bytes of an item: as they are, as text that Python 2 would encode, or of an array of the dtype `kind`."""
+    if isinstance(item, bytes | bytearray):
+        return bytes(item)
+    name = item.name if isinstance(item, _Call) else None
+    if name == "encode":
+        text, encoding = item.arguments
+        if encoding == "latin1":
+            return text.encode("latin-1")
+    elif name == "_reconstruct":
+        _, _, dtype, _, raw = item.state
+        if _is_dtype(dtype, kind):
+            return _bytes(raw, kind)
+    elif name == "_frombuffer":
+        raw, dtype, _, _ = item.arguments
+        if _is_dtype(dtype, kind):
+            return _bytes(raw, kind)
+    raise ValueError(f"it holds {name or type(item).__name__} where bytes or an array of {kind} should be")
+
+
+def _is_dtype(item: Any, kind: str) -> bool:
+    return isinstance(item, _Call) and item.name == "dtype" and item.arguments[0] in (kind, kind.encode())
+
+
+def _booleans(items: Any) -> np.ndarray:
+    """A list of booleans or of NumPy's, or an array of them."""
+    if not isinstance(items, list | tuple):
+        return np.frombuffer(_bytes(items, "b1"), np.bool_)
+    return np.array([_boolean(item) for item in items], np.bool_)
+
+
+def _boolean(item: Any) -> bool:
+    if isinstance(item, _Call) and item.name == "scalar":
+        dtype, raw = item.arguments
+        if _is_dtype(dtype, "b1"):
+            return _bytes(raw, "b1") != b"\0"
+    if isinstance(item, bool) or (type(item) is int and item in (0, 1)):
+        return bool(item)
+    raise ValueError(f"it holds {type(item).__name__} where a boolean should be")

@@ -1,0 +1,53 @@
+"""Sources made of a source: some of its people, and their mirror images."""
+
+from typing import SupportsIndex
+
+import numpy as np
+
+from metricjax.data.photographs import Source
+
+
+def of_people(source: Source, chosen: np.ndarray) -> Source:
+    """The photographs of some people only (a mask over people), who are then numbered from 0."""
+    return _OfPeople(source, np.asarray(chosen))
+
+
+def mirrored(source: Source) -> Source:
+    """Twice the photographs, of twice the people: a mirrored face counts as somebody else's.
+
+    With few people to learn from, that doubles what there is to tell apart.
+    """
+    return _Mirrored(source)
+
+
+class _OfPeople:
+    def __init__(self, source: Source, chosen: np.ndarray):
+        if chosen.shape != (len(source.people),) or chosen.dtype != bool:
+            raise ValueError(f"chosen is {chosen.dtype}{list(chosen.shape)}; wanted {len(source.people)} booleans")
+        self.source, self.kept = source, np.flatnonzero(chosen[source.labels])
+        number = np.cumsum(chosen, dtype=np.int32) - 1
+        self.labels = number[source.labels[self.kept]]
+        self.people = [source.people[i] for i in np.flatnonzero(chosen)]
+        files = getattr(source, "files", None)
+        self.files = [""] * len(self.kept) if files is None else [files[i] for i in self.kept]
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: SupportsIndex) -> np.ndarray:
+        return self.source[self.kept[index]]
+
+
+class _Mirrored:
+    def __init__(self, source: Source):
+        self.source = source
+        self.labels = np.concatenate([source.labels, source.labels + np.int32(len(source.people))])
+        self.people = [*source.people, *(f"{name} mirrored" for name in source.people)]
+
+    def __len__(self) -> int:
+        return 2 * len(self.source)
+
+    def __getitem__(self, index: SupportsIndex) -> np.ndarray:
+        other, place = divmod(range(len(self))[index], len(self.source))
+        image = self.source[place]
+        return image[:, ::-1] if other else image

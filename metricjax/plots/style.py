@@ -1,0 +1,72 @@
+"""What all figures share: colours that colour-blind people tell apart, legends that do not grow, text as it is."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib import color_sequences
+from matplotlib.axes import Axes
+
+# Okabe and Ito's colours (2008), the strongest contrasts first; their yellow is too pale for a line on white.
+COLOURS = tuple(color_sequences["okabe_ito"][i] for i in (5, 6, 3, 7, 1, 2, 0))
+BLUE, VERMILLION = COLOURS[:2]
+DASHES = ("-", "--", ":", "-.")
+FEW, _ENTRIES = 5, 14  # of a legend: how many entries have room among the lines, and how many are shown at all
+Corner = Literal["lower right", "upper right", "best"]
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Colour and dashes of the how-manieth line: 28 that differ."""
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
+
+
+def add_legend(axes: Axes, loc: Corner) -> None:
+    """Few entries inside the axes, more beside them, and of many only the first."""
+    handles, names = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    left = len(handles) - _ENTRIES
+    figure = axes.get_figure(root=True)
+    if len(handles) <= FEW or figure is None:
+        made = axes.legend(loc=loc)
+    else:
+        shown, title = (handles[:_ENTRIES], names[:_ENTRIES]), f"and {left} more" if left > 0 else None
+        made = figure.legend(*shown, loc="outside right upper", title=title, fontsize=9)
+    as_written(*made.get_texts())
+
+
+def as_written(*texts) -> None:
+    """Names are shown as they are: a "$" in one does not start a formula."""
+    for text in texts:
+        text.set_parse_math(False)
+
+
+def short(name: str, length: int) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def some(name: str, entries: Mapping) -> None:
+    if not entries:
+        raise ValueError(f"{name} is empty; wanted at least one entry to draw")
+
+
+def name_of(label: Any, people) -> str:
+    """The person's name, or the label itself where names are not given."""
+    return str(label) if people is None else str(people[int(label)])
+
+
+def check_people(labels: np.ndarray, people) -> None:
+    """`people[label]` is there for every label."""
+    if people is None or not len(labels):
+        return
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"labels has dtype {labels.dtype}; wanted integers, the place of each name in people")
+    if labels.min() < 0 or labels.max() >= len(people):
+        raise ValueError(f"people has {len(people)} names; labels go from {labels.min()} to {labels.max()}")
+
+
+def check_images(images: np.ndarray, rows: int) -> None:
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) != rows:
+        raise ValueError(f"images has shape {images.shape}; wanted [{rows}, height, width, 1 or 3]")
+    if images.dtype != np.uint8:
+        raise TypeError(f"images has dtype {images.dtype}; wanted uint8")

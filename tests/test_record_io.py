@@ -1,0 +1,214 @@
+import pickle
+import struct
+import warnings
+
+import numpy as np
+import pytest
+
+import metricjax as mj
+from tests.photographs import jpeg, pixels
+
+MAGIC = bytes([0x0A, 0x23, 0xD7, 0xCE])
+
+
+class Writer:
+    """Records as dmlc-core's RecordIOWriter::WriteRecord writes them, with MXNet's header, and the index."""
+
+    def __init__(self):
+        self.file, self.index = b"", []
+
+    def write(self, key, labels, content, ident=None):
+        labels = np.asarray(labels, "<f4")
+        flag = labels.size if labels.ndim else 0
+        content = (
+            struct.pack("<IfQQ", flag, 0 if flag else labels, key if ident is None else ident, 0)
+            + (labels.tobytes() if flag else b"")
+            + content
+        )
+        self.index.append((key, len(self.file)))
+        begin, first = 0, True
+        for i in range(0, len(content) // 4 * 4, 4):
+            if content[i : i + 4] == MAGIC:
+                self._part(1 if first else 2, content[begin:i])
+                begin, first = i + 4, False
+        self._part(0 if first else 3, content[begin:])
+        self.file += bytes(-len(content[begin:]) % 4)
+
+    def _part(self, flag, content):
+        self.file += MAGIC + struct.pack("<I", flag << 29 | len(content)) + content
+
+    def save(self, folder, index=True, size="112,112"):
+        (folder / "train.rec").write_bytes(self.file)
+        if index:
+            (folder / "train.idx").write_text("".join(f"{key}\t{offset}\n" for key, offset in self.index))
+        if size:
+            (folder / "property").write_text(f"3,{size}")
+        return folder
+
+
+def training_set(people=3, each=4, magic=False):
+    """As InsightFace's face2rec2.py orders it: images with (label, aligned), header record, identity records."""
+    writer, key, identities = Writer(), 1, []
+    for person in range(people):
+        identities.append((key, key + each))
+        for k in range(each):
+            image = jpeg(person + 1, k + 1)
+            if magic and k % 2:
+                image += bytes(-len(image) % 4) + MAGIC * (1 + k // 2) + b"tail" + MAGIC + b"end"  # after a JPEG's end
+            writer.write(key, [person, 1], image)
+            key += 1
+    writer.write(0, [key, key + people], b"")
+    for i, identity in enumerate(identities):
+        writer.write(key + i, identity, b"")
+    return writer
+
+
+def check(source, people=3, each=4):
+    assert len(source) == people * each
+    assert source.labels.dtype == np.int32
+    np.testing.assert_array_equal(source.labels, np.repeat(np.arange(people), each))
+    assert source.people == [str(i) for i in range(people)]
+    for i in np.random.default_rng(0).permutation(people * each):
+        image = source[i]
+        assert image.dtype == np.uint8
+        np.testing.assert_array_equal(image, pixels(jpeg(i // each + 1, i % each + 1)))
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("magic", [False, True])
+def test_images_of_a_training_set(tmp_path, index, magic):
+    writer = training_set(magic=magic)
+    if magic:
+        assert writer.file.count(MAGIC) > 3 * 4 + 4
+    source = mj.data.RecordSource(writer.save(tmp_path, index=index))
+    check(source)
+    np.testing.assert_array_equal(source.ranges, [[1, 5], [5, 9], [9, 13]])
+    assert source.left_out == []
+    check(mj.data.RecordSource(tmp_path / "train.rec"))
+    with pytest.raises(IndexError):
+        source[12]
+
+
+def test_split_records_are_put_together(tmp_path):
+    writer = training_set(magic=True)
+    source = mj.data.RecordSource(writer.save(tmp_path))
+    for i in (1, 3):
+        whole = jpeg(1, i + 1)
+        whole += bytes(-len(whole) % 4) + MAGIC * (1 + i // 2) + b"tail" + MAGIC + b"end"
+        assert source.encoded(i) == whole
+
+
+def test_plain_records_with_a_number_for_label(tmp_path):
+    """As MXNet's im2rec writes them: no header record, no identities, labels with gaps."""
+    writer = Writer()
+    for i, label in enumerate([7, 3, 7, 1000]):
+        writer.write(i, label, jpeg(i + 1, 1))
+    source = mj.data.RecordSource(writer.save(tmp_path, size=None))
+    assert source.people == ["3", "7", "1000"]
+    np.testing.assert_array_equal(source.labels, [1, 0, 1, 2])
+    assert source.ranges.shape == (0, 2)
+    assert source.size == (112, 112)
+    np.testing.assert_array_equal(source[3], pixels(jpeg(4, 1)))
+
+
+def test_sizes(tmp_path):
+    folder = training_set().save(tmp_path, size="56,48")
+    assert mj.data.RecordSource(folder)[0].shape == (56, 48, 3)
+    assert mj.data.RecordSource(folder, (20, 20))[0].shape == (20, 20, 3)
+    (folder / "property").write_text("112")
+    with pytest.raises(ValueError, match="does not hold people,height,width"):
+        mj.data.RecordSource(folder)
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_damaged_records_are_reported_by_position_and_left_out(tmp_path, index):
+    writer = training_set()
+    at = dict(writer.index)
+    data = bytearray(writer.file)
+    data[at[2]] ^= 1  # no magic number
+    data[at[4] + 4 : at[4] + 8] = struct.pack("<I", 10)  # shorter than its header
+    data[at[7] + 32 : at[7] + 36] = struct.pack("<f", np.nan)
+    cut = at[12] + 1000
+    writer.file = bytes(data[:cut])
+    folder = writer.save(tmp_path, index=index)
+    with pytest.warns(UserWarning) as caught:
+        source = mj.data.RecordSource(folder)
+    message = str(caught[0].message)
+    found = {byte: reason for _, byte, reason in source.left_out}
+    assert found[at[4]] == "it is shorter than its header"
+    assert found[at[7]] == "its label is not a whole number"
+    assert found[at[12]] == "it runs past the end of the file"
+    assert f"at byte {at[7]} (its label is not a whole number)" in message
+    if index:
+        assert found[at[2]] == "the magic number is missing"
+        assert f"key 2 at byte {at[2]} (the magic number is missing)" in message
+        assert "8 records are left out" in message  # these, the header record and three identity records
+    else:  # where the chain breaks, the scan goes on at the next record
+        assert at[2] in found
+    np.testing.assert_array_equal(source.labels, np.repeat([0, 1, 2], [2, 3, 3]))
+    kept = [(0, 1), (0, 3), (1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (2, 3)]
+    for i, (person, k) in enumerate(kept):
+        np.testing.assert_array_equal(source[i], pixels(jpeg(person + 1, k)))
+
+
+def test_a_split_record_that_breaks_off(tmp_path):
+    writer = training_set(magic=True)
+    at = dict(writer.index)
+    data = bytearray(writer.file)
+    second = writer.file.index(MAGIC, at[2] + 4)
+    data[second] ^= 1
+    writer.file = bytes(data)
+    with pytest.warns(UserWarning, match=f"1 records are left out: key 2 at byte {at[2]} .the magic number"):
+        source = mj.data.RecordSource(writer.save(tmp_path))
+    assert len(source) == 11
+
+
+def test_records_that_the_index_lacks(tmp_path):
+    writer = training_set()
+    del writer.index[3:6]
+    with pytest.warns(UserWarning, match="holds 9 images; its identity records name 12"):
+        assert len(mj.data.RecordSource(writer.save(tmp_path))) == 9
+    writer.index[0] = (1, 10**9)
+    with (
+        pytest.warns(UserWarning, match="holds 8 images"),
+        pytest.warns(UserWarning, match=r"key 1 at byte 1000000000 \(it runs past the end"),
+    ):
+        mj.data.RecordSource(writer.save(tmp_path))
+
+
+def test_an_image_that_cannot_be_decoded_is_skipped_once_reported(tmp_path):
+    writer = Writer()
+    for key, (label, content) in enumerate([(0, jpeg(1, 1)), (0, b"no image"), (0, jpeg(1, 3)[:900]), (1, b"nothing")]):
+        writer.write(key, label, content)
+    source = mj.data.RecordSource(writer.save(tmp_path, size="112,112"))
+    with pytest.warns(UserWarning) as caught:
+        image = source[1]
+    assert [str(w.message).split(" is skipped")[0] for w in caught] == [
+        f"{tmp_path / 'train.rec'}: key {key} at byte {dict(writer.index)[key]}" for key in (1, 2)
+    ]
+    np.testing.assert_array_equal(image, pixels(jpeg(1, 1)))  # the next of the same person that can be read
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(source[2], image)
+    with pytest.warns(UserWarning, match="key 3"), pytest.raises(ValueError, match="no photograph of 1 can be read"):
+        source[3]
+
+
+def test_a_copy_in_another_process_reads_on(tmp_path):
+    source = pickle.loads(pickle.dumps(mj.data.RecordSource(training_set().save(tmp_path))))
+    check(source)
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"train\.rec is not there or empty"):
+        mj.data.RecordSource(tmp_path)
+    (tmp_path / "train.rec").write_bytes(b"no record at all")
+    with (
+        pytest.warns(UserWarning, match=r"at byte 0 \(the magic number is missing\)"),
+        pytest.raises(ValueError, match="holds no image records"),
+    ):
+        mj.data.RecordSource(tmp_path)
+    training_set().save(tmp_path)
+    (tmp_path / "train.idx").write_text("1\tx\n")
+    with pytest.raises(ValueError, match=r"train\.idx does not hold lines of a key"):
+        mj.data.RecordSource(tmp_path)
