@@ -30,6 +30,8 @@ class Data(NamedTuple):
 def load(args) -> Data:
     """Read what is tested on; what is trained on is read when it is needed."""
     photograph = ORL if args.dataset == "orl" else USUAL
+    if args.pairs is not None and (args.dataset == "orl" or not pathlib.Path(args.dataset).is_dir()):
+        raise ValueError("--pairs names files: give the folder that holds LFW's people as --dataset")
     sets = {path.stem: mj.data.verification_set(path) for path in args.test}
     source, pairs = opened(args, photograph), None
     if args.pairs is not None:

@@ -4,6 +4,7 @@ Rows of a batch are split over the devices, and class prototypes (and their cent
 the encoder are everywhere the same. Every loss sees the whole batch, as does batch normalisation.
 """
 
+import copy
 import dataclasses
 import json
 import pathlib
@@ -141,7 +142,7 @@ class Checkpoints:
     def save(self, step: int, history: dict, position, metrics: dict | None) -> None:
         """The state after `step` steps, what was monitored, where the input stands, and how good the encoder is."""
         state = dict(self.trainer.state)
-        run = {"identity": identity(self.trainer), "history": history, "position": position}
+        run = copy.deepcopy({"identity": identity(self.trainer), "history": history, "position": position})
         items = ocp.args.Composite(
             encoder=ocp.args.StandardSave(state.pop("average")),
             state=ocp.args.StandardSave(state),

@@ -121,8 +121,10 @@ def test_every_loss_trains(example, batch, loss):
     images, labels = trainer.design.seen(jnp.asarray(batch["images"])), jnp.asarray(batch["labels"])
 
     def loss_on_clean_images():
-        given = [trainer.state[part] for part in ("params", "rest", "kept")]
-        return trainer.loss(*given, images, labels, 30, jax.random.key(0))[0]
+        params, rest, kept = (trainer.state[part] for part in ("params", "rest", "kept"))
+        embeddings, _ = trainer.encode(params["encoder"], rest, images)
+        given = (trainer.args.losses, embeddings, labels, params["heads"], kept, 30, jax.random.key(0))
+        return example.losses_by_name.total_loss(*given, classes=10)[0]
 
     before, first = jax.tree.map(np.array, trainer.state), loss_on_clean_images()
     for number in range(30):
