@@ -13,7 +13,6 @@ import argparse
 import datetime
 import importlib.util
 import json
-import os
 import pathlib
 import sys
 import time
@@ -77,9 +76,8 @@ def arguments(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.resume and args.out is None:
         parser.error("--resume needs --out, the folder of the run to go on with")
-    if args.coordinator and args.out is None:
-        parser.error("--coordinator needs --out, one folder for all processes")
-    if args.out is None:
+    args.out_is_given = args.out is not None
+    if not args.out_is_given:
         args.out = pathlib.Path("runs") / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     elif not args.resume and (args.out / "checkpoints").exists():
         parser.error(f"--out {args.out} holds a run already; give --resume to go on with it, or another folder")
@@ -98,8 +96,15 @@ def join(args) -> None:
     """Make the processes of several hosts one, before anything asks for devices."""
     if args.coordinator:
         jax.distributed.initialize(args.coordinator, args.processes, args.process_id)
-    elif importlib.util.find_spec("libtpu") and "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize()
+    elif on_tpu():
+        jax.distributed.initialize()  # which asks the TPU's own network for the others
+    if jax.process_count() > 1 and not args.out_is_given:
+        sys.exit(f"train_faces: there are {jax.process_count()} processes; they need --out, one folder for all")
+
+
+def on_tpu() -> bool:
+    chips = (*pathlib.Path("/dev").glob("accel[0-9]*"), *pathlib.Path("/dev/vfio").glob("[0-9]*"))
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 # --- training -------------------------------------------------------------------------------------------------------
