@@ -111,7 +111,10 @@ def read_arrays(path: str) -> dict[str, np.ndarray]:
 
 
 def from_photographs(source: str, checkpoint: pathlib.Path, pairs: bool) -> Embedded:
-    """Photographs of people, embedded by a trained encoder; for a list of pairs also of people with one photograph."""
+    """Photographs of people, embedded by a trained encoder; for a list of pairs also of people with one photograph.
+
+    People that the encoder was trained on would flatter it: those of its own set are left out.
+    """
     import face_encoder
 
     encoder = face_encoder.load(checkpoint)
@@ -119,7 +122,19 @@ def from_photographs(source: str, checkpoint: pathlib.Path, pairs: bool) -> Embe
         faces = mj.data.orl(encoder.photograph)
     else:
         faces = mj.data.folder(source, encoder.photograph, at_least=1 if pairs else 2)
+    seen = trained_on(checkpoint, source)
+    new = np.array([name not in seen for name in faces.people])
+    if not new.all():
+        print(f"{len(new) - new.sum()} of {len(new)} people are left out: the encoder was trained on them")
+        faces = faces.of_people(new)
     return Embedded(encoder.embed(faces.images), faces.labels, faces.people, faces.images, faces.files)
+
+
+def trained_on(checkpoint: pathlib.Path, source: str) -> set[str]:
+    """The people of this set that the encoder was trained on, if it was."""
+    file = checkpoint / "metrics.json"
+    run = json.loads(file.read_text()) if file.is_file() else None
+    return set(run["people"]["trained on"]) if run is not None and run["run"]["dataset"] == source else set()
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------
