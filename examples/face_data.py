@@ -14,6 +14,7 @@ import metricjax as mj
 ORL = (112, 92)  # height and width of its photographs
 USUAL = (112, 112)  # of what everybody else has
 MOST_TESTED = 500  # people, unless the command line says otherwise
+FOLDS = 10  # of verification sets
 
 
 class Data(NamedTuple):
@@ -32,10 +33,17 @@ def load(args) -> Data:
     photograph = ORL if args.dataset == "orl" else USUAL
     if args.pairs is not None and (args.dataset == "orl" or not pathlib.Path(args.dataset).is_dir()):
         raise ValueError("--pairs names files: give the folder that holds LFW's people as --dataset")
-    sets = {path.stem: mj.data.verification_set(path) for path in args.test}
+    sets = {path.stem: mj.data.verification_set(path, photograph) for path in args.test}
+    for name, held in sets.items():
+        if len(held.same) % FOLDS:
+            raise ValueError(f"--test: {name} holds {len(held.same)} pairs; wanted {FOLDS} folds of equal size")
     source, pairs = opened(args, photograph), None
     if args.pairs is not None:
-        pairs = mj.data.read_pairs(args.pairs).of_folds([int(fold) for fold in args.test_folds.split(",")])
+        try:
+            folds = [int(fold) for fold in args.test_folds.split(",")]
+        except ValueError:
+            raise ValueError(f"--test-folds is {args.test_folds}; wanted numbers with commas between them") from None
+        pairs = mj.data.read_pairs(args.pairs).of_folds(folds)
         if len(np.unique(pairs.fold)) < 2:
             raise ValueError(
                 f"--test-folds {args.test_folds} names fewer than 2 folds: thresholds come from the others"
@@ -51,21 +59,41 @@ def load(args) -> Data:
     validation, held = None, trained & False
     if args.validation is not None and args.validation.isdigit():
         held = trained & (np.cumsum(trained) > trained.sum() - int(args.validation))
-        validation = in_memory(mj.data.of_people(source, held))
+        validation = mj.data.of_people(source, held)
+        check_verifiable(validation, f"--validation {args.validation}")
     elif args.validation is not None:
-        validation = mj.data.verification_set(args.validation)
+        validation = mj.data.verification_set(args.validation, photograph)
+        if validation.same.all() or not validation.same.any():
+            raise ValueError(f"--validation {args.validation} holds one kind of pair only; wanted genuine and impostor")
     trained = trained & ~held
     if trained.sum() < 2:
         raise ValueError(f"--dataset {args.dataset} leaves {trained.sum()} people to train on; wanted 2 at least")
     train = mj.data.of_people(source, trained)
     people = train.people
     train = mj.data.mirrored(train) if args.mirror == "people" else train
-    test = in_memory(mj.data.of_people(source, tested)) if tested.any() else None
+    test = None
+    if tested.any():
+        test = mj.data.of_people(source, tested)
+        check_verifiable(test, f"--test-people {tested.sum()}" if pairs is None else f"--test-folds {args.test_folds}")
+        test = in_memory(test)
+    elif not sets:
+        raise ValueError("--test-people 0 without any --test leaves nothing to test on")
+    if args.validation is not None and args.validation.isdigit():
+        validation = in_memory(validation)
     return Data(train, people, test, pairs, sets, validation)
+
+
+def check_verifiable(source: mj.data.Source, argument: str) -> None:
+    """An error before training, not after it, where people kept for verification cannot be compared."""
+    if len(source.people) < 2 or np.bincount(source.labels).max() < 2:
+        raise ValueError(f"{argument}: wanted 2 people at least, and 2 photographs of one, to compare")
 
 
 def opened(args, photograph: tuple[int, int]) -> mj.data.Source:
     """All that --dataset holds."""
+    of_a_folder = pathlib.Path(args.dataset).is_dir() and not (pathlib.Path(args.dataset) / "train.rec").is_file()
+    if args.landmarks is not None and not of_a_folder:
+        raise ValueError(f"--landmarks names files: wanted a folder of people as --dataset, not {args.dataset}")
     if args.dataset == "orl":
         return mj.data.ArraySource(mj.data.orl(photograph))
     if args.dataset == "lfw":
@@ -92,7 +120,10 @@ def batches(args, source: mj.data.Source):
         people, each = args.batch or (min(20, len(source.people)), 2)
         sampler = partial(mj.samplers.pk_batches, source.labels, people, each, seed=args.seed)
     part = {"shard": jax.process_index(), "shards": jax.process_count()}
-    return mj.data.batches(source, sampler, workers=args.workers, **part)
+    try:
+        return mj.data.batches(source, sampler, workers=args.workers, **part)
+    except ValueError as error:  # the sampler's: more people than there are, or parts that are not equal
+        raise ValueError(f"--batch: {error}") from None
 
 
 def design(args, data: Data) -> face_encoder.Design:

@@ -108,6 +108,11 @@ class Trainer:
     def compile(self, batch: dict[str, np.ndarray]) -> float:
         """Compile the step for batches like this one; seconds that took."""
         started = time.perf_counter()
+        images = len(batch["labels"]) * jax.process_count()
+        if images % self.mesh.size:
+            raise ValueError(f"--batch: {images} images; wanted a multiple of the {self.mesh.size} devices")
+        if self.args.chunk is not None and images % self.args.chunk:
+            raise ValueError(f"--chunk is {self.args.chunk}; wanted a divisor of the {images} images of a batch")
         whole = NamedSharding(self.mesh, PartitionSpec())
         step = jax.jit(self._step, donate_argnums=0, out_shardings=(self.placement, whole))
         self._compiled = step.lower(self.state, np.int32(0), **self.placed(batch)).compile()
@@ -182,6 +187,8 @@ def identity(trainer: Trainer) -> dict:
     word = lambda value: getattr(value, "__name__", str(value))
     named = {name: {k: word(v) for k, v in hyper.items()} for name, hyper in args.losses.items()}
     made = {"people": trainer.classes, "losses": named, **dataclasses.asdict(trainer.design)}
-    for key in ("batch", "dataset", "steps", "seed", "learning_rate", "constraint", "mirror"):
+    for key in ("batch", "dataset", "steps", "seed", "learning_rate", "constraint", "mirror", "workers"):
         made[key] = getattr(args, key)
+    for key in ("pairs", "test_folds", "test_people", "validation", "landmarks"):  # who is trained on
+        made[key] = None if getattr(args, key) is None else str(getattr(args, key))
     return json.loads(json.dumps(made))  # as it comes back from a checkpoint

@@ -30,6 +30,7 @@ import metricjax as mj
 
 FARS = (0.1, 0.01, 0.001)
 LOG_EVERY = 10
+MOST_COMPARED = 5000  # images, by their raw pixels too
 COLLAPSED, PATIENCE = 0.05, 10  # so little spread (1 is even) in so many logged steps is a collapse
 
 
@@ -48,16 +49,17 @@ def arguments(argv=None) -> argparse.Namespace:
     batch = "people and images of each (default 20 2), or one number: images drawn evenly; of all devices together"
     data("--batch", type=int, nargs="+", metavar=("P", "K"), help=batch)
     data("--workers", type=int, default=0, help="processes that read and decode, besides threads")
-    how = "people: a mirrored face is another person; random: every other image; none"
+    how = "people: a mirrored face is another person; random: each image or not, by chance; none"
     data("--mirror", choices=("people", "random", "none"), default="people", help=how)
     model = parser.add_argument_group("encoder").add_argument
-    model("--encoder", default="small_resnet", help=f"one of {', '.join(mj.encoders.NAMED)}")
+    model("--encoder", default="small_resnet", choices=mj.encoders.NAMED, help="default small_resnet")
     model("--embedding-size", type=int, default=128)
     model("--image-size", type=int, nargs=2, default=(64, 56), metavar=("H", "W"), help="what the encoder sees")
     model("--pixels", choices=("standardised", "centred"), default="standardised", help="each image, or from −1 to 1")
     model("--precision", choices=("float32", "bfloat16"), default="float32", help="of activations")
-    model("--remat", action="store_true", help="compute blocks again going backwards: less memory, a third more time")
-    model("--chunk", type=int, help="images encoded at a time: batches of any size, in the memory of these")
+    again = "compute blocks again going backwards: a third more time, less memory (but not on a CPU)"
+    model("--remat", action="store_true", help=again)
+    model("--chunk", type=int, help="images encoded at a time: batches of any size in their memory; slow on a CPU")
     train = parser.add_argument_group("training").add_argument
     train("--loss", default="cosface+supcon", help="a loss of metricjax.losses, or several joined by +")
     train("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the loss")
@@ -81,10 +83,17 @@ def arguments(argv=None) -> argparse.Namespace:
         args.out = pathlib.Path("runs") / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     elif not args.resume and (args.out / "checkpoints").exists():
         parser.error(f"--out {args.out} holds a run already; give --resume to go on with it, or another folder")
-    if args.steps < 1:
-        parser.error(f"--steps is {args.steps}; wanted at least 1")
+    least = dict.fromkeys(("steps", "checkpoint_every", "embedding_size", "image_size", "batch", "chunk"), 1)
+    for name, wanted in {**least, "seed": 0, "workers": 0, "test_people": 0}.items():
+        given = getattr(args, name)
+        if given is not None and np.min(given) < wanted:
+            parser.error(f"--{name.replace('_', '-')} is {given}; wanted at least {wanted}")
     if args.batch is not None and len(args.batch) > 2:
         parser.error(f"--batch is {args.batch}; wanted people and images of each, or one number of images")
+    if len({path.stem for path in args.test}) < len(args.test):
+        parser.error(f"--test: two of {', '.join(map(str, args.test))} have one name; wanted different ones")
+    if not args.coordinator and (args.processes is not None or args.process_id is not None):
+        parser.error("--processes and --process-id need --coordinator")
     try:
         args.losses = losses_by_name.chosen_losses(args.loss, args.set)
     except ValueError as error:
@@ -179,10 +188,14 @@ def evaluate(embed, data: face_data.Data) -> tuple[dict, np.ndarray | None, mj.m
             result |= {"LFW accuracy": mean, "LFW deviation": deviation, "LFW pairs": len(kept.same)}
     for name, held in data.sets.items():
         similarity = held.similarities(embed(held.images))
-        mean, deviation = mj.metrics.k_fold_accuracy(similarity, held.same, folds=10)
+        mean, deviation = mj.metrics.k_fold_accuracy(similarity, held.same, folds=face_data.FOLDS)
         result |= {f"{name} accuracy": mean, f"{name} deviation": deviation}
         result |= {f"{name} EER": mj.metrics.equal_error_rate(similarity, held.same)}
     return result, embeddings, scores
+
+
+def images_of(data: face_data.Data) -> int:
+    return max(len(held.images) for held in (data.tested, *data.sets.values()) if held is not None)
 
 
 def raw_pixels(images: np.ndarray) -> np.ndarray:
@@ -212,7 +225,10 @@ def main(argv=None) -> dict:
         sys.exit(f"train_faces: {error}")
     encoder = face_encoder.load(args.out, trainer.mesh)  # of the best checkpoint
     results, embeddings, scores = {}, {}, {}
-    for name, embed in (("embeddings", encoder.embed), ("raw pixels", raw_pixels)):
+    ways = {"embeddings": encoder.embed, "raw pixels": raw_pixels}
+    if images_of(data) > MOST_COMPARED:
+        del ways["raw pixels"]
+    for name, embed in ways.items():
         results[name], embeddings[name], scores[name] = evaluate(embed, data)
     seconds = time.perf_counter() - started
     people = {"trained on": data.trained_on, "tested on": data.tested.people if data.tested else []}

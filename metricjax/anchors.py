@@ -22,7 +22,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Shaped
 
-from metricjax.checks import check_batch
+from metricjax.checks import check_batch, check_fits
 from metricjax.mining import Triplets
 from metricjax.numerics import computing_dtype, widen
 from metricjax.pairwise import Pairwise, as_pairwise
@@ -253,6 +253,8 @@ def _sorted_out(embeddings: Array, labels: Array, options: AnchorOptions) -> tup
     relations = {name: as_partial(rest.pop(name, None)) for name in ("same", "miner")}
     how = Settings(**rest)
     check_batch(**batch._asdict(), same=relations["same"], block_size=how.block_size)
+    check_fits("labels", batch.labels)
+    check_fits("reference_labels", batch.reference_labels)
     return batch, relations, how
 
 

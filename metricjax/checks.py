@@ -6,7 +6,9 @@ Arguments are `Any` here: whether they are arrays is the first thing that is che
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def check_rows(name: str, x: Any, features: int | None = None) -> None:
@@ -29,6 +31,15 @@ def check_labels(name: str, labels: Any, rows: int, any_kind: bool = False) -> N
         raise ValueError(f"{name} has shape {labels.shape}; wanted one label for each of the {rows} rows")
     if not any_kind and jnp.issubdtype(labels.dtype, jnp.inexact):
         raise TypeError(f"{name} has dtype {labels.dtype}; wanted integers, which compare exactly")
+
+
+def check_fits(name: str, labels: Any) -> None:
+    """Integers of a NumPy array fit into what JAX makes of it: it cuts them to 32 bits without a word."""
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu" and labels.size:
+        taken = jax.dtypes.canonicalize_dtype(labels.dtype)
+        limits = np.iinfo(taken)
+        if not limits.min <= labels.min() <= labels.max() <= limits.max:
+            raise ValueError(f"{name} does not fit into {taken}; number the labels from 0")
 
 
 def check_per_row(name: str, a: Any, rows: int, kind: type = jnp.bool_) -> None:
@@ -101,6 +112,7 @@ def check_class_batch(
     if len(prototypes) == 0:
         raise ValueError(f"{name} has shape {prototypes.shape}; wanted at least one class")
     check_class_labels(labels, n)
+    check_fits("labels", labels)
     check_per_row("where", where, n)
     check_per_row("weights", weights, n, jnp.floating)
     if classes is not None and (classes.shape != (len(prototypes),) or not jnp.issubdtype(classes.dtype, jnp.integer)):

@@ -30,10 +30,9 @@ def _check(embeddings, where, **integers: int) -> None:
             raise TypeError(f"{name} is {number!r}; wanted an int, which is static")
 
 
-def _as_threshold(threshold: ArrayLike, x: Array) -> Array:
+def _check_threshold(threshold: ArrayLike) -> None:
     if jnp.ndim(threshold):
         raise ValueError(f"threshold has shape {jnp.shape(threshold)}; wanted one number")
-    return jnp.asarray(threshold, x.dtype)
 
 
 def _rows(embeddings, where):
@@ -217,13 +216,14 @@ def connected_components(
     _check(embeddings, where)
     if not callable(similarity):
         raise TypeError(f"similarity is {similarity!r}; wanted a function of (x, y)")
-    return _components(as_pairwise(similarity), embeddings, _as_threshold(threshold, widen(embeddings)), where)
+    _check_threshold(threshold)
+    return _components(as_pairwise(similarity), embeddings, threshold, where)
 
 
 @jax.jit(static_argnums=0, inline=True)
 def _components(score, embeddings, threshold, where):
     rows, real = _rows(embeddings, where)
-    n = len(rows)
+    n, threshold = len(rows), jnp.asarray(threshold, rows.dtype)
     tiles = max(1, math.ceil(n / _TILE))
     size = max(1, math.ceil(n / tiles))
     all_rows = tiles * size
@@ -303,7 +303,8 @@ def threshold_clusters(
     _check(embeddings, where, capacity=capacity)
     if capacity < 1:
         raise ValueError(f"capacity is {capacity}; wanted at least 1")
-    found = _leaders(capacity, embeddings, _as_threshold(threshold, widen(embeddings)), where)
+    _check_threshold(threshold)
+    found = _leaders(capacity, embeddings, threshold, where)
     if not isinstance(found.overflow, jax.core.Tracer) and found.overflow > 0:
         raise ValueError(f"capacity is {capacity}: {int(found.overflow)} rows are like none of so many clusters")
     return found
@@ -312,7 +313,7 @@ def threshold_clusters(
 @jax.jit(static_argnums=0, inline=True)
 def _leaders(capacity, embeddings, threshold, where) -> LeaderClusters:
     rows, real = _rows(embeddings, where)
-    places = jnp.arange(capacity, dtype=jnp.int32)
+    places, threshold = jnp.arange(capacity, dtype=jnp.int32), jnp.asarray(threshold, rows.dtype)
 
     def step(state, row):
         sums, centers, number = state

@@ -134,3 +134,15 @@ def test_wrong_arguments_are_named(name, unchecked):
     call, error, message = PAIRS_WRONG[name]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_labels_that_jax_would_cut_are_refused(unchecked):
+    z, y = np.eye(4, dtype=np.float32), np.array([0, 1, 2, 3]) * 2**32
+    with pytest.raises(ValueError, match="labels does not fit into int32; number the labels from 0"):
+        mj.losses.supcon(z, y)
+    with pytest.raises(ValueError, match="reference_labels does not fit into int32"):
+        mj.losses.supcon(z, y // 2**32, references=z, reference_labels=y)
+    with pytest.raises(ValueError, match="labels does not fit into int32"):
+        mj.losses.cosface(z, y, z)
+    with jax.enable_x64(True):
+        assert float(mj.losses.supcon(z, y)) == 0  # no two are the same person

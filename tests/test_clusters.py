@@ -323,3 +323,9 @@ def test_errors(unchecked):
     ):
         with pytest.raises(error, match=message):
             wrong()
+
+
+def test_arrays_of_numpy_in_float64(unchecked):
+    """JAX warns of every float64 that it cannot keep, and warnings are errors here."""
+    x = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    assert connected_components(x, 0.5).tolist() == threshold_clusters(x, 0.5).labels.tolist() == [0, 0, 1]

@@ -237,12 +237,23 @@ def test_save_and_load(rng, tmp_path):
     np.savez(tmp_path / "other.npz", ids=np.zeros(3))
     with pytest.raises(ValueError, match=r"holds \['ids'\]; wanted a gallery"):
         Gallery.load(tmp_path / "other.npz")
+    np.savez(tmp_path / "shapes.npz", sums=np.zeros((4, 3)), ids=np.zeros(3, np.int32), overflow=np.int32(0))
+    with pytest.raises(ValueError, match=r"holds ids int32\[3\], .*sums float64\[4, 3\]; wanted ids int32\[c\]"):
+        Gallery.load(tmp_path / "shapes.npz")
+    (tmp_path / "text").write_text("nobody")
+    with pytest.raises(ValueError, match="text is no npz file"):
+        Gallery.load(tmp_path / "text")
 
 
 @pytest.mark.parametrize(
     "call, error, message",
     [
         (lambda g, x: Gallery.empty(0, 2), ValueError, "capacity is 0"),
+        (lambda g, x: Gallery.empty(2.5, 2), ValueError, "capacity is 2.5"),
+        (lambda g, x: Gallery.empty(2, 2, int), TypeError, "wanted a floating-point dtype"),
+        (lambda g, x: g.enrol(x, np.array(["a", "b"])), TypeError, "ids has dtype <U1; wanted integers"),
+        (lambda g, x: g.enrol(x, np.array([True, False])), TypeError, "ids has dtype bool; wanted integers"),
+        (lambda g, x: g.identify(x, np.zeros(2)), ValueError, r"threshold has shape \(2,\); wanted one number"),
         (lambda g, x: g.enrol(x[:, :1], ids_of(0, 1)), ValueError, "embeddings has 1 features, the gallery 2"),
         (lambda g, x: g.enrol(x, ids_of(0)), ValueError, "ids has shape"),
         (lambda g, x: g.enrol(x, [0, 1]), TypeError, "ids is a list"),

@@ -116,6 +116,7 @@ def test_errors(unchecked):
         (((x,), {"k": 0}), ValueError, "k is 0"),
         (((x,), {"k": 1.0}), TypeError, "k is 1.0"),
         (((x[:1],), {"k": 1}), ValueError, "embeddings has 1 rows"),
+        (((x[:, :0],), {"k": 1}), ValueError, r"embeddings has shape \(4, 0\); wanted at least one feature"),
         (((x[0],), {}), ValueError, r"embeddings has shape \(2,\)"),
         (((x * np.nan,), {"k": 1}), ValueError, "embeddings holds NaN"),
         (((x, np.ones(3, int)), {"k": 1}), ValueError, r"labels has shape \(3,\)"),
@@ -123,3 +124,14 @@ def test_errors(unchecked):
     ):
         with pytest.raises(error, match=message):
             embedding_health(*arguments[0], **arguments[1])
+    labels = np.array([0, 0, 2**32, 2**32])
+    assert embedding_health(x, labels, k=1)["alignment"] == 0  # classes are numbered
+    for embeddings, wrong, error, message in (
+        (x, labels, ValueError, "labels does not fit into int32; number the labels from 0"),
+        (x, np.array(["a"] * 4), TypeError, "labels has dtype <U1; wanted numbers"),
+        (x, np.ones((4, 2), int), ValueError, r"labels has shape \(4, 2\)"),
+        (x.astype(int), np.ones(4, int), TypeError, "embeddings has dtype int64"),
+        (x[:0], np.ones(0, int), ValueError, r"embeddings has shape \(0, 2\); wanted at least one row"),
+    ):
+        with pytest.raises(error, match=message):
+            health.health(embeddings, wrong)

@@ -196,6 +196,8 @@ WRONG = {
     "float labels": (lambda: M.cmc(S, Q / 1, G), TypeError, "query_labels has dtype float64"),
     "nan": (lambda: M.cmc(S * np.nan, Q, G), ValueError, "scores holds NaN or infinity"),
     "ranks": (lambda: M.cmc(S, Q, G, ranks=(0,)), ValueError, r"ranks is \(0,\)"),
+    "half a rank": (lambda: M.cmc(S, Q, G, ranks=(1.5,)), ValueError, r"ranks is \(1.5,\); wanted positive ints"),
+    "text": (lambda: M.cmc(S.astype(str), Q, G), TypeError, "scores has dtype <U32; wanted real numbers"),
     "no ranks": (lambda: M.cmc(S, Q, G, ranks=()), ValueError, r"ranks is \(\)"),
     "no mates": (lambda: M.cmc(S, Q + 9, G), ValueError, "no label of the 3 queries is in the gallery"),
     "no mates, open": (lambda: M.fnir_at_fpir(S, Q + 9, G, 1.0), ValueError, "no label of the 3 queries"),

@@ -147,6 +147,38 @@ def test_labels_are_not_cast_to_float():
     assert mj.metrics.retrieval(z, y)["recall@1"] == 1
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_scores_may_be_integers_without_a_negative(dtype, rng):
+    """−s wraps around: 0 is its own negative as an unsigned integer, and −128 as a signed one."""
+    same = rng.random(60) < 0.5
+    scores = rng.integers(0, 4, 60) + same
+    narrow = (64 * (scores - 2)).clip(-128, 127).astype(dtype) if dtype == "int8" else scores.astype(dtype)
+    wide = narrow.astype(float)
+    assert mj.metrics.roc_auc(narrow, same) == mj.metrics.roc_auc(wide, same) > 0.5
+    people = np.stack([np.arange(60), np.arange(60) + ~same], axis=1)
+    found = [mj.metrics.calibrated_threshold(s, people, 0.3, resamples=5) for s in (narrow, wide)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_scikit_learn(kind, rng):
+    """Of a ranking by distinct scores; where they are equal, scikit-learn averages and these go by index."""
+    sklearn = pytest.importorskip("sklearn.metrics")
+    scores, same = scores_and_same(kind, rng)
+    far, tar, thresholds = sklearn.roc_curve(same, scores, drop_intermediate=False)
+    curve = mj.metrics.roc(scores, same)
+    np.testing.assert_allclose([curve.far, curve.tar, curve.thresholds], [far, tar, thresholds], rtol=1e-12)
+    np.testing.assert_allclose(mj.metrics.roc_auc(scores, same), sklearn.roc_auc_score(same, scores), rtol=1e-12)
+    distinct = rng.permutation(len(same)).astype(np.float32) + 1
+    found = mj.metrics.retrieval(
+        np.ones((1, 1), np.float32), np.ones(1, int), ks=(5, 200), similarity=mj.similarities.dot,
+        references=distinct[:, None], reference_labels=same.astype(int),
+    )  # fmt: skip
+    np.testing.assert_allclose(found["map"], sklearn.average_precision_score(same, distinct), rtol=1e-12)
+    for k in (5, 200):
+        np.testing.assert_allclose(found[f"ndcg@{k}"], sklearn.ndcg_score(same[None], distinct[None], k=k), rtol=1e-12)
+
+
 Z = np.eye(3, dtype=np.float32)
 WRONG = {
     "nan embeddings": (lambda: mj.metrics.retrieval(Z * np.nan, np.arange(3)), ValueError, "embeddings holds NaN"),
@@ -155,6 +187,9 @@ WRONG = {
     "no genuine": (lambda: mj.metrics.pair_scores(Z, np.arange(3)), ValueError, "no two rows of the same person"),
     "no impostors": (lambda: mj.metrics.pair_scores(Z, np.zeros(3, int)), ValueError, "one person only"),
     "float labels": (lambda: mj.metrics.retrieval(Z, np.zeros(3)), TypeError, "labels has dtype float64"),
+    "text": (lambda: mj.metrics.roc_auc(["1", "2"], [True, False]), TypeError, "scores has dtype <U1; wanted real"),
+    "complex": (lambda: mj.metrics.roc_auc([1j, 2j], [True, False]), TypeError, "scores has dtype complex128"),
+    "no pairs": (lambda: mj.metrics.roc_auc([], np.zeros(0, bool)), ValueError, "same is empty; wanted pairs of both"),
     "lengths": (lambda: mj.metrics.roc_auc([1.0], [True, False]), ValueError, r"scores has shape \(1,\)"),
     "same": (lambda: mj.metrics.roc_auc([1.0, 2.0], [1, 0]), TypeError, "same has dtype int64; wanted booleans"),
     "infinite": (lambda: mj.metrics.roc_auc([np.inf, 2.0], [True, False]), ValueError, "scores holds NaN or infinity"),

@@ -82,14 +82,21 @@ def test_hardest_pairs_are_those_of_brute_force(rng, monkeypatch, panel, distinc
             np.testing.assert_allclose(scores, [score for score, _, _ in wanted], atol=1e-6)
 
 
-def test_hardest_pairs_of_equal_scores_come_in_order():
+def test_hardest_pairs_of_equal_scores_come_in_order(unchecked):
     found = mj.metrics.hardest_pairs(np.ones((5, 2)), np.array([0, 1, 0, 1, 2]), 3)
     assert found.strangers.tolist() == [[0, 1], [0, 3], [0, 4]]
     assert found.mates.tolist() == [[0, 2], [1, 3]]
     lone = mj.metrics.hardest_pairs(np.ones((2, 2)), np.array([0, 1]))
     assert lone.mates.shape == (0, 2) and lone.mate_scores.shape == (0,)
-    with pytest.raises(ValueError, match="count is 0"):
-        mj.metrics.hardest_pairs(np.ones((2, 2)), np.array([0, 1]), 0)
+    for count in (0, 1.5):
+        with pytest.raises(ValueError, match=f"count is {count}; wanted a positive number"):
+            mj.metrics.hardest_pairs(np.ones((2, 2)), np.array([0, 1]), count)
+
+
+def test_hardest_pairs_are_none_of_nan():
+    broken = lambda x, y: jnp.where(jnp.arange(len(y))[None] == 1, jnp.nan, x @ y.T)
+    with pytest.raises(ValueError, match="similarity gives NaN for finite rows"):
+        mj.metrics.hardest_pairs(np.eye(4), np.array([0, 1, 0, 1]), 1, similarity=broken)
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------
@@ -230,6 +237,12 @@ def test_wrong_images_and_names(rng):
         sheet(images(3), people=NAMES[:2])
     with pytest.raises(ValueError, match=r"similarity has shape \(1, 3\); wanted \(2, 3\)"):
         mj.plots.neighbour_sheet(images(3), np.arange(3), s, [0, 1])
+    labels = np.zeros((3, 2), int)
+    with pytest.raises(ValueError, match=r"labels has shape \(3, 2\); wanted one label"):
+        mj.plots.neighbour_sheet(images(3), labels, s, [0])
+    for draw in (mj.plots.embedding_map, mj.plots.similarity_matrix):
+        with pytest.raises(ValueError, match=r"labels has shape \(3, 2\); wanted one label"):
+            draw(np.eye(3), labels)
 
 
 # --- maps -------------------------------------------------------------------------------------------------------------

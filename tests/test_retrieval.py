@@ -219,8 +219,13 @@ WRONG = {
         lambda: retrieved(X, Y[:, None], same=mj.relations.equal, per_class=True), ValueError, "per row for classes",
     ),
     "large labels": (
-        lambda: retrieved(X, Y + 2**40, same=mj.relations.equal), ValueError, "do not fit into int32; number them",
+        lambda: retrieved(X, Y + 2**40, same=mj.relations.equal), ValueError, "labels does not fit into int32; number",
     ),
+    "text and a relation": (
+        lambda: retrieved(X, Y.astype(str), same=mj.relations.equal), TypeError, "labels has dtype <U.*wanted numbers",
+    ),
+    "half a neighbour": (lambda: retrieved(X, Y, ks=(1.5,)), ValueError, r"ks is \(1.5,\); wanted positive ints"),
+    "one k": (lambda: retrieved(X, Y, ks=5), ValueError, "ks is 5; wanted positive ints"),
 }  # fmt: skip
 
 

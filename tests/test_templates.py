@@ -104,7 +104,8 @@ Z, ONE = np.eye(3, dtype=np.float32), np.arange(3)
 WRONG = {
     "template ids": (lambda: templates(Z, ONE[:2], ONE), ValueError, r"template_ids has shape \(2,\)"),
     "media ids": (lambda: templates(Z, ONE, ONE[:2]), ValueError, r"media_ids has shape \(2,\)"),
-    "columns": (lambda: templates(Z, ONE[:, None], ONE), ValueError, r"template_ids has shape \(3, 1\); wanted one id"),
+    "columns": (lambda: templates(Z, ONE[:, None], ONE), ValueError, r"template_ids has shape \(3, 1\); wanted one"),
+    "columns of media": (lambda: templates(Z, ONE, ONE[:, None]), ValueError, r"media_ids has shape \(3, 1\)"),
     "float ids": (lambda: templates(Z, ONE / 1, ONE), TypeError, "template_ids has dtype float64"),
     "text": (lambda: templates(Z, ONE.astype(str), ONE), TypeError, "template_ids has dtype <U.*; wanted integers"),
     "large": (lambda: templates(Z, ONE.astype(np.uint64) + 2**63, ONE), ValueError, "wanted at most 2⁶³ − 1"),

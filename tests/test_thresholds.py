@@ -143,7 +143,8 @@ def test_groups_have_the_rates_of_their_own_pairs(rng):
     assert found[2].impostors == 0
     whole = mj.metrics.error_rates(scores, same, 0.7)
     np.testing.assert_allclose(sum(f.frr * f.genuine for f in found.values()), whole.frr * whole.genuine)
-    assert mj.metrics.group_error_rates(scores, same, groups.astype(str), 0.7)["0"] == found[0]
+    for names in (groups.astype(str), groups.astype(str).astype(object)):  # the second is what a table holds
+        assert mj.metrics.group_error_rates(scores, same, names, 0.7)["0"] == found[0]
 
 
 def test_det_curves(rng):
@@ -165,12 +166,15 @@ WRONG = {
     "fmr": (lambda: M.roc(S, SAME).fnmr_at_fmr(2.0), ValueError, "far is 2.0; 2 impostor pairs"),
     "one kind": (lambda: M.decidability(S, SAME | True), ValueError, "same is all True"),
     "test pairs": (lambda: M.hter(S, SAME, S[:2], SAME), ValueError, r"scores has shape \(2,\), same \(3,\)"),
-    "threshold": (lambda: M.error_rates(S, SAME, np.nan), ValueError, "threshold is NaN"),
+    "threshold": (lambda: M.error_rates(S, SAME, np.nan), ValueError, "threshold is nan; wanted a number"),
+    "thresholds": (lambda: M.error_rates(S, SAME, S), ValueError, r"threshold is array\(.*wanted a number"),
+    "no threshold": (lambda: M.error_rates(S, SAME, None), ValueError, "threshold is None; wanted a number"),
     "people": (lambda: M.calibrated_threshold(S, WHO[:2], 0.5), ValueError, r"people is int64\[2, 2\]"),
     "float people": (lambda: M.calibrated_threshold(S, WHO / 1, 0.5), ValueError, r"people is float64\[3, 2\]"),
     "no impostors": (lambda: M.calibrated_threshold(S, WHO * 0, 0.5), ValueError, "same is all True"),
     "calibrated far": (lambda: M.calibrated_threshold(S, WHO, 0.1), ValueError, "far is 0.1; 2 impostor pairs"),
     "confidence": (lambda: M.calibrated_threshold(S, WHO, 0.5, confidence=95), ValueError, "confidence is 95"),
+    "half a resample": (lambda: M.calibrated_threshold(S, WHO, 0.5, resamples=2.5), ValueError, "resamples 2.5"),
     "resamples": (lambda: M.calibrated_threshold(S, WHO, 0.5, resamples=0), ValueError, "resamples 0"),
     "quality": (lambda: M.error_versus_reject(S, SAME, S[:2], 0.5), ValueError, r"quality has shape \(2,\)"),
     "quality nan": (lambda: M.error_versus_reject(S, SAME, S * np.nan, 0.5), ValueError, "quality holds NaN"),

@@ -273,7 +273,7 @@ WRONG = {
     "infinite": (lambda: M.pair_scores(np.full((4, 2), np.inf), Y), ValueError, "embeddings holds NaN or infinity"),
     "overflow": (lambda: M.pair_scores(Z * 1e30, Y, dot), ValueError, "similarity gives NaN or infinity"),
     "groups": (lambda: M.group_pair_rates(Z, Y, Y[:2], 0.5), ValueError, r"groups has shape \(2,\)"),
-    "threshold": (lambda: M.group_pair_rates(Z, Y, Y, np.nan), ValueError, "threshold is NaN"),
+    "threshold": (lambda: M.group_pair_rates(Z, Y, Y, np.nan), ValueError, "threshold is nan; wanted a number"),
     "set far": (lambda: M.calibrated_pair_threshold(Z, Y, 0.1), ValueError, "far is 0.1; 4 impostor pairs"),
     "one kind": (lambda: M.calibrated_pair_threshold(Z, Y * 0, 0.5), ValueError, "labels has pairs of one kind only"),
     "confidence": (lambda: M.calibrated_pair_threshold(Z, Y, 0.5, confidence=2.0), ValueError, "confidence is 2.0"),

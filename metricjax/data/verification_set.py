@@ -25,9 +25,9 @@ class PairImages(NamedTuple):
         """The cosine of each pair, given the embeddings of all images."""
         if len(embeddings) != len(self.images):
             raise ValueError(f"embeddings has {len(embeddings)} rows; wanted one for each of {len(self.images)} images")
-        unit = np.asarray(embeddings, np.float64)
-        unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-        return np.sum(unit[0::2] * unit[1::2], axis=1)
+        dot = lambda a, b: np.einsum("nd,nd->n", a, b, dtype=np.float64)
+        a, b = embeddings[0::2], embeddings[1::2]
+        return dot(a, b) / np.maximum(np.sqrt(dot(a, a) * dot(b, b)), np.finfo(np.float64).tiny)
 
 
 def verification_set(path: str | pathlib.Path, size: tuple[int, int] = (112, 112)) -> PairImages:

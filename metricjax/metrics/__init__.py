@@ -1,4 +1,20 @@
-"""Exact evaluation of embeddings and of scores."""
+"""Exact evaluation of embeddings and of scores: which function answers which question.
+
+- Are those of the same class nearest? `retrieval` (recall@k, precision@k, R-precision, MAP@R, mAP, MRR, nDCG@k); inside
+  `jit`, over batches and devices `retrieval_means`.
+- Are two of the same person? Of all pairs of a set `pair_scores`, of a list of scores `roc`; either gives a `Roc`: AUC,
+  EER, TAR at a FAR, thresholds. How sure is it? `roc_bands`. By LFW's folds: `k_fold_accuracy`, `k_fold_tar`.
+- Which threshold, and what does it cost? `calibrated_pair_threshold`, of a list `calibrated_threshold`; on other pairs
+  `error_rates`, `hter`; group by group `group_pair_rates`, `group_error_rates`; by quality `error_versus_reject`.
+- Who is it, if anybody? Of embeddings `identification`, of scores `searches`; either gives `Searches`: CMC, and FNIR
+  and DIR at an FPIR. Of several images each (IJB): `templates`, `pair_similarities`, `identification_over_galleries`.
+- Do clusters group the rows as their labels do? `nmi`, `ami`, `ari`, `v_measure`, `pairwise_f1`, `bcubed_f1`.
+- Have embeddings collapsed? `embedding_health` of a set, `health` of a batch inside `jit`; `decidability` of scores.
+- What goes wrong? `hardest_pairs`; and `mj.plots` draws all of it, `mj.plots.report` on one page.
+
+Most take arrays of NumPy or JAX, compute on the device and return Python numbers. Labels are compared as they are:
+integers of any size, or strings (device functions, `retrieval_means` and `health`, and template ids: integers).
+"""
 
 from metricjax.metrics.bootstrap import Bands as Bands
 from metricjax.metrics.bootstrap import Calibration as Calibration

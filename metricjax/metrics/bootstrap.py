@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from metricjax import similarities
 from metricjax.metrics.pairs import Pairs, counted
-from metricjax.metrics.verification import Roc, check_far, roc
+from metricjax.metrics.verification import Roc, check_far, real_scores, roc
 
 _POINTS = 128  # thresholds at which the curves of resamples are known
 _LEAST = 1024  # impostor pairs that a calibration holds at least
@@ -55,7 +55,7 @@ def calibrated_threshold(
     >>> calibrated_threshold([0.9, 0.1, 0.4], [[0, 0], [0, 1], [2, 1]], far=0.5).threshold
     0.4
     """
-    scores, people = np.asarray(scores), np.asarray(people)
+    scores, people = real_scores(scores), np.asarray(people)
     if people.shape != (*scores.shape, 2) or not np.issubdtype(people.dtype, np.integer):
         raise ValueError(f"people is {people.dtype}{list(people.shape)}; wanted two integers for each score")
     _check(confidence, resamples)
@@ -175,8 +175,8 @@ def roc_bands(
 
 
 def _check(confidence: float, resamples: int) -> None:
-    if not 0 < confidence < 1 or resamples < 1:
-        raise ValueError(f"confidence is {confidence}, resamples {resamples}; wanted a share below 1, and at least 1")
+    if not 0 < confidence < 1 or not isinstance(resamples, int | np.integer) or resamples < 1:
+        raise ValueError(f"confidence is {confidence}, resamples {resamples}; wanted a share below 1, an int from 1 on")
 
 
 def _people(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
-from metricjax.checks import check_class_labels
 from metricjax.metrics.panels import check_set, panels
 
 _PANEL = 2**22  # scores at a time
@@ -55,9 +54,8 @@ def hardest_pairs(
     ([[0, 1]], [0.8])
     """
     embeddings, labels = check_set(embeddings, labels)
-    check_class_labels(labels, len(embeddings))
-    if count < 1:
-        raise ValueError(f"count is {count}; wanted a positive number of pairs")
+    if not isinstance(count, int | np.integer) or count < 1:
+        raise ValueError(f"count is {count!r}; wanted a positive number of pairs")
     n = len(labels)
     person = np.unique(labels, return_inverse=True)[1] if distinct else None
     strangers = mates = (np.zeros((0, 2), np.int64), np.zeros(0, np.float32))

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from metricjax import distances, losses, mining, similarities
 from metricjax.checks import check_class_labels, check_rows
 from metricjax.classes import class_means
-from metricjax.metrics.panels import check_finite
+from metricjax.metrics.panels import check_finite, on_device
 from metricjax.numerics import normalize, widen
 from metricjax.reductions import with_count
 from metricjax.search import top_k
@@ -33,6 +33,11 @@ def health(embeddings: Float[Array, "n d"], labels: Int[Array, " n"]) -> dict[st
     >>> float(health(jnp.ones((4, 2)), jnp.array([0, 0, 1, 1]))["spread"])
     0.0
     """
+    check_rows("embeddings", embeddings)
+    check_class_labels(labels, len(embeddings))
+    if not len(labels):
+        raise ValueError(f"embeddings has shape {embeddings.shape}; wanted at least one row")
+    embeddings, labels = jnp.asarray(embeddings), on_device("labels", labels)
     d = distances.chord(embeddings, embeddings)
     same = labels[:, None] == labels[None]
     positives, negatives = same & ~jnp.eye(len(labels), dtype=bool), ~same
@@ -97,6 +102,8 @@ def embedding_health(embeddings: ArrayLike, labels: ArrayLike | None = None, *, 
     check_rows("embeddings", embeddings)
     check_finite("embeddings", embeddings)
     n, d = embeddings.shape
+    if not d:
+        raise ValueError(f"embeddings has shape {embeddings.shape}; wanted at least one feature")
     if not isinstance(k, int):
         raise TypeError(f"k is {k!r}; wanted an int")
     if not 1 <= k < n:

@@ -11,8 +11,8 @@ from jax import lax
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
-from metricjax.checks import check_labels
-from metricjax.metrics.panels import check_set
+from metricjax.metrics.panels import check_flat_labels, check_set, positive_ints
+from metricjax.metrics.verification import real_scores
 from metricjax.numerics import widen
 from metricjax.pairwise import Pairwise, as_pairwise
 
@@ -49,8 +49,7 @@ class Searches(NamedTuple):
 
         `ranks=range(1, g + 1)` are the points of the whole curve.
         """
-        if not len(ranks) or min(ranks) < 1:
-            raise ValueError(f"ranks is {ranks!r}; wanted positive numbers")
+        ranks = positive_ints("ranks", ranks)
         found = self.rank[self._is_mated()]
         rates = {f"rank-{k}": float(np.mean(found <= k)) for k in ranks}
         return {**rates, "mated": self.mated, "non_mated": self.non_mated}
@@ -93,16 +92,15 @@ def searches(scores: ArrayLike, query_labels: ArrayLike, gallery_labels: ArrayLi
 
     Ties count against the mate: a row of somebody else that scores the same comes first, so that equal scores for all
     are no success (`retrieval` breaks ties by index). Ranks are of rows, not of people.
+
+    >>> searches([[0.9, 0.9, 0.1], [0.2, 0.3, 0.4]], [0, 5], [0, 1, 2]).rank  # a tie; and nobody of that name
+    array([2, 0])
     """
-    scores, query_labels, gallery_labels = np.asarray(scores), np.asarray(query_labels), np.asarray(gallery_labels)
-    if not np.issubdtype(scores.dtype, np.floating):
-        scores = scores.astype(np.float64)
+    scores, query_labels, gallery_labels = real_scores(scores), np.asarray(query_labels), np.asarray(gallery_labels)
     if scores.ndim != 2 or 0 in scores.shape:
         raise ValueError(f"scores has shape {scores.shape}; wanted [queries, gallery], at least one of each")
-    _check_people("query_labels", query_labels, scores.shape[0])
-    _check_people("gallery_labels", gallery_labels, scores.shape[1])
-    if not np.all(np.isfinite(scores)):
-        raise ValueError("scores holds NaN or infinity")
+    check_flat_labels("query_labels", query_labels, scores.shape[0])
+    check_flat_labels("gallery_labels", gallery_labels, scores.shape[1])
     return _searched(scores, query_labels, gallery_labels)
 
 
@@ -132,8 +130,6 @@ def identification(
     for name, rows in (("queries", queries), ("gallery", gallery)):
         if not len(rows):
             raise ValueError(f"{name} has shape {rows.shape}; wanted at least one row")
-    _check_people("query_labels", query_labels, len(queries))
-    _check_people("gallery_labels", gallery_labels, len(gallery))
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries has {queries.shape[1]} features, gallery {gallery.shape[1]}; they must agree")
     people, owners = _numbered(query_labels, gallery_labels)
@@ -245,9 +241,3 @@ def _search(score: Pairwise, width: int, queries, people, gallery, rows, owners,
         return joined(found, lax.reduce(of_lanes, nothing, joined, (1,)))
 
     return lax.fori_loop(0, before + len(rows) // width, step, (jnp.zeros(len(x), jnp.int32), lowest, lowest))
-
-
-def _check_people(name: str, labels: np.ndarray, rows: int) -> None:
-    check_labels(name, labels, rows)
-    if labels.ndim != 1:
-        raise ValueError(f"{name} has shape {labels.shape}; wanted one label for each of the {rows} rows")

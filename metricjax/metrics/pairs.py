@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 
 from metricjax import similarities
 from metricjax.checks import check_batch
-from metricjax.metrics.panels import check_finite
-from metricjax.metrics.thresholds import ErrorRates
+from metricjax.metrics.panels import check_finite, check_flat_labels
+from metricjax.metrics.thresholds import ErrorRates, as_threshold
 from metricjax.metrics.verification import PairScores, Roc
 from metricjax.numerics import widen
 from metricjax.pairwise import as_pairwise
@@ -80,8 +80,7 @@ class Pairs:
         self.columns = self.rows if y is None else self._rows("references", y, "reference_labels", both[1], masks[1])
 
     def _rows(self, name: str, x: Any, labels_name: str, labels: Any, where: Any) -> Rows:
-        if labels.ndim != 1:
-            raise ValueError(f"{labels_name} has shape {labels.shape}; wanted one label for each of the {len(x)} rows")
+        check_flat_labels(labels_name, labels, len(x))
         existing = slice(None) if where is None else where
         rows, labels = np.asarray(x)[existing], labels[existing]
         check_finite(name, jnp.asarray(rows))
@@ -258,14 +257,12 @@ def group_pair_rates(
     >>> group_pair_rates(z, np.array([0, 0, 0, 1, 1]), ["a", "a", "b", "a", "b"], threshold=0.9)["a"]
     ErrorRates(far=1.0, frr=0.0, impostors=2, genuine=1)
     """
-    groups, threshold = np.asarray(groups), float(threshold)
+    groups, threshold = np.asarray(groups), as_threshold(threshold)
     if groups.shape != np.shape(labels)[:1]:
         raise ValueError(f"groups has shape {groups.shape}; wanted one value for each of {np.shape(labels)[0]} rows")
-    if np.isnan(threshold):
-        raise ValueError("threshold is NaN; wanted a number")
     return {
-        group.item(): _rates(Pairs(embeddings, labels, similarity, where=groups == group), threshold)
-        for group in np.unique(groups)
+        group: _rates(Pairs(embeddings, labels, similarity, where=groups == group), threshold)
+        for group in np.unique(groups).tolist()
     }
 
 

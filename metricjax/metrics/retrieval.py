@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from metricjax import similarities
 from metricjax.checks import check_batch
-from metricjax.metrics.panels import check_finite, panels
+from metricjax.metrics.panels import check_finite, on_device, panels, positive_ints
 
 _PANEL = 2**22  # scores at a time
 
@@ -71,8 +71,7 @@ def retrieval(
     >>> print(f"{found['map']:.4f}")  # (1/2 + 2/3) / 2
     0.5833
     """
-    if not len(ks) or min(ks) < 1:
-        raise ValueError(f"ks is {ks!r}; wanted positive numbers")
+    ks = positive_ints("ks", ks)
     if average not in ("micro", "macro"):
         raise ValueError(f"average is {average!r}; wanted 'micro' or 'macro'")
     sets = (embeddings, labels, where, references, reference_labels, reference_where)
@@ -148,11 +147,7 @@ def _relation(same: Callable | None) -> Callable[[np.ndarray, np.ndarray], tuple
     pairs = jax.jit(jax.vmap(jax.vmap(same, (None, 0)), (0, None)))
 
     def related(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        on_device = jnp.asarray(a), jnp.asarray(b)
-        for given, taken in zip((a, b), on_device, strict=True):
-            if np.issubdtype(given.dtype, np.integer) and not np.array_equal(given, taken):
-                raise ValueError(f"labels for `same` do not fit into {taken.dtype}; number them from 0")
-        found = pairs(*on_device)
+        found = pairs(on_device("labels", a), on_device("reference_labels", b))
         positives, negatives = found if isinstance(found, tuple) else (found, ~found)
         return np.asarray(positives), np.asarray(positives | negatives).copy()
 
@@ -163,8 +158,6 @@ def _ranked(scores: np.ndarray, matches: np.ndarray, counted: np.ndarray) -> np.
     """`matches` by falling score, ties by index, −0 being 0; what does not count comes last."""
     if scores.dtype not in (np.float32, np.float64):
         scores = scores.astype(np.float64)
-    if np.any(np.isnan(scores)):
-        raise ValueError("similarity gives NaN for finite rows; nothing can be ranked by it")
     keys = np.where(counted, 0 - scores, scores.dtype.type(np.nan))  # NumPy sorts NaN behind ∞
     if scores.dtype != np.float32:
         return np.take_along_axis(matches, np.argsort(keys, axis=1, kind="stable"), axis=1)

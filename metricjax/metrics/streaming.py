@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from metricjax import similarities
 from metricjax.anchors import existing
 from metricjax.checks import check_batch
+from metricjax.metrics.panels import on_device, positive_ints
 from metricjax.reductions import Mean, of_all
 from metricjax.search.neighbours import top_k
 
@@ -39,7 +40,8 @@ def retrieval_means(
       ks: the k of each measure @k; static.
       largest_class: the most matches that a query may have, static; of the largest class in the references, how many
         rows it has will do. `r_precision` and `map@r` are NaN if a query has more.
-      similarity: all-pairs function, larger is closer. A reference that scores −∞ is never found.
+      similarity: all-pairs function, larger is closer, not NaN for finite rows. A reference that scores −∞ is never
+        found.
       references, reference_labels: what is searched, if not the other rows.
       where, reference_where: which rows exist.
       own: the number of the row of `references` that is this query, and is not searched; −1 for none. So batches of
@@ -58,8 +60,7 @@ def retrieval_means(
     check_batch(embeddings, labels, where, None, references, reference_labels, reference_where, None, None)
     if labels.ndim != 1:
         raise ValueError(f"labels has shape {labels.shape}; wanted one label per row")
-    if not len(ks) or not all(isinstance(k, int) and k > 0 for k in ks):
-        raise ValueError(f"ks is {ks!r}; wanted positive ints, which are static")
+    ks, labels = positive_ints("ks", ks), on_device("labels", labels)
     if largest_class is not None and not (isinstance(largest_class, int) and largest_class > 0):
         raise ValueError(f"largest_class is {largest_class!r}; wanted None or a positive int, which is static")
     if own is not None and references is None:
@@ -70,8 +71,11 @@ def retrieval_means(
         device = 0 if axis_name is None else lax.axis_index(axis_name)
         own = device * len(labels) + jnp.arange(len(labels), dtype=jnp.int32)
         references, reference_labels, reference_where = embeddings, labels, where
+    if not len(references):
+        raise ValueError("references has no rows, or embeddings where they are searched; wanted at least one")
+    reference_labels = on_device("reference_labels", reference_labels)
     queries, searched = (embeddings, labels, where, own), (references, reference_labels, reference_where)
-    return _means(tuple(ks), largest_class, similarity, axis_name, queries, searched)
+    return _means(ks, largest_class, similarity, axis_name, queries, searched)
 
 
 @jax.jit(static_argnums=(0, 1, 2, 3), inline=True)

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
-from metricjax.checks import check_labels, check_per_row
+from metricjax.checks import check_per_row
 from metricjax.metrics.identification import Searches, identification
-from metricjax.metrics.panels import check_set
+from metricjax.metrics.panels import check_flat_labels, check_set
 from metricjax.numerics import normalize, widen
 
 _PAIRS = 2**12  # at a time
@@ -69,10 +69,9 @@ def templates(
     embeddings, template_ids = check_set(embeddings, template_ids, labels_name="template_ids")
     n = len(embeddings)
     media_ids = np.asarray(media_ids)
-    check_labels("media_ids", media_ids, n)
-    for name, ids in (("template_ids", template_ids), ("media_ids", media_ids)):
-        if ids.shape != (n,) or not n:
-            raise ValueError(f"{name} has shape {ids.shape}; wanted one id for each image, and at least one image")
+    check_flat_labels("media_ids", media_ids, n)
+    if not n:
+        raise ValueError(f"embeddings has shape {embeddings.shape}; wanted at least one image")
     weights = np.ones(n) if weights is None else np.asarray(weights)
     check_per_row("weights", weights, n, jnp.floating)
     if not np.all((weights >= 0) & (weights < np.inf)):

@@ -32,7 +32,7 @@ def error_rates(scores: ArrayLike, same: ArrayLike, threshold: float) -> ErrorRa
     ErrorRates(far=0.5, frr=0.5, impostors=2, genuine=2)
     """
     scores, same = checked_pairs(scores, same)
-    return _rates(scores >= _number(threshold), same)
+    return _rates(scores >= as_threshold(threshold), same)
 
 
 def hter(dev_scores: ArrayLike, dev_same: ArrayLike, test_scores: ArrayLike, test_same: ArrayLike) -> float:
@@ -105,8 +105,8 @@ def group_error_rates(
     """
     scores, same = checked_pairs(scores, same)
     groups = _per_pair("groups", groups, scores)
-    accepted = scores >= _number(threshold)
-    return {group.item(): _rates(accepted[groups == group], same[groups == group]) for group in np.unique(groups)}
+    accepted, each = scores >= as_threshold(threshold), np.unique(groups).tolist()
+    return {group: _rates(accepted[groups == group], same[groups == group]) for group in each}
 
 
 def _rates(accepted: np.ndarray, same: np.ndarray) -> ErrorRates:
@@ -114,10 +114,12 @@ def _rates(accepted: np.ndarray, same: np.ndarray) -> ErrorRates:
     return ErrorRates(share(accepted[~same]), share(~accepted[same]), int(np.sum(~same)), int(np.sum(same)))
 
 
-def _number(threshold: float) -> float:
-    if np.isnan(threshold):
-        raise ValueError("threshold is NaN; wanted a number")
-    return threshold
+def as_threshold(threshold: float) -> float:
+    """One number that is not NaN, as a Python float, which is compared in the dtype of the scores."""
+    number = np.asarray(threshold)
+    if number.ndim or number.dtype.kind not in "biuf" or np.isnan(number):
+        raise ValueError(f"threshold is {threshold!r}; wanted a number")
+    return float(number)
 
 
 def _per_pair(name: str, a: ArrayLike, scores: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -86,7 +87,11 @@ def check_far(far: float, impostors: int) -> None:
 
 
 class PairScores(NamedTuple):
-    """What the scores of all pairs of a set look like: their ROC, and histograms of the two kinds of pairs."""
+    """What the scores of all pairs of a set look like: their ROC, and histograms of the two kinds of pairs.
+
+    edges: [b + 1], rising. Scores that lie outside are counted in the first and the last bin.
+    genuine, impostors: [b], how many pairs of the same person and of different people are in each bin.
+    """
 
     roc: Roc
     edges: np.ndarray
@@ -95,7 +100,15 @@ class PairScores(NamedTuple):
 
 
 def roc(scores: ArrayLike, same: ArrayLike) -> Roc:
-    """The ROC of [n] scores of pairs and [n] booleans, whether the two are the same person."""
+    """The ROC of [n] scores of pairs and [n] booleans, whether the two are the same person.
+
+    It has a point for each score that occurs, and none in between. ValueError unless there are pairs of both kinds and
+    all scores are finite; whole numbers will do.
+
+    >>> curve = roc([0.9, 0.5, 0.5, 0.1], [True, True, False, False])
+    >>> curve.thresholds.tolist(), curve.far.tolist(), curve.tar.tolist()
+    ([inf, 0.9, 0.5, 0.1], [0.0, 0.0, 0.5, 1.0], [0.0, 0.5, 1.0, 1.0])
+    """
     scores, same = checked_pairs(scores, same)
     thresholds, index = np.unique(-scores, return_inverse=True)
     accepted = lambda kind: np.concatenate([[0], np.cumsum(np.bincount(index[kind], minlength=len(thresholds)))])
@@ -210,13 +223,24 @@ def _most_accurate(scores: np.ndarray, same: np.ndarray) -> float:
 
 def checked_pairs(scores: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """The arguments as arrays, once they are finite scores of pairs of both kinds."""
-    scores, same = np.asarray(scores), np.asarray(same)
+    scores, same = real_scores(scores), np.asarray(same)
     if scores.ndim != 1 or same.shape != scores.shape:
         raise ValueError(f"scores has shape {scores.shape}, same {same.shape}; wanted [n] and [n]")
     if same.dtype != np.bool_:
         raise TypeError(f"same has dtype {same.dtype}; wanted booleans")
+    if same.all() or not same.any():
+        got = "empty" if not len(same) else "all True" if same.all() else "never True"
+        raise ValueError(f"same is {got}; wanted pairs of both kinds")
+    return scores, same
+
+
+def real_scores(scores: ArrayLike) -> np.ndarray:
+    """Finite scores in a dtype of NumPy's floats; others in float64, as an unsigned integer has no negative."""
+    scores = np.asarray(scores)
+    if not jnp.issubdtype(scores.dtype, jnp.floating) and scores.dtype.kind not in "biu":
+        raise TypeError(f"scores has dtype {scores.dtype}; wanted real numbers")
+    if not np.issubdtype(scores.dtype, np.floating):
+        scores = scores.astype(np.float64)
     if not np.all(np.isfinite(scores)):
         raise ValueError("scores holds NaN or infinity")
-    if same.all() or not same.any():
-        raise ValueError(f"same is {'all' if same.all() else 'never'} True; wanted pairs of both kinds")
-    return scores, same
+    return scores

@@ -56,7 +56,9 @@ def name_of(label: Any, people) -> str:
 
 
 def check_people(labels: np.ndarray, people) -> None:
-    """`people[label]` is there for every label."""
+    """There is one label per row, and `people[label]` for each of them."""
+    if labels.ndim != 1:
+        raise ValueError(f"labels has shape {labels.shape}; wanted one label for each row")
     if people is None or not len(labels):
         return
     if not np.issubdtype(labels.dtype, np.integer):

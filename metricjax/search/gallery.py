@@ -1,5 +1,6 @@
 """Galleries: the people who are known, one template each, in a number of places that does not change."""
 
+import zipfile
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, NamedTuple
@@ -59,8 +60,10 @@ class Gallery:
     @classmethod
     def empty(cls, capacity: int, features: int, dtype: DTypeLike = jnp.float32) -> "Gallery":
         """Room for `capacity` people; sums are kept in float64 if that is the dtype, else in float32."""
-        if capacity < 1 or features < 1:
-            raise ValueError(f"capacity is {capacity} and features {features}; wanted at least one of each")
+        if not all(isinstance(size, int | np.integer) and size > 0 for size in (capacity, features)):
+            raise ValueError(f"capacity is {capacity} and features {features}; wanted positive ints")
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"dtype is {dtype!r}; wanted a floating-point dtype")
         sums = jnp.zeros((capacity, features), computing_dtype(jnp.dtype(dtype)))
         return cls(sums, jnp.full(capacity, -1, jnp.int32), jnp.zeros((), jnp.int32))
 
@@ -106,6 +109,8 @@ class Gallery:
         that of `metrics.identification(...).threshold_at_fpir`.
         """
         check_rows("queries", queries)
+        if threshold is not None and jnp.ndim(threshold):
+            raise ValueError(f"threshold has shape {jnp.shape(threshold)}; wanted one number")
         best = top_k(queries, self.sums, k, where=self.ids >= 0)
         found = best.indices >= 0
         if threshold is not None:
@@ -128,10 +133,19 @@ class Gallery:
     @classmethod
     def load(cls, path: str | PathLike) -> "Gallery":
         """What `save` wrote; ValueError if that is not a gallery."""
-        with np.load(path, allow_pickle=False) as file:
-            if sorted(file) != ["ids", "overflow", "sums"]:
-                raise ValueError(f"{path} holds {sorted(file)}; wanted a gallery: ids, overflow and sums")
-            return cls(*(jnp.asarray(file[name]) for name in ("sums", "ids", "overflow")))
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise ValueError(f"{path} is no npz file; wanted one that `Gallery.save` wrote")
+            file.seek(0)
+            arrays = dict(np.load(file, allow_pickle=False))
+        if sorted(arrays) != ["ids", "overflow", "sums"]:
+            raise ValueError(f"{path} holds {sorted(arrays)}; wanted a gallery: ids, overflow and sums")
+        sums, ids, overflow = arrays["sums"], arrays["ids"], arrays["overflow"]
+        kinds = np.issubdtype(sums.dtype, np.floating) and ids.dtype == overflow.dtype == np.int32
+        if sums.ndim != 2 or ids.shape != sums.shape[:1] or overflow.shape or not kinds:
+            got = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in sorted(arrays.items()))
+            raise ValueError(f"{path} holds {got}; wanted ids int32[c], overflow int32[], sums of floats [c, d]")
+        return cls(*map(jnp.asarray, (sums, ids, overflow)))
 
 
 def _check(gallery: Gallery, name: str, rows: Any, ids: Any) -> None:
@@ -143,6 +157,8 @@ def _check(gallery: Gallery, name: str, rows: Any, ids: Any) -> None:
 
 def _check_ids(ids: Any, rows: int) -> None:
     check_labels("ids", ids, rows)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"ids has dtype {ids.dtype}; wanted integers")
     if ids.ndim != 1:
         raise ValueError(f"ids has shape {ids.shape}; wanted one id for each of the {rows} rows")
     # JAX would cut these to 32 bits without a word, and one person might become another.
