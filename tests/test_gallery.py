@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from metricjax.classes import add_classes
 from metricjax.metrics import identification
-from metricjax.search import Gallery
+from metricjax.search import Gallery, top_k
 
 D = 5
 
@@ -280,3 +281,15 @@ def test_numpy_ids(unchecked, rng):
     gallery = Gallery.empty(2, D).enrol(x, np.array([7, 3]))
     assert gallery.ids.tolist() == [3, 7]
     assert people(gallery.remove(np.array([7]))) == [3]
+
+
+def test_a_gallery_that_is_split_over_devices(rng):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    split = PartitionSpec("data")
+    x, ids = jnp.asarray(rng.standard_normal((20, D)), jnp.float32), jnp.arange(20, dtype=jnp.int32)
+    gallery = Gallery.empty(24, D).enrol(x, ids).remove(ids[3:5])
+    find = lambda queries, sums, ids: top_k(queries, sums, 3, where=ids >= 0, axis_name="data")
+    found = jax.jit(jax.shard_map(find, mesh=mesh, in_specs=split, out_specs=split))(x[:16], gallery.sums, gallery.ids)
+    expected = gallery.identify(x[:16], k=3)
+    np.testing.assert_array_equal(gallery.ids[found.indices], expected.ids)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)

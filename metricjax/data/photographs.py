@@ -30,9 +30,10 @@ class Source(Protocol):
 
 
 def fitted(image: Image.Image, size: tuple[int, int], mode: str) -> np.ndarray:
-    """Cropped around the centre to the shape of `size` (height, width) and resized: [height, width, channels]."""
+    """Upright (as its EXIF says), cropped around the centre to the shape of `size` (height, width) and resized."""
     height, width = size
-    array = np.asarray(ImageOps.fit(image.convert(mode), (width, height), Image.Resampling.BICUBIC))
+    upright = ImageOps.exif_transpose(image).convert(mode)
+    array = np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.BICUBIC))
     return array[..., None] if array.ndim == 2 else array
 
 
