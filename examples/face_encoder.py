@@ -144,3 +144,10 @@ def options(chosen: bool = True, **others) -> ocp.CheckpointManagerOptions:
     best = policies.BestN(get_metric_fn=error, reverse=True, n=1, keep_checkpoints_without_metrics=False)
     either = policies.AnyPreservationPolicy([latest, best])
     return ocp.CheckpointManagerOptions(preservation_policy=either, best_fn=error, best_mode="min", **others)
+
+
+def raw_pixels(images: np.ndarray) -> np.ndarray:
+    """The baseline: pixels less the mean image of the set, to be compared by their cosine."""
+    flat = images.reshape(len(images), -1).astype(np.float32)
+    flat -= flat.mean(axis=0)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)

@@ -32,13 +32,6 @@ def never_seen(run: pathlib.Path, dataset: str, size: tuple[int, int]) -> mj.dat
     return faces.of_people(tested if tested.any() else ~np.isin(faces.people, seen["trained on"]))
 
 
-def raw_pixels(images: np.ndarray) -> np.ndarray:
-    """The baseline: pixels less the mean image of the set, to be compared by their cosine."""
-    flat = images.reshape(len(images), -1).astype(np.float32)
-    flat -= flat.mean(axis=0)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
-
-
 def draws(labels: np.ndarray, people: int, photographs: int, count: int, seed: int) -> Iterator[np.ndarray]:
     """`count` times the photographs [people · photographs] that are enrolled, the same ones for the same seed."""
     rng, of = np.random.default_rng(seed), [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
@@ -80,7 +73,7 @@ def run(
     faces = never_seen(folder, dataset, encoder.photograph)
     parts = [faces.images[i : i + CHUNK] for i in range(0, len(faces.images), CHUNK)]
     parts = [encoder.embed(part) for part in tqdm(parts, "embedding", disable=len(parts) < 10)]
-    embeddings = {"embeddings": np.concatenate(parts), "raw pixels": raw_pixels(faces.images)}
+    embeddings = {"embeddings": np.concatenate(parts), "raw pixels": face_encoder.raw_pixels(faces.images)}
     settings = [(size, each, way) for size in people for each in photographs for way in embeddings]
     results, curves = [], {}
     with tqdm(total=len(settings) * count, desc="trial", unit=" draws") as bar:

@@ -198,12 +198,6 @@ def images_of(data: face_data.Data) -> int:
     return max(len(held.images) for held in (data.tested, *data.sets.values()) if held is not None)
 
 
-def raw_pixels(images: np.ndarray) -> np.ndarray:
-    """The baseline: pixels less the mean image of the set."""
-    flat = images.reshape(len(images), -1).astype(np.float32)
-    return flat - flat.mean(axis=0)
-
-
 def table(results: dict[str, dict]) -> str:
     shown = lambda v: "–" if v is None else f"{v:,}" if isinstance(v, int) else f"{v:.3f}"
     names = list(next(iter(results.values())))
@@ -225,7 +219,7 @@ def main(argv=None) -> dict:
         sys.exit(f"train_faces: {error}")
     encoder = face_encoder.load(args.out, trainer.mesh)  # of the best checkpoint
     results, embeddings, scores = {}, {}, {}
-    ways = {"embeddings": encoder.embed, "raw pixels": raw_pixels}
+    ways = {"embeddings": encoder.embed, "raw pixels": face_encoder.raw_pixels}
     if images_of(data) > MOST_COMPARED:
         del ways["raw pixels"]
     for name, embed in ways.items():
