@@ -263,7 +263,7 @@ def test_a_killed_process_goes_on_from_its_last_checkpoint(example, people, tmp_
     while not saved.is_dir() and process.poll() is None:
         time.sleep(0.05)
     process.kill()
-    process.wait()
+    process.communicate()
     left = max(int(folder.name) for folder in (out / "checkpoints").iterdir() if folder.name.isdigit())
     assert 10 <= left < 50, "it was to be killed on its way"
     again = run(example, *COMMON, "--dataset", people, "--out", out, "--resume")
