@@ -58,9 +58,8 @@ def split(network: nnx.Module):
 class FaceEncoder:
     """Weights and design; `embed` uses all devices of the mesh."""
 
-    def __init__(self, design: Design, weights, mesh: Mesh | None = None):
-        self.design, self.weights, self.mesh = design, weights, mesh or data_mesh()
-        self.structure = split(nnx.eval_shape(design.network))[0]
+    def __init__(self, design: Design, structure: nnx.GraphDef, weights, mesh: Mesh):
+        self.design, self.structure, self.weights, self.mesh = design, structure, weights, mesh
 
     @property
     def photograph(self) -> tuple[int, int]:
@@ -128,11 +127,11 @@ def load(run: str | pathlib.Path, mesh: Mesh | None = None) -> FaceEncoder:
             raise ValueError(f"{run} holds no checkpoint yet")
         mesh = mesh or data_mesh()
         whole = NamedSharding(mesh, PartitionSpec())
-        _, params, rest = split(nnx.eval_shape(design.network))
+        structure, params, rest = split(nnx.eval_shape(design.network))
         placed = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole)
         like = jax.tree.map(placed, {"params": params, "rest": rest})
         restored = manager.restore(step, args=ocp.args.Composite(encoder=ocp.args.StandardRestore(like)))
-    return FaceEncoder(design, restored["encoder"], mesh)
+    return FaceEncoder(design, structure, restored["encoder"], mesh)
 
 
 def options(chosen: bool = True, **others) -> ocp.CheckpointManagerOptions:

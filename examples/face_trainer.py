@@ -127,7 +127,7 @@ class Trainer:
         return seen
 
     def encoder(self) -> face_encoder.FaceEncoder:
-        return face_encoder.FaceEncoder(self.design, self.state["average"], self.mesh)
+        return face_encoder.FaceEncoder(self.design, self.structure, self.state["average"], self.mesh)
 
 
 def _encode(structure, weights, images):
