@@ -57,7 +57,8 @@ def load(args) -> Data:
         trained = np.arange(people) < people - tested_people
         tested = ~trained
     validation, held = None, trained & False
-    if args.validation is not None and args.validation.isdigit():
+    by_people = args.validation is not None and args.validation.isdigit()
+    if by_people:
         held = trained & (np.cumsum(trained) > trained.sum() - int(args.validation))
         validation = mj.data.of_people(source, held)
         check_verifiable(validation, f"--validation {args.validation}")
@@ -78,7 +79,7 @@ def load(args) -> Data:
         test = in_memory(test)
     elif not sets:
         raise ValueError("--test-people 0 without any --test leaves nothing to test on")
-    if args.validation is not None and args.validation.isdigit():
+    if by_people:
         validation = in_memory(validation)
     return Data(train, people, test, pairs, sets, validation)
 
