@@ -24,6 +24,11 @@ jax.config.update("jax_compilation_cache_dir", os.path.join(tempfile.gettempdir(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+def pytest_addoption(parser):
+    what = "hostile inputs that each reader of files is tried on"
+    parser.addoption("--fuzz", type=int, default=200, metavar="NUMBER", help=f"{what} (default 200)")
+
+
 def pytest_collection_modifyitems(items):
     """Tests of one loss after each other, so that they share compiled programs."""
     case = lambda item: getattr(item, "callspec", None) and item.callspec.params.get("case")
@@ -45,6 +50,12 @@ def few_programs():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def fuzz(request):
+    """How many hostile inputs to try; numbered from 0, each the seed of its own."""
+    return range(request.config.getoption("--fuzz"))
 
 
 @pytest.fixture
