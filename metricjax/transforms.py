@@ -5,11 +5,16 @@ space. A point is a row, the last axis of a parameter, of any length at the star
 on (to 2e-7 in float32, and at first to the rounding of a long row). Arithmetic and moments are float32, or float64 for
 float64 parameters.
 
+Where the points of a parameter lie along another axis, nothing but `axis` can tell. The kernel of a Flax `Linear` is
+[d, c], with the prototype of a class in each column, and wants `axis=0`; prototypes [c, d] want the default. Parameters
+of both kinds get a transformation each, by `optax.partition` or `optax.masked`. Moments have the layout of parameters.
+
 A bfloat16 parameter has rows of length 1 to 4e-3. It takes a step only where that exceeds half the distance to the next
 bfloat16 number, 0.2 to 0.4 % of a coordinate; shorter ones are rounded away, with momentum or without. To take them,
 keep the parameters in float32, and cast them where the loss is computed.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -31,11 +36,15 @@ with extra("optax"):
 Retraction = Literal["exponential", "projection"]
 
 
-def project_to_sphere() -> optax.GradientTransformationExtraArgs:
-    """Make every row (last axis) of the parameters have length 1 after the update; put it last in a chain.
+def project_to_sphere(axis: int | None = None) -> optax.GradientTransformationExtraArgs:
+    """Make every row of the parameters have length 1 after the update; put it last in a chain.
 
     The update u of a row p becomes (p + u) / ‖p + u‖ − p. A row that ends at zero stays there. Choose the leaves it
     acts on, prototypes for example, with `optax.masked` or `optax.partition`.
+
+    Args:
+      axis: along which the rows lie; None for the last, as in prototypes [c, d]; 0 for the kernel [d, c] of a Flax
+        layer. `optax.inject_hyperparams` takes any int for a number to inject: give it `static_args="axis"`.
 
     >>> import jax.numpy as jnp
     >>> optimizer = optax.chain(optax.sgd(1.0), project_to_sphere())
@@ -44,22 +53,23 @@ def project_to_sphere() -> optax.GradientTransformationExtraArgs:
     >>> optax.apply_updates(p, update).tolist()
     [[0.7071, 0.7071]]
     """
-    return _stateless("project_to_sphere", lambda u, p: _unit(p + u) - p)
+    return _stateless("project_to_sphere", axis, lambda u, p: _unit(p + u) - p)
 
 
-def riemannian_gradient() -> optax.GradientTransformationExtraArgs:
-    """Take the radial part out of the gradient of every row (last axis) of the parameters; put it first in a chain.
+def riemannian_gradient(axis: int | None = None) -> optax.GradientTransformationExtraArgs:
+    """Take the radial part out of the gradient of every row of the parameters; put it first in a chain.
 
     The gradient g of a row p becomes its part in the tangent space of the sphere, g − (g·p̂) p̂ with p̂ = p / ‖p‖, so
     that what only changes the length of p enters no moment and no norm. A row p = 0 keeps its gradient. There is no
-    state. After `optax.sgd`, `project_to_sphere` then makes a step of Riemannian gradient descent.
+    state. After `optax.sgd`, `project_to_sphere` then makes a step of Riemannian gradient descent. `axis` is that of
+    `project_to_sphere`.
 
     >>> import jax.numpy as jnp
     >>> p = jnp.array([[0.6, 0.8]])
     >>> riemannian_gradient().update(jnp.array([[1.0, 0.0]]), optax.EmptyState(), p)[0].tolist()
     [[0.64, -0.48]]
     """
-    return _stateless("riemannian_gradient", lambda g, p: sphere.to_tangent(_unit(p), g))
+    return _stateless("riemannian_gradient", axis, lambda g, p: sphere.to_tangent(_unit(p), g))
 
 
 class RiemannianSgdState(NamedTuple):
@@ -75,10 +85,11 @@ def riemannian_sgd(
     nesterov: bool = False,
     *,
     retraction: Retraction = "exponential",
+    axis: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent along the sphere, with momentum in the tangent space; put it last in a chain.
 
-    With the tangential gradient g of a row p (last axis) and the momentum m: m ← g + μ m, and p moves by −η m, or by
+    With the tangential gradient g of a row p (along `axis`) and the momentum m: m ← g + μ m, and p moves by −η m, or by
     −η (g + μ m) with `nesterov`. Then m is transported to the new point along the great circle between the two.
     A move v ends at cos‖v‖ p + sin‖v‖ v / ‖v‖ (`retraction="exponential"`), so that ‖v‖ is the angle between old and
     new point in radians, or at (p + v) / ‖p + v‖ (`"projection"`), less than a right angle away. The update is the new
@@ -111,7 +122,7 @@ def riemannian_sgd(
         trace = None if trace is None else jax.tree.map(sphere.transport, x, y, trace)
         return updates, RiemannianSgdState(optax.safe_increment(state.count), trace)
 
-    return _checked("riemannian_sgd", init, update)
+    return _checked("riemannian_sgd", axis, init, update)
 
 
 class RiemannianAdamState(NamedTuple):
@@ -129,8 +140,9 @@ def riemannian_adam(
     eps: ArrayLike = 1e-8,
     *,
     retraction: Retraction = "exponential",
+    axis: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam along the sphere, one manifold for each row (last axis) of the parameters; put it last in a chain.
+    """Adam along the sphere, one manifold for each row (along `axis`) of the parameters; put it last in a chain.
 
     With the tangential gradient g of a row p: m ← β₁ m + (1 − β₁) g and v ← β₂ v + (1 − β₂) ‖g‖², one number for each
     row, and p moves by −η m̂ / (√v̂ + ε), with Adam's m̂ = m / (1 − β₁ᵗ) and v̂ = v / (1 − β₂ᵗ). Then m is transported
@@ -170,32 +182,42 @@ def riemannian_adam(
         y, updates = _moved(retract, x, jax.tree.map(scaled, mu, nu), learning_rate, state.count, params)
         return updates, RiemannianAdamState(count, jax.tree.map(sphere.transport, x, y, mu), nu)
 
-    return _checked("riemannian_adam", init, update)
+    return _checked("riemannian_adam", axis, init, update)
 
 
 # --- trees ----------------------------------------------------------------------------------------------------------
 
 
-def _checked(name: str, init: Callable, update: Callable) -> optax.GradientTransformationExtraArgs:
+def _checked(name: str, axis: int | None, init: Callable, update: Callable) -> optax.GradientTransformationExtraArgs:
+    """`init` and `update` see rows along the last axis; parameters, updates and state have them along `axis`."""
+    axis = -1 if axis is None else operator.index(axis)
+    moved = lambda tree, here, there: jax.tree.map(lambda a: jnp.moveaxis(a, here, there) if jnp.ndim(a) else a, tree)
+    to_rows, to_axis = lambda tree: moved(tree, axis, -1), lambda tree: moved(tree, -1, axis)
+
     def init_rows(params):
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            which = f"{name}: parameter {jax.tree_util.keystr(path)}"
             if leaf.ndim == 0:
-                raise ValueError(f"{name}: parameter {jax.tree_util.keystr(path)} is a scalar, not rows")
-        return init(params)
+                raise ValueError(f"{which} is a scalar, not rows")
+            if not -leaf.ndim <= axis < leaf.ndim:
+                raise ValueError(f"{which} has shape {leaf.shape}; wanted an axis {axis}, along which its rows lie")
+        return to_axis(init(to_rows(params)))
 
     def update_rows(updates, state, params=None, **extra_args):
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
-        return update(updates, state, params)
+        return to_axis(update(to_rows(updates), to_rows(state), to_rows(params)))
 
     return optax.GradientTransformationExtraArgs(init_rows, update_rows)
 
 
-def _stateless(name: str, change: Callable[[Array, Array], Array]) -> optax.GradientTransformationExtraArgs:
+def _stateless(
+    name: str, axis: int | None, change: Callable[[Array, Array], Array]
+) -> optax.GradientTransformationExtraArgs:
     """Changes each update, given its parameter, in the dtype it comes in."""
     changed = lambda u, p: change(widen(u), widen(p)).astype(u.dtype)
     update = lambda updates, state, params: (jax.tree.map(changed, updates, params), state)
-    return _checked(name, lambda params: optax.EmptyState(), update)
+    return _checked(name, axis, lambda params: optax.EmptyState(), update)
 
 
 def _zeros(params: Any) -> Any:

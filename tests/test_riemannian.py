@@ -445,3 +445,43 @@ def test_unknown_retraction_is_refused(unchecked):
     for make in (riemannian_sgd, riemannian_adam):
         with pytest.raises(ValueError, match="retraction is 'cayley'; wanted 'exponential' or 'projection'"):
             make(0.1, retraction="cayley")
+
+
+MAKERS = {
+    "project_to_sphere": project_to_sphere,
+    "riemannian_gradient": riemannian_gradient,
+    "nesterov": functools.partial(riemannian_sgd, 0.1, 0.9, nesterov=True),
+    "adam": functools.partial(riemannian_adam, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_rows_along_another_axis(name, rng):
+    gradient, rows = (jnp.asarray(rng.standard_normal((3, 4, 5)), jnp.float32) for _ in range(2))
+    columns = functools.partial(jax.tree.map, lambda a: jnp.moveaxis(a, -1, 1) if a.ndim else a)
+    for axis in (1, -2):
+        usual, other = MAKERS[name](), MAKERS[name](axis=axis)
+        state, moved = usual.init(rows), other.init(columns(rows))
+        for _ in range(2):
+            updates, state = usual.update(gradient, state, rows)
+            also, moved = other.update(columns(gradient), moved, columns(rows))
+            np.testing.assert_array_equal(also, columns(updates))
+            jax.tree.map(np.testing.assert_array_equal, moved, columns(state))
+
+
+def test_kernel_of_a_layer_has_a_prototype_in_each_column(rng):
+    params = {"prototypes": points(rng, 3, 4), "head": {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)}}
+    by_layout = {"rows": project_to_sphere(), "columns": project_to_sphere(axis=0), "free": optax.identity()}
+    layout = {"prototypes": "rows", "head": {"kernel": "columns", "bias": "free"}}
+    optimizer = optax.chain(optax.sgd(0.1), optax.partition(by_layout, layout))
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    moved = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(lengths(moved["prototypes"]), 1, atol=2e-7)
+    np.testing.assert_allclose(lengths(moved["head"]["kernel"].T), 1, atol=2e-7)
+    np.testing.assert_allclose(moved["head"]["bias"], -0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_axis_that_a_parameter_does_not_have_is_refused(name):
+    with pytest.raises(ValueError, match=r"parameter \['a'\] has shape \(2, 3\); wanted an axis 2, along which"):
+        MAKERS[name](axis=2).init({"a": jnp.ones((2, 3))})
