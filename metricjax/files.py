@@ -120,7 +120,7 @@ def _array(members: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         if dtype.hasobject:
             raise ValueError(f"{name} holds Python objects")
         there, wanted = member.file_size - file.tell(), math.prod(shape) * dtype.itemsize
-        if there != wanted or not dtype.itemsize:  # before memory is taken
+        if there != wanted or not dtype.itemsize or min(shape, default=0) < 0:  # before memory is taken
             raise ValueError(f"{name} has {there} bytes for {dtype}{list(shape)}")
     with members.open(member) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
