@@ -161,7 +161,8 @@ def of_arrays(arrays: Mapping[str, np.ndarray]) -> Gallery:
     if sums.ndim != 2 or not sums.size or ids.shape != sums.shape[:1] or overflow.shape or not kinds:
         got = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in sorted(arrays.items()))
         raise ValueError(f"holds {got}; wanted ids int32[c], overflow int32[], sums of floats [c, d]")
-    gallery = Gallery(*map(jnp.asarray, (sums, ids, overflow)))
+    with np.errstate(over="ignore"):  # in JAX's 32 bits, what is finite in 64 may not be so
+        gallery = Gallery(*map(jnp.asarray, (sums, ids, overflow)))
     people = ids[ids >= 0]
     sound = {
         "sums that are not finite": np.all(np.isfinite(gallery.sums)),
