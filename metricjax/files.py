@@ -68,9 +68,10 @@ def _sync_folder(folder: pathlib.Path) -> None:
 
 def write_arrays(path: str | PathLike, arrays: Mapping[str, Any]) -> None:
     """To an .npz file of exactly this name, with a digest of them: all of it or nothing, see `replacing`."""
-    held = {name: np.asarray(array) for name, array in arrays.items()}
+    held: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    held[DIGEST] = _digest(held)
     with replacing(path) as file:
-        np.savez(file, **held, **{DIGEST: _digest(held)})
+        np.savez(file, **held)
 
 
 def read_arrays(path: str | PathLike) -> dict[str, np.ndarray]:
@@ -136,5 +137,5 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     for name, array in sorted(arrays.items()):
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
         digest.update(repr((name, array.dtype.str, array.shape)).encode("utf-8", "backslashreplace"))
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(memoryview(array.reshape(-1).view(np.uint8)))
     return np.frombuffer(digest.digest(), np.uint8)
