@@ -137,5 +137,5 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     for name, array in sorted(arrays.items()):
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
         digest.update(repr((name, array.dtype.str, array.shape)).encode("utf-8", "backslashreplace"))
-        digest.update(memoryview(array.reshape(-1).view(np.uint8)))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return np.frombuffer(digest.digest(), np.uint8)
