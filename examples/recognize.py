@@ -38,6 +38,7 @@ from metricjax.data.photographs import UNREADABLE, decoded
 CHUNK = 128  # photographs in memory at a time
 MOST_PAIRED = 3000  # photographs, for a bootstrap over all their pairs that takes about a minute
 UNKNOWN = "unknown"
+ESCAPES = {code: repr(chr(code))[1:-1] for code in range(32)}
 
 
 def encoder_for(args, people: gallery_file.People | None) -> face_encoder.FaceEncoder:
@@ -53,9 +54,10 @@ def check_encoder(args, people: gallery_file.People, fingerprint: str) -> None:
 
 
 def say(*columns: object) -> None:
-    """A line of columns; what standard output cannot show, as bytes of a name that are no UTF-8, in escapes."""
+    """A line of columns; in escapes what would end one, or cannot be shown (bytes of a name that are no UTF-8)."""
     encoding = sys.stdout.encoding or "utf-8"
-    print("\t".join(map(str, columns)).encode(encoding, "backslashreplace").decode(encoding))
+    line = "\t".join(str(column).translate(ESCAPES) for column in columns)
+    print(line.encode(encoding, "backslashreplace").decode(encoding))
 
 
 # --- photographs ----------------------------------------------------------------------------------------------------

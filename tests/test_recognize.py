@@ -242,9 +242,9 @@ def test_names_that_no_terminal_can_show(run, people, folders, recognize, monkey
     assert "\\udcff" in run("identify", photograph(people, STAFF[0], 1), "--threshold", 0)
     plain = io.TextIOWrapper(io.BytesIO(), "ascii")
     monkeypatch.setattr(sys, "stdout", plain)
-    recognize.say("Zo\u00eb", 1)
+    recognize.say("Zo\u00eb\n", 1)
     plain.flush()
-    assert plain.buffer.getvalue() == b"Zo\\xeb\t1\n"
+    assert plain.buffer.getvalue() == b"Zo\\xeb\\n\t1\n"
 
 
 @pytest.mark.parametrize("where", ("writing", "replacing"))
