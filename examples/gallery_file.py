@@ -7,7 +7,6 @@ with gallery_file.alone(path):                                      # or another
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import metricjax as mj
-from metricjax.files import read_arrays, write_arrays
+from metricjax.files import beside, read_arrays, remove_parts, write_arrays
 from metricjax.search.gallery import ARRAYS, of_arrays
 
 CAPACITY = 64  # places of a new gallery
@@ -122,16 +121,17 @@ def alone(path: pathlib.Path) -> Iterator[None]:
     with its process, however that dies. Processes of several hosts exclude each other where their shared folder has
     such locks (`flock`: NFS 4 and CephFS do, unless they are mounted without).
     """
-    target = pathlib.Path(os.path.realpath(path))  # one lock, whatever link leads to the file
-    if not target.parent.is_dir():
+    at = beside(path, "lock")  # one lock, whatever link leads to the file
+    if not at.parent.is_dir():
         raise ValueError(f"{path} is in no folder; wanted one that exists")
-    lock = filelock.FileLock(target.with_name(f".{target.name[:60]}.lock"), timeout=PATIENCE)
+    lock = filelock.FileLock(at, timeout=PATIENCE)
     try:
         lock.acquire()
     except filelock.Timeout:
-        waited = f"waited {PATIENCE} s for another process that changes it, and holds {lock.lock_file}"
+        waited = f"waited {PATIENCE} s for another process that changes it, and holds {at}"
         raise ValueError(f"{path} is as it was: {waited}") from None
     try:
+        remove_parts(path)
         yield
     finally:
         lock.release()

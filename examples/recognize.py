@@ -16,6 +16,9 @@ judges: the share of pairs of different people that pass. A stranger who is sear
 if these were independent, the share 1 − (1 − FAR)^N of searches would pass. --fpir therefore searches strangers in the
 gallery as it is, and counts the searches that find anybody: use it for `identify`, and again when the gallery has
 grown. A gallery has one threshold: the later calibration replaces the earlier one.
+
+Several may change one gallery at once. The encoders run side by side; then each waits for the one before, a minute at
+most, and adds to what is there by then. A gallery is replaced whole, so that to search it no lock is needed.
 """
 
 import argparse

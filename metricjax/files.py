@@ -1,6 +1,7 @@
 """Files of the host: written whole or not at all, and arrays out of files that may be damaged or hostile."""
 
 import contextlib
+import glob
 import hashlib
 import math
 import os
@@ -18,6 +19,20 @@ DIGEST = "metricjax_digest"  # the array by which `read_arrays` knows that the o
 _PLENTY, _BOMB = 2**28, 100  # bytes that any file may unpack to, and the number of times its size that larger ones may
 
 
+def beside(path: str | PathLike, ending: str) -> pathlib.Path:
+    """A hidden file next to the one that `path` leads to, for what has to do with that one."""
+    target = pathlib.Path(os.fsdecode(os.path.realpath(path)))
+    is_short = len(os.fsencode(target.name)) < 200  # or it would not fit with the ending
+    name = target.name if is_short else hashlib.blake2b(os.fsencode(target.name), digest_size=20).hexdigest()
+    return target.with_name(f".{name}.{ending}")
+
+
+def remove_parts(path: str | PathLike) -> None:
+    """What `replacing` had written when its process was killed; for those who know that none is writing now."""
+    for part in glob.glob(glob.escape(str(beside(path, ""))) + "????????.part"):
+        os.unlink(part)
+
+
 @contextlib.contextmanager
 def replacing(path: str | PathLike) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of `path` as soon as it is complete and on the disk.
@@ -30,7 +45,7 @@ def replacing(path: str | PathLike) -> Iterator[BinaryIO]:
     before = target.stat() if target.exists() else None
     if before is not None and not stat.S_ISREG(before.st_mode):
         raise ValueError(f"{path} is a folder or a device; wanted the name of a file")
-    part = target.with_name(f".{target.name[:60]}.{secrets.token_hex(4)}.part")
+    part = beside(path, f"{secrets.token_hex(4)}.part")
     mode = 0o666 if before is None else 0o600  # what nobody may read is read by nobody meanwhile either
     try:
         with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
