@@ -1,6 +1,7 @@
 """Files of the host: written whole or not at all, and arrays out of files that may be damaged or hostile."""
 
 import contextlib
+import errno
 import glob
 import hashlib
 import math
@@ -45,6 +46,8 @@ def replacing(path: str | PathLike) -> Iterator[BinaryIO]:
     before = target.stat() if target.exists() else None
     if before is not None and not stat.S_ISREG(before.st_mode):
         raise ValueError(f"{path} is a folder or a device; wanted the name of a file")
+    if before is not None and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, "write-protected", os.fspath(path))  # a new name would not ask
     part = beside(path, f"{secrets.token_hex(4)}.part")
     mode = 0o666 if before is None else 0o600  # what nobody may read is read by nobody meanwhile either
     try:
@@ -65,10 +68,12 @@ def replacing(path: str | PathLike) -> Iterator[BinaryIO]:
 
 
 def _keep_permissions(part: pathlib.Path, before: os.stat_result) -> None:
+    """As far as the system has them and lets them be changed."""
     for owner in ((-1, before.st_gid), (before.st_uid, -1)):
-        with contextlib.suppress(PermissionError, AttributeError):  # others' files; systems without owners
+        with contextlib.suppress(OSError, AttributeError):
             os.chown(part, *owner)
-    os.chmod(part, stat.S_IMODE(before.st_mode))
+    with contextlib.suppress(OSError):
+        os.chmod(part, stat.S_IMODE(before.st_mode))
 
 
 def _sync_folder(folder: pathlib.Path) -> None:

@@ -68,6 +68,10 @@ def test_links_permissions_and_names(tmp_path, monkeypatch):
     write_arrays(link, {"a": np.ones(1)})
     assert link.is_symlink() and stat.S_IMODE(target.stat().st_mode) == 0o604
     assert read_arrays(target)["a"].tolist() == [1]
+    with monkeypatch.context() as patched, pytest.raises(PermissionError, match=r"write-protected: '.*link\.npz'"):
+        patched.setattr(files.os, "access", lambda *_: False)  # as root, nothing is protected
+        write_arrays(link, {"a": np.zeros(1)})
+    assert read_arrays(target)["a"].tolist() == [1]
     monkeypatch.chdir(tmp_path / "folder")
     for name in ("plain", pathlib.Path("é" * 120 + ".npz"), "\u202ea\nb", "\U0001f600" * 60, os.fsdecode(b"\xff.npz")):
         for value in (1, 2):
