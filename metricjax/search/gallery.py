@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Integer
 
@@ -195,16 +196,22 @@ def _check_ids(ids: Any, rows: int) -> None:
         raise ValueError(f"ids go from {ids.min()} to {ids.max()}; wanted at most 2³¹ − 2")
 
 
+_FEW = 32  # ids from which on a CPU takes longer to compare than to sort them
+
+
 def _places(gallery: Gallery, ids: Int[Array, " n"]) -> Int[Array, " n"]:
     """Where the people `ids` are, the capacity for those who are not (and for −1).
 
-    Sorted are the few ids that are asked for, never those of the gallery, each of which is looked up among them.
+    The gallery is never sorted: a few ids are compared with all of it, more are sorted to look up everybody in them.
     """
     capacity = len(gallery.ids)
+    numbers = jnp.arange(capacity, dtype=jnp.int32)
+    if len(ids) <= _FEW:
+        return lax.map(lambda i: jnp.min(jnp.where((gallery.ids == i) & (i >= 0), numbers, capacity)), ids)
     asked = jnp.sort(jnp.append(ids, jnp.iinfo(jnp.int32).max))  # which is nobody's id: no index is too large
     at = jnp.searchsorted(asked, gallery.ids)
     at = jnp.where((asked[at] == gallery.ids) & (gallery.ids >= 0), at, len(asked))
-    places = jnp.full(len(asked), capacity, jnp.int32).at[at].min(jnp.arange(capacity, dtype=jnp.int32), mode="drop")
+    places = jnp.full(len(asked), capacity, jnp.int32).at[at].min(numbers, mode="drop")
     return places[jnp.searchsorted(asked, ids)]
 
 
