@@ -17,6 +17,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 
 DIGEST = "metricjax_digest"  # the array by which `read_arrays` knows that the others are those that were written
+_END = 22  # bytes at the end of an archive, which tell how many members it has
 _PLENTY, _BOMB = 2**28, 100  # bytes that any file may unpack to, and the number of times its size that larger ones may
 
 
@@ -117,6 +118,9 @@ def read_arrays(path: str | PathLike) -> dict[str, np.ndarray]:
 def _arrays(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(file) as members:
         found = members.infolist()
+        file.seek(-_END, os.SEEK_END)
+        if int.from_bytes(file.read()[10:12], "little") != len(found):  # or a damaged list might hide an array
+            raise ValueError(f"its list of arrays ends after {len(found)}")
         unpacked = sum(member.file_size for member in found)
         if unpacked > max(_PLENTY, _BOMB * size):
             raise ValueError(f"{size} bytes would unpack to {unpacked}")

@@ -199,8 +199,19 @@ def test_the_digest_knows_other_arrays(tmp_path):
         with pytest.raises(ValueError, match=r"some\.npz .*its digest is that of other arrays"):
             read_arrays(path)
     del held[files.DIGEST]
+    write_arrays(path, held)
+    path.write_bytes(without_last_entry(path.read_bytes()))  # the digest's
+    with pytest.raises(ValueError, match=r"some\.npz .*its list of arrays ends after 2"):
+        read_arrays(path)
     np.savez(path, **held)
     assert sorted(read_arrays(path)) == ["a", "b"]
+
+
+def without_last_entry(data):
+    """An archive whose list of members is shorter by one, though not by what it says of its length."""
+    last, end = data.rindex(b"PK\x01\x02"), data.rindex(b"PK\x05\x06")
+    size = int.from_bytes(data[end + 12 : end + 16], "little") - (end - last)
+    return data[:last] + data[end : end + 12] + size.to_bytes(4, "little") + data[end + 16 :]
 
 
 def test_damaged_files_are_refused_by_name_or_are_whole(fuzz, tmp_path):
