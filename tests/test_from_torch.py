@@ -282,16 +282,16 @@ def test_damaged_files_are_refused_by_name(rng, monkeypatch, tmp_path):
         "RuntimeError: of several lines": RuntimeError("of several\nlines"),
         "UnpicklingError: Unsupported global: os.system was not allowed": pickle.UnpicklingError(
             "Weights only load failed. Use weights_only=False\n\tWeightsUnpickler error: Unsupported global: "
-            "os.system\nwas not allowed"
+            "os.system\nwas not allowed. Please use another way"
         ),
-        "EOFError: ": EOFError(),
+        "EOFError": EOFError(),
     }
     for message, error in errors.items():
         monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=raising(error)))
         path.write_bytes(b"damaged")
         with pytest.raises(ValueError) as caught:
             load_iresnet(model, path)
-        wanted = f"{path} holds no weights that can be read with weights_only=True ({message})"
+        wanted = f"{path} holds no state_dict that can be read with weights_only=True ({message})"
         assert str(caught.value) == wanted
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=lambda *_, **__: state_dict(rng)))
     with zipfile.ZipFile(path, "w") as archive:
@@ -301,7 +301,7 @@ def test_damaged_files_are_refused_by_name(rng, monkeypatch, tmp_path):
     for data in (whole.replace(bytes(100), bytes(50) + b"\x10" + bytes(49)), whole[:-30], whole[:60]):
         path.write_bytes(data)
         with pytest.raises(
-            ValueError, match=r"backbone\.pth holds no weights .*(checksum of archive/data/0|BadZipFile)"
+            ValueError, match=r"backbone\.pth holds no state_dict .*(checksum of archive/data/0|BadZipFile)"
         ):
             load_iresnet(model, path)
 
@@ -321,7 +321,7 @@ def test_pytorch_refuses_files_that_run_code(rng, tmp_path):
     load_iresnet(model, tmp_path / "good.pth")
     np.testing.assert_array_equal(model.head.bias[...], weights["fc.bias"].numpy())
     torch.save({"fc.bias": partial(print, "code ran")}, tmp_path / "bad.pth")
-    with pytest.raises(ValueError, match=r"bad\.pth holds no weights .*weights_only=True .*functools\.partial"):
+    with pytest.raises(ValueError, match=r"bad\.pth holds no state_dict .*weights_only=True .*functools\.partial"):
         load_iresnet(model, tmp_path / "bad.pth")
 
 

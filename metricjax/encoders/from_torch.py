@@ -77,13 +77,15 @@ def _read(path: str | os.PathLike) -> Any:
                 raise ValueError(f"the checksum of {damaged} is that of something else")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} holds no weights that can be read with weights_only=True ({_line(error)})") from None
+        raise ValueError(
+            f"{path} holds no state_dict that can be read with weights_only=True ({_line(error)})"
+        ) from None
 
 
 def _line(error: Exception) -> str:
     """What is wrong, in one line and without the advice to read the file by running what is in it."""
-    text = str(error).rpartition("WeightsUnpickler error:")[2]
-    return f"{type(error).__name__}: {' '.join(text.split())[:200]}"
+    text = str(error).rpartition("WeightsUnpickler error:")[2].partition(" Please use ")[0]
+    return f"{type(error).__name__}: {' '.join(text.split())[:200]}".rstrip(" :.")
 
 
 class Part(NamedTuple):
@@ -171,7 +173,7 @@ def load_iresnet(model: IResNet, weights: Mapping[str, Any] | str | os.PathLike)
     if isinstance(weights, str | os.PathLike):
         given, source = _read(weights), f"weights of {os.fspath(weights)}"
     if not isinstance(given, Mapping):
-        raise ValueError(f"{source} hold a {type(given).__name__}; wanted a mapping of names to arrays")
+        raise ValueError(f"{source} hold a {type(given).__name__}; wanted a mapping of names to arrays, a state_dict")
     places = _places(model)
     part = _unwrapped(given, places, source)
     _fill(places, part, source + part.where)
