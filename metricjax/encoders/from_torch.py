@@ -3,6 +3,7 @@
 import importlib
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -89,21 +90,22 @@ def _line(error: Exception) -> str:
 
 
 class Part(NamedTuple):
-    """A part of a checkpoint: its arrays by name, without what stands before each, and where it was found."""
+    """A part of a checkpoint: what stands before each name in a mapping, where that is, and how many of them it has."""
 
-    arrays: dict[str, Any]
+    given: Mapping
+    prefix: str
     where: str
+    fitting: int
 
 
 def _parts(given: Mapping, names: Collection[str], where: str = "", depth: int = 3) -> Iterator[Part]:
-    """The mappings inside each other, and of each one part for everything that stands before any of the names."""
-    prefixes = dict.fromkeys([""])
+    """Of this mapping, and of those in it, one part for everything that stands before any of the names."""
+    counts = Counter({"": 0})
     for key in map(str, given):
-        ends = [i for i in range(len(key)) if key[:i].endswith(".") and key[i:] in names]
-        prefixes |= dict.fromkeys(key[:i] for i in ends)
-    for prefix in prefixes:
-        arrays = {str(key).removeprefix(prefix): a for key, a in given.items() if str(key).startswith(prefix)}
-        yield Part(arrays, f"{where} {prefix}".rstrip())
+        starts = (0, *(i for i, letter in enumerate(key, start=1) if letter == "."))
+        counts.update(key[:i] for i in starts if key[i:] in names)
+    for prefix, count in counts.items():
+        yield Part(given, prefix, f"{where} {prefix}".rstrip(), count)
     for key, inner in given.items():
         if isinstance(inner, Mapping) and depth:
             yield from _parts(inner, names, f"{where}[{key!r}]", depth - 1)
@@ -111,9 +113,9 @@ def _parts(given: Mapping, names: Collection[str], where: str = "", depth: int =
 
 def _unwrapped(given: Mapping, names: Collection[str], source: str) -> Part:
     """The part that has most of the names; of several that have all of them the one that is no moving average."""
-    parts = [(sum(name in part.arrays for name in names), part) for part in _parts(given, names)]
-    most = max(count for count, _ in parts)
-    best = [part for count, part in parts if count == most]
+    parts = list(_parts(given, names))
+    most = max(part.fitting for part in parts)
+    best = [part for part in parts if part.fitting == most]
     plain = [part for part in best if "ema" not in part.where.lower()] or best
     if most == len(names) and len(plain) > 1:
         found = ", ".join(f"{source}{part.where}" for part in plain)
@@ -182,8 +184,10 @@ def load_iresnet(model: IResNet, weights: Mapping[str, Any] | str | os.PathLike)
 
 def _fill(places: dict[str, Place], part: Part, source: str) -> None:
     """All places, or none where anything is wrong."""
-    counters = ("num_batches_tracked", "n_averaged")
-    given = {name: a for name, a in part.arrays.items() if not name.endswith(counters)}
+    inside = {
+        str(key).removeprefix(part.prefix): a for key, a in part.given.items() if str(key).startswith(part.prefix)
+    }
+    given = {name: a for name, a in inside.items() if not name.endswith(("num_batches_tracked", "n_averaged"))}
     frozen = given.pop("features.weight", np.ones(()))
     arrays = {name: _numbers(source, name, given[name]) for name in places if name in given}
     shapes = [(name, a.shape, places[name].shape) for name, a in arrays.items()]
