@@ -60,9 +60,9 @@ def replacing(path: str | PathLike) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(part, target)
     except OSError as error:
-        if error.errno is not None:
-            error.filename, error.filename2 = os.fspath(path), None  # a full disk has no name, a part another
-        raise
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error  # a full disk has no name
     finally:
         part.unlink(missing_ok=True)
     _sync_folder(target.parent)
