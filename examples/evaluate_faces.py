@@ -12,12 +12,12 @@ import pathlib
 import sys
 import time
 import warnings
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
 
 import metricjax as mj
+from metricjax.files import read_arrays as arrays_of
 
 FARS = (0.1, 0.01, 0.001, 0.0001)
 
@@ -66,48 +66,48 @@ def from_npz(path: str) -> Embedded:
     for name in ("embeddings", "labels"):
         if name not in arrays:
             raise ValueError(f"{path} has no array {name!r}; it holds {', '.join(arrays) or 'nothing'}")
-    embeddings, labels = arrays["embeddings"], arrays["labels"]
-    if embeddings.ndim != 2 or embeddings.dtype.kind != "f":
-        raise ValueError(f"embeddings is {embeddings.dtype}{list(embeddings.shape)}; wanted floats [n, d]")
+    try:
+        return checked(**{name: arrays.get(name) for name in ("embeddings", "labels", "people", "images", "files")})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def checked(embeddings, labels, people, images, files) -> Embedded:
+    shown = lambda array: f"{array.dtype}{list(array.shape)}"
+    if embeddings.ndim != 2 or embeddings.dtype not in (np.float16, np.float32, np.float64) or not embeddings.shape[1]:
+        raise ValueError(f"embeddings is {shown(embeddings)}; wanted floats [n, d]")
     if labels.shape != embeddings.shape[:1] or labels.dtype.kind not in "iuU":
-        got = f"{labels.dtype}{list(labels.shape)}"
-        raise ValueError(f"labels is {got}; wanted an integer or a name for each of {len(embeddings)} embeddings")
-    broken = np.flatnonzero(~np.all(np.isfinite(embeddings), axis=1))
+        got = f"{shown(labels)}; wanted an integer or a name for each of {len(embeddings)} embeddings"
+        raise ValueError(f"labels is {got}")
+    with np.errstate(over="ignore"):  # what is finite in 64 bits may not be so in 32
+        broken = np.flatnonzero(~np.all(np.isfinite(embeddings.astype(np.float32)), axis=1))
     if len(broken):
         raise ValueError(f"embeddings holds NaN or infinity in {len(broken)} rows, the first of which is {broken[0]}")
-    people = arrays.get("people")
     if people is not None and (people.ndim != 1 or people.dtype.kind != "U" or labels.dtype.kind == "U"):
-        raise ValueError(f"people is {people.dtype}{list(people.shape)}; wanted names that integer labels number")
+        raise ValueError(f"people is {shown(people)}; wanted names that integer labels number")
     if people is not None and len(labels) and not 0 <= labels.min() <= labels.max() < len(people):
         raise ValueError(f"people has {len(people)} names; labels go from {labels.min()} to {labels.max()}")
-    images = arrays.get("images")
     if images is not None:
+        n, got = len(labels), shown(images)
         images = images[..., None] if images.ndim == 3 else images
-        if images.ndim != 4 or len(images) != len(labels) or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
-            got = f"{images.dtype}{list(arrays['images'].shape)}"
-            raise ValueError(f"images is {got}; wanted uint8[{len(labels)}, height, width] or one with 1 or 3 channels")
-    files = arrays.get("files")
+        fitting = images.ndim == 4 and len(images) == n and images.shape[-1] in (1, 3) and 0 not in images.shape[1:3]
+        if not fitting or images.dtype != np.uint8:
+            raise ValueError(f"images is {got}; wanted uint8[{n}, height, width] or one with 1 or 3 channels")
     if files is not None and (files.shape != labels.shape or files.dtype.kind != "U"):
-        raise ValueError(f"files is {files.dtype}{list(files.shape)}; wanted a name for each of {len(labels)} rows")
+        raise ValueError(f"files is {shown(files)}; wanted a name for each of {len(labels)} rows")
     values, labels = np.unique(labels, return_inverse=True)
     names = [str(value) if people is None else str(people[value]) for value in values]
     return Embedded(embeddings, labels, names, images, None if files is None else files.tolist())
 
 
 def read_arrays(path: str) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file; nothing in it is executed."""
+    """All arrays of an .npz file; nothing in it is executed, and damage is a ValueError that names the file."""
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"{path} is not a file")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not an .npz file; write one with numpy.savez(path, embeddings=…, labels=…)")
-    arrays = {}
-    with np.load(path, allow_pickle=False) as stored:
-        for name in stored.files:
-            try:
-                arrays[name] = stored[name]
-            except ValueError as error:
-                raise ValueError(f"{path}: {name} cannot be read, if it holds Python objects: {error}") from None
-    return arrays
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            raise ValueError(f"{path} is not an .npz file; write one with numpy.savez(path, embeddings=…, labels=…)")
+    return arrays_of(path)
 
 
 def from_photographs(source: str, checkpoint: pathlib.Path, pairs: bool) -> Embedded:

@@ -1,21 +1,25 @@
 """A gallery of people with names, in one file: what recognize.py keeps.
 
-people = gallery_file.read("staff.npz").enrol(["Ada"], embeddings)
-gallery_file.write("staff.npz", people)                             # all of it, or nothing
+with gallery_file.alone(path):                                      # or another process's change might be lost
+    people = gallery_file.read(path).enrol(["Ada"], embeddings)
+    gallery_file.write(path, people)                                # all of it, or nothing
 """
 
+import contextlib
 import dataclasses
-import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import filelock
 import jax.numpy as jnp
 import numpy as np
 
 import metricjax as mj
+from metricjax.files import beside, read_arrays, remove_parts, write_arrays
+from metricjax.search.gallery import ARRAYS, of_arrays
 
 CAPACITY = 64  # places of a new gallery
-ARRAYS = ("sums", "ids", "overflow")
+PATIENCE = 60  # seconds to wait for another process that changes the gallery
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,30 +75,63 @@ class People:
 
 
 def read(path: pathlib.Path) -> People:
+    """What `write` wrote; ValueError that names the file and what is wrong with it."""
     if not path.exists():
         raise ValueError(f"{path} does not exist; `enrol` makes a gallery")
     try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            held = {name: file[name] for name in file}
-        gallery = mj.search.Gallery(*(jnp.asarray(held.pop(name)) for name in ARRAYS))
-        return People(gallery, **{name: value.tolist() for name, value in held.items()})
-    except Exception as error:  # whatever else a file may hold, or lack
-        raise ValueError(f"{path} is no gallery of recognize.py, or a damaged one ({error})") from error
+        held = read_arrays(path)
+        gallery = of_arrays({name: held.pop(name) for name in ARRAYS if name in held})
+        check(held, np.asarray(gallery.ids))
+    except ValueError as error:
+        why = str(error).removeprefix(f"{path} ")
+        raise ValueError(f"{path} is no gallery of recognize.py, or a damaged one ({why})") from None
+    return People(gallery, **{name: value.tolist() for name, value in held.items()})
+
+
+def check(held: dict[str, np.ndarray], ids: np.ndarray) -> None:
+    """What a file holds beside the arrays of the gallery fits together, and to the ids."""
+    wanted = {"encoder": ("U", 0), "names": ("U", 1), "photographs": ("i", 1), "threshold": ("f", 0)}
+    wanted |= {"calibrated": ("U", 0)}
+    if {name: (value.dtype.kind, value.ndim) for name, value in held.items()} != wanted:
+        got = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in sorted(held.items()))
+        raise ValueError(f"holds {got or 'nothing'} beside the gallery")
+    names, photographs = held["names"], held["photographs"]
+    who = np.flatnonzero(names != "")
+    if len(names) != len(photographs) or np.any((photographs > 0) != (names != "")) or np.any(photographs < 0):
+        raise ValueError(f"holds {len(names)} names that do not fit {len(photographs)} numbers of photographs")
+    if not np.array_equal(who, np.sort(ids[ids >= 0])) or len(np.unique(names[who])) < len(who):
+        raise ValueError(f"holds {len(who)} names that are not those of {np.sum(ids >= 0)} people")
+    if np.isnan(held["threshold"]) == bool(held["calibrated"]):
+        raise ValueError(f"holds the threshold {held['threshold']}, calibrated {str(held['calibrated'])!r}")
 
 
 def write(path: pathlib.Path, people: People) -> None:
     """The old file stays as it is until the new one is on the disk."""
-    held = {field.name: getattr(people, field.name) for field in dataclasses.fields(people)}
-    held |= {name: getattr(held["gallery"], name) for name in ARRAYS}
-    held["names"] = np.array(people.names, str)  # of nobody, too
-    del held["gallery"]
-    path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    held = {name: getattr(people.gallery, name) for name in ARRAYS}
+    held |= {"names": np.array(people.names, str), "photographs": np.array(people.photographs, int)}  # of nobody, too
+    held |= {name: getattr(people, name) for name in ("encoder", "threshold", "calibrated")}
+    write_arrays(path, held)
+
+
+@contextlib.contextmanager
+def alone(path: pathlib.Path) -> Iterator[None]:
+    """Between reading and writing: no other process that asks for this changes the gallery meanwhile.
+
+    The lock is one of the operating system on a file beside the gallery, .NAME.lock, which stays there empty. It ends
+    with its process, however that dies. Processes of several hosts exclude each other where their shared folder has
+    such locks (`flock`: NFS 4 and CephFS do, unless they are mounted without).
+    """
+    at = beside(path, "lock")  # one lock, whatever link leads to the file
+    if not at.parent.is_dir():
+        raise ValueError(f"{path} is in no folder; wanted one that exists")
+    lock = filelock.FileLock(at, timeout=PATIENCE)
     try:
-        with open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **held)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        lock.acquire()
+    except filelock.Timeout:
+        waited = f"waited {PATIENCE} s for another process that changes it, and holds {at}"
+        raise ValueError(f"{path} is as it was: {waited}") from None
+    try:
+        remove_parts(path)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        lock.release()

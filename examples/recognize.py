@@ -16,6 +16,9 @@ judges: the share of pairs of different people that pass. A stranger who is sear
 if these were independent, the share 1 − (1 − FAR)^N of searches would pass. --fpir therefore searches strangers in the
 gallery as it is, and counts the searches that find anybody: use it for `identify`, and again when the gallery has
 grown. A gallery has one threshold: the later calibration replaces the earlier one.
+
+Several may change one gallery at once. The encoders run side by side; then each waits for the one before, a minute at
+most, and adds to what is there by then. A gallery is replaced whole, so that to search it no lock is needed.
 """
 
 import argparse
@@ -38,13 +41,26 @@ from metricjax.data.photographs import UNREADABLE, decoded
 CHUNK = 128  # photographs in memory at a time
 MOST_PAIRED = 3000  # photographs, for a bootstrap over all their pairs that takes about a minute
 UNKNOWN = "unknown"
+ESCAPES = {code: repr(chr(code))[1:-1] for code in range(32)}
 
 
 def encoder_for(args, people: gallery_file.People | None) -> face_encoder.FaceEncoder:
     encoder = face_encoder.load(args.checkpoint)
-    if people is not None and people.encoder != encoder.fingerprint():
-        raise ValueError(f"{args.gallery} was made by another encoder than that of {args.checkpoint}; enrol anew")
+    if people is not None:
+        check_encoder(args, people, encoder.fingerprint())
     return encoder
+
+
+def check_encoder(args, people: gallery_file.People, fingerprint: str) -> None:
+    if people.encoder != fingerprint:
+        raise ValueError(f"{args.gallery} was made by another encoder than that of {args.checkpoint}; enrol anew")
+
+
+def say(*columns: object) -> None:
+    """A line of columns; in escapes what would end one, or cannot be shown (bytes of a name that are no UTF-8)."""
+    encoding = sys.stdout.encoding or "utf-8"
+    line = "\t".join(str(column).translate(ESCAPES) for column in columns)
+    print(line.encode(encoding, "backslashreplace").decode(encoding))
 
 
 # --- photographs ----------------------------------------------------------------------------------------------------
@@ -112,29 +128,33 @@ def enrol(args) -> None:
         files = [file for folder in folders for file in folder[1]]
     encoder = encoder_for(args, people)
     embeddings, readable = embedded(encoder, files)
-    enrolled = [names[i] for i in readable]
-    before = people or gallery_file.People.nobody(embeddings.shape[1], encoder.fingerprint())
-    people = before.enrol(enrolled, embeddings)
-    gallery_file.write(args.gallery, people)
+    enrolled, fingerprint = [names[i] for i in readable], encoder.fingerprint()
+    with gallery_file.alone(args.gallery):  # as it is now; it may have changed meanwhile
+        nobody = gallery_file.People.nobody(embeddings.shape[1], fingerprint)
+        before = gallery_file.read(args.gallery) if args.gallery.exists() else nobody
+        check_encoder(args, before, fingerprint)
+        people = before.enrol(enrolled, embeddings)
+        gallery_file.write(args.gallery, people)
     for name in sorted(set(names) - set(enrolled)):
         print(f"recognize: no photograph of {name} can be read, and none is enrolled", file=sys.stderr)
     new = len(people.enrolled) - len(before.enrolled)
-    print(f"{len(enrolled)} photographs of {len(set(enrolled))} people enrolled, {new} of them new")
-    print(f"{args.gallery} holds {len(people.enrolled)} people")
+    say(f"{len(enrolled)} photographs of {len(set(enrolled))} people enrolled, {new} of them new")
+    say(f"{args.gallery} holds {len(people.enrolled)} people")
 
 
 def remove(args) -> None:
-    gallery_file.write(args.gallery, gallery_file.read(args.gallery).remove(name_of(args.name)))
-    print(f"{args.name} is removed from {args.gallery}")
+    with gallery_file.alone(args.gallery):
+        gallery_file.write(args.gallery, gallery_file.read(args.gallery).remove(name_of(args.name)))
+    say(f"{args.name} is removed from {args.gallery}")
 
 
 def show(args) -> None:
     people = gallery_file.read(args.gallery)
+    counts = dict(zip(people.names, people.photographs, strict=True))
     for name in people.enrolled:
-        count = people.photographs[people.names.index(name)]
-        print(name, "1 photograph" if count == 1 else f"{count} photographs", sep="\t")
+        say(name, "1 photograph" if counts[name] == 1 else f"{counts[name]} photographs")
     threshold = f"{people.threshold:.4f}, {people.calibrated}" if people.calibrated else "not calibrated"
-    print(f"{len(people.enrolled)} people; threshold: {threshold}")
+    say(f"{len(people.enrolled)} people; threshold: {threshold}")
 
 
 def check_anybody(args, people: gallery_file.People) -> None:
@@ -158,7 +178,7 @@ def identify(args) -> None:
     embeddings, readable = embedded(encoder_for(args, people), files)
     found = people.gallery.identify(jnp.asarray(embeddings), threshold)
     for index, who, score in zip(readable, found.ids[:, 0].tolist(), found.scores[:, 0].tolist(), strict=True):
-        print(files[index], people.names[who] if who >= 0 else UNKNOWN, f"{score:.4f}", sep="\t")
+        say(files[index], people.names[who] if who >= 0 else UNKNOWN, f"{score:.4f}")
 
 
 def verify(args) -> None:
@@ -183,11 +203,16 @@ def calibrate(args) -> None:
         raise ValueError(
             f"{args.folder} holds {len(files)} photographs; --far takes {MOST_PAIRED} at most, for it compares all"
         )
-    embeddings, readable = embedded(encoder_for(args, people), files)
+    encoder = encoder_for(args, people)
+    embeddings, readable = embedded(encoder, files)
     names = np.array(of)[readable]
     threshold, text = (at_far if args.far is not None else at_fpir)(args, people, embeddings, names)
-    gallery_file.write(args.gallery, dataclasses.replace(people, threshold=threshold, calibrated=text))
-    print(f"threshold {threshold:.4f}, {text}, is stored in {args.gallery}")
+    fingerprint = encoder.fingerprint()
+    with gallery_file.alone(args.gallery):  # people who came or went meanwhile did so, the threshold is that of before
+        people = gallery_file.read(args.gallery)
+        check_encoder(args, people, fingerprint)
+        gallery_file.write(args.gallery, dataclasses.replace(people, threshold=threshold, calibrated=text))
+    say(f"threshold {threshold:.4f}, {text}, is stored in {args.gallery}")
 
 
 def at_far(args, people: gallery_file.People, embeddings: np.ndarray, names: np.ndarray) -> tuple[float, str]:

@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 
+from tests.damage import altered, damaged
 from tests.people import write_people
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("standard_promotion")]
@@ -125,13 +126,42 @@ def test_arrays_that_are_refused(example, arrays, tmp_path, capsys):
         "people is int64[12]; wanted names": {**arrays, "people": labels},
         "images is uint8[3, 5, 4]; wanted uint8[12, height": {**arrays, "images": np.zeros((3, 5, 4), np.uint8)},
         "images is float64[12, 5, 4]": {**arrays, "images": np.zeros((12, 5, 4))},
-        "people cannot be read, if it holds Python objects": {**arrays, "people": np.array(["x", None], object)},
+        "people.npy holds Python objects": {**arrays, "people": np.array(["x", None], object)},
         "files is int64[12]; wanted a name": {**arrays, "files": labels},
+        "embeddings is float32[12, 0]": {**arrays, "embeddings": z[:, :0]},
+        "embeddings holds NaN or infinity in 12 rows": {**arrays, "embeddings": np.full((12, 2), 1e300)},
+        "images is uint8[12, 0, 4]": {**arrays, "images": np.zeros((12, 0, 4), np.uint8)},
     }
     for message, given in wrong.items():
         np.savez(tmp_path / "z.npz", **given)
-        assert message in refused(example, capsys, tmp_path / "z.npz", "--out", tmp_path / "out")
+        told = refused(example, capsys, tmp_path / "z.npz", "--out", tmp_path / "out")
+        assert message in told and "z.npz" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_damaged_files(example, arrays, fuzz, tmp_path):
+    """Refused by name, or read as what they were; whole files of wrong arrays are refused or of the right kinds."""
+    path = tmp_path / "z.npz"
+    given = {**arrays, "people": np.array([f"P{i}" for i in range(11)]), "images": np.zeros((12, 5, 4), np.uint8)}
+    np.savez(path, **given)
+    whole, refused = path.read_bytes(), 0
+    for seed in fuzz:
+        rng = np.random.default_rng(seed)
+        if seed % 3:
+            path.write_bytes(damaged(whole, rng))
+        else:
+            np.savez(path, **altered(given, rng))
+        try:
+            found = example.from_npz(str(path))
+        except ValueError as error:
+            assert "z.npz" in str(error) and "\n" not in str(error)
+            refused += 1
+        else:
+            assert found.embeddings.shape[0] == len(found.labels) == 12 and np.all(np.isfinite(found.embeddings))
+            assert np.all(found.labels < len(found.people))
+            if seed % 3:
+                np.testing.assert_array_equal(found.embeddings, arrays["embeddings"])
+    assert refused > len(fuzz) / 2
 
 
 def test_files_and_options_that_are_refused(example, arrays, people, tmp_path, capsys):

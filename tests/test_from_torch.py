@@ -1,8 +1,9 @@
 """Weights of PyTorch's IResNet give, by name, what PyTorch computes: against NumPy, in its layout."""
 
-import pathlib
+import pickle
 import sys
 import types
+import zipfile
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 from flax import nnx
 
 from metricjax.encoders import IResNet, load_iresnet
+from tests.damage import damaged
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -148,9 +150,113 @@ def test_every_name_must_fit(rng, unchecked):
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, nnx.state(model)))
 
 
-def test_files_are_read_safely_and_only_by_pytorch(rng, monkeypatch):
+def under(prefix, weights):
+    return {f"{prefix}{name}": a for name, a in weights.items()}
+
+
+@pytest.mark.parametrize(
+    "wrapped, where",
+    [
+        (lambda w: w, ""),
+        (lambda w: under("module.", w) | {"n_averaged": np.array(3)}, "module."),  # a moving average of PyTorch's
+        (lambda w: under("model.", w), "model."),
+        (lambda w: under("module.backbone.", w), "module.backbone."),
+        (lambda w: under("backbone.", w) | {"head.weight": np.zeros((9, SIZE))}, "backbone."),
+        (lambda w: {"state_dict": w, "epoch": 3}, "['state_dict']"),
+        (lambda w: {"model": w, "optimizer": {"state": {0: {"step": 1}}, "param_groups": [{}]}}, "['model']"),
+        (lambda w: {"net": {"state_dict": under("module.model.", w)}}, "['net']['state_dict'] module.model."),
+        (
+            lambda w: {
+                "epoch": 1,
+                "pytorch-lightning_version": "2.5",
+                "state_dict": under("model.backbone.", w) | {"loss.weight": np.zeros((9, SIZE))},
+                "hyper_parameters": {},
+            },
+            "['state_dict'] model.backbone.",
+        ),
+        (lambda w: {"state_dict_backbone": w, "state_dict_softmax_fc": {"weight": 0}}, "['state_dict_backbone']"),
+        (lambda w: {"state_dict_ema": broken(w), "state_dict": w}, "['state_dict']"),
+        (lambda w: {"model_ema": under("module.", w)}, "['model_ema'] module."),
+        (lambda w: under("ema.", broken(w)) | under("net.", w), "net."),
+    ],
+)
+def test_checkpoints_are_unwrapped(rng, wrapped, where):
+    weights, model = state_dict(rng), encoder()
+    assert load_iresnet(model, wrapped(weights)) == where
+    np.testing.assert_allclose(model.head.bias[...], weights["fc.bias"], rtol=1e-6)
+    np.testing.assert_allclose(model.stem_norm.var[...], weights["bn1.running_var"], rtol=1e-6)
+
+
+def broken(weights):
+    return weights | {"fc.bias": np.full(SIZE, np.nan)}
+
+
+def test_weights_that_are_refused_by_name(rng, unchecked):
+    weights, model = state_dict(rng), encoder()
+    before = jax.tree.map(np.asarray, nnx.state(model))
+    cases = {
+        r"^weights: fc.bias holds NaN or infinity$": broken(weights),
+        r"^weights\['model'\]: fc.bias holds NaN or infinity$": {"model": broken(weights)},
+        "bn1.bias holds NaN or infinity": weights | {"bn1.bias": np.full(3, 1e300)},
+        "layer1.0.bn2.running_var holds negative variances": weights | {"layer1.0.bn2.running_var": -np.ones(3)},
+        r"fc.bias is complex128\[5\]; wanted real numbers": weights | {"fc.bias": np.ones(SIZE, complex)},
+        r"fc.bias is object\[5\]": weights | {"fc.bias": np.array([None] * SIZE)},
+        r"fc.bias is <U4\[\]": weights | {"fc.bias": "text"},
+        r"fc.bias is object\[\]": weights | {"fc.bias": None},
+        r"features.weight holds NaN": weights | {"features.weight": np.full(SIZE, np.nan)},
+        r"^weights\['state_dict'\] module.: 1 names missing \(fc.bias\)$": {
+            "state_dict": under("module.", {name: a for name, a in weights.items() if name != "fc.bias"})
+        },
+        r"^weights\['a'\] m.: 1 names unknown \(more\)$": {"a": under("m.", weights | {"more": np.ones(1)})},
+        r"the names are there 2 times \(weights\['student'\], weights\['teacher'\] module.\); give one": {
+            "student": weights,
+            "teacher": under("module.", weights),
+        },
+        "weights: 70 names missing": {},
+    }
+    for message, wrong in cases.items():
+        with pytest.raises(ValueError, match=message):
+            load_iresnet(model, wrong)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, nnx.state(model)))
+
+
+class Tensor:
+    """Stands in for one of PyTorch's: a parameter that tracks gradients, in a dtype that NumPy has not."""
+
+    def __init__(self, array, floating=True):
+        self.array, self.floating = array, floating
+
+    def detach(self):
+        return self
+
+    cpu = detach
+
+    def is_floating_point(self):
+        return self.floating
+
+    def float(self):
+        return np.asarray(self.array, np.float32)
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("Got unsupported\nScalarType")
+
+
+def test_tensors_and_other_dtypes(rng):
+    weights, model = state_dict(rng), encoder()
+    for dtype in (jnp.bfloat16, np.float16, np.float64, ">f4"):
+        load_iresnet(model, {name: a.astype(dtype) for name, a in weights.items()})
+        np.testing.assert_array_equal(model.head.bias[...], weights["fc.bias"].astype(dtype).astype(np.float32))
+    load_iresnet(model, {name: Tensor(a) for name, a in weights.items()})
+    np.testing.assert_array_equal(model.head.bias[...], weights["fc.bias"])
+    message = r"^weights: fc.bias is nothing that NumPy can hold \(TypeError: Got unsupported ScalarType\)$"
+    with pytest.raises(ValueError, match=message):
+        load_iresnet(model, weights | {"fc.bias": Tensor(weights["fc.bias"], floating=False)})
+
+
+def test_files_are_read_safely_and_only_by_pytorch(rng, monkeypatch, tmp_path):
     """Whatever the file holds, nothing but `torch.load(..., weights_only=True)` opens it."""
-    weights, asked, path = state_dict(rng), [], pathlib.Path("backbone.pth")
+    weights, asked, path = state_dict(rng), [], tmp_path / "backbone.pth"
+    path.write_bytes(b"anything")
 
     def load(file, **settings):
         asked.append((file, settings))
@@ -161,9 +267,50 @@ def test_files_are_read_safely_and_only_by_pytorch(rng, monkeypatch):
     load_iresnet(model, path)
     assert asked == [(path, {"map_location": "cpu", "weights_only": True})]
     np.testing.assert_array_equal(model.head.bias[...], weights["fc.bias"])
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+        load_iresnet(model, tmp_path / "nowhere.pth")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r"reading 'backbone.pth' needs 'torch'.*or pass a mapping"):
+    with pytest.raises(ImportError, match=r"reading '.*backbone.pth' needs 'torch'.*or pass a mapping"):
         load_iresnet(model, path)
+
+
+def test_damaged_files_are_refused_by_name(rng, monkeypatch, tmp_path):
+    """What `torch.load` says of them, in one line; and what it does not: it passes over checksums."""
+    path, model = tmp_path / "backbone.pth", encoder()
+    errors = {
+        "KeyError: '101'": KeyError("101"),
+        "RuntimeError: of several lines": RuntimeError("of several\nlines"),
+        "UnpicklingError: Unsupported global: os.system was not allowed": pickle.UnpicklingError(
+            "Weights only load failed. Use weights_only=False\n\tWeightsUnpickler error: Unsupported global: "
+            "os.system\nwas not allowed. Please use another way"
+        ),
+        "EOFError": EOFError(),
+    }
+    for message, error in errors.items():
+        monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=raising(error)))
+        path.write_bytes(b"damaged")
+        with pytest.raises(ValueError) as caught:
+            load_iresnet(model, path)
+        wanted = f"{path} holds no state_dict that can be read with weights_only=True ({message})"
+        assert str(caught.value) == wanted
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=lambda *_, **__: state_dict(rng)))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data/0", bytes(100))
+    load_iresnet(model, str(path))
+    whole = path.read_bytes()
+    for data in (whole.replace(bytes(100), bytes(50) + b"\x10" + bytes(49)), whole[:-30], whole[:60]):
+        path.write_bytes(data)
+        with pytest.raises(
+            ValueError, match=r"backbone\.pth holds no state_dict .*(checksum of archive/data/0|BadZipFile)"
+        ):
+            load_iresnet(model, path)
+
+
+def raising(error):
+    def load(*_, **__):
+        raise error
+
+    return load
 
 
 def test_pytorch_refuses_files_that_run_code(rng, tmp_path):
@@ -174,5 +321,42 @@ def test_pytorch_refuses_files_that_run_code(rng, tmp_path):
     load_iresnet(model, tmp_path / "good.pth")
     np.testing.assert_array_equal(model.head.bias[...], weights["fc.bias"].numpy())
     torch.save({"fc.bias": partial(print, "code ran")}, tmp_path / "bad.pth")
-    with pytest.raises(Exception, match=r"weights_only|Weights only"):
+    with pytest.raises(ValueError, match=r"bad\.pth holds no state_dict .*weights_only=True .*functools\.partial"):
         load_iresnet(model, tmp_path / "bad.pth")
+
+
+def test_tensors_of_pytorch(rng, tmp_path):
+    torch = pytest.importorskip("torch")
+    weights, model = {name: torch.from_numpy(np.asarray(a)) for name, a in state_dict(rng).items()}, encoder()
+    real = lambda a, dtype: torch.nn.Parameter(a.to(dtype)) if a.is_floating_point() else a
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        torch.save({"state_dict": {f"module.{name}": real(a, dtype) for name, a in weights.items()}}, tmp_path / "a.pt")
+        assert load_iresnet(model, tmp_path / "a.pt") == "['state_dict'] module."
+        np.testing.assert_array_equal(model.head.bias[...], weights["fc.bias"].to(dtype).float().numpy())
+    matrix = weights["fc.weight"]
+    wrong = {
+        "fc.weight is nothing that NumPy can hold .*Sparse": matrix.to_sparse(),
+        "fc.weight is complex64": matrix.to(torch.complex64),
+        "fc.weight is nothing that NumPy can hold .*meta": matrix.to("meta"),
+        "fc.weight holds NaN": torch.full_like(matrix, torch.nan),
+    }
+    for message, tensor in wrong.items():
+        with pytest.raises(ValueError, match=rf"^weights: {message}"):
+            load_iresnet(model, weights | {"fc.weight": tensor})
+
+
+def test_damaged_files_of_pytorch(rng, fuzz, tmp_path):
+    torch = pytest.importorskip("torch")
+    weights, model, path = state_dict(rng), encoder(), tmp_path / "backbone.pth"
+    torch.save({name: torch.from_numpy(np.asarray(a)) for name, a in weights.items()}, path)
+    whole, refused = path.read_bytes(), 0
+    for seed in fuzz:
+        path.write_bytes(damaged(whole, np.random.default_rng(seed)))
+        try:
+            load_iresnet(model, path)
+        except ValueError as error:
+            assert "backbone.pth" in str(error) and "\n" not in str(error)
+            refused += 1
+        else:
+            np.testing.assert_array_equal(model.head.bias[...], weights["fc.bias"])
+    assert refused > len(fuzz) / 2

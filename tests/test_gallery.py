@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, PartitionSpec
 
 from metricjax.classes import add_classes
+from metricjax.files import DIGEST
 from metricjax.metrics import identification
 from metricjax.search import Gallery, top_k
+from tests.damage import altered, damaged
 
 D = 5
 
@@ -132,7 +135,7 @@ def test_capacity(rng):
     enrol = jax.jit(Gallery.enrol)
     full = enrol(gallery, x, ids_of(7, 9, 6, 5))
     assert people(full) == [5, 8, 9] and int(full.overflow) == 2
-    np.testing.assert_array_equal(full.sums[1], gallery.enrol(x[1:2], ids_of(9)).sums[1])
+    np.testing.assert_allclose(full.sums[1], gallery.enrol(x[1:2], ids_of(9)).sums[1], rtol=1e-6)
     assert int(enrol(full, x, ids_of(1, 1, 1, -1)).overflow) == 3
     assert people(full.enrol(x[:1], ids_of(8))) == [5, 8, 9]  # an old overflow is no error
 
@@ -244,6 +247,95 @@ def test_save_and_load(rng, tmp_path):
     (tmp_path / "text").write_text("nobody")
     with pytest.raises(ValueError, match="text is no npz file"):
         Gallery.load(tmp_path / "text")
+
+
+def saved(gallery, path):
+    gallery.save(path)
+    with np.load(path) as stored:
+        return {name: stored[name] for name in stored.files if name != DIGEST}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"sums": np.full((4, D), np.nan, np.float32)}, "holds sums that are not finite"),
+        ({"sums": np.full((4, D), 1e300)}, "holds sums that are not finite"),
+        ({"sums": np.ones((4, D), np.float32)}, "holds sums in free places"),
+        ({"sums": np.zeros((4, D), np.float16)}, r"holds .*sums float16\[4, 5\]; wanted"),
+        ({"sums": np.zeros((4, 0), np.float32)}, r"sums float32\[4, 0\]; wanted"),
+        ({"sums": np.zeros((4, D), object)}, "holds Python objects"),
+        ({"sums": np.zeros((4, D), np.complex64)}, "sums complex64"),
+        ({"ids": np.array([0, 2, 2, -1], np.int32)}, "holds one id twice"),
+        ({"ids": np.array([0, 2, -2, -1], np.int32)}, "holds ids that nobody can have"),
+        ({"ids": np.array([0, 2, 2**31 - 1, -1], np.int32)}, "holds ids that nobody can have"),
+        ({"ids": np.array([0, 2, -1, -1])}, r"ids int64\[4\]"),
+        ({"overflow": np.array(-1, np.int32)}, "holds a negative overflow"),
+        ({"overflow": np.zeros(1, np.int32)}, r"overflow int32\[1\]"),
+        ({"names": np.array(["Ada"])}, r"holds \['ids', 'names', 'overflow', 'sums'\]; wanted a gallery"),
+    ],
+)
+def test_what_is_no_gallery_is_refused_by_name(change, message, rng, tmp_path):
+    held = saved(Gallery.empty(4, D).enrol(images(rng, 3), ids_of(2, 0, 2)), tmp_path / "people.npz")
+    np.savez(tmp_path / "people.npz", **(held | change))
+    with pytest.raises(ValueError, match=rf"people\.npz .*{message}"):
+        Gallery.load(tmp_path / "people.npz")
+
+
+def test_only_what_can_be_loaded_is_saved(rng, tmp_path):
+    path, x, largest = tmp_path / "people.npz", jnp.ones((9, D)), jnp.full(9, 3e38, jnp.float32)
+    gallery = Gallery.empty(4, D).enrol(images(rng, 1), ids_of(2))
+    held = saved(gallery, path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="holds sums that are not finite"):
+        gallery.enrol(x, ids_of(*[2] * 9), weights=largest).save(str(path))
+    assert path.read_bytes() == before
+    np.savez(path, **held)  # as it was before there was a digest
+    assert_identical(Gallery.load(path), gallery)
+
+
+def test_damaged_files_are_refused_by_name(fuzz, rng, tmp_path):
+    """Or they are the gallery that was saved; arrays of another are refused, or work."""
+    gallery, path = Gallery.empty(4, D).enrol(images(rng, 3), ids_of(2, 0, 2)), tmp_path / "people.npz"
+    held, refused = saved(gallery, path), 0
+    whole = path.read_bytes()
+    for seed in fuzz:
+        seeded = np.random.default_rng(seed)
+        if seed % 3:
+            path.write_bytes(damaged(whole, seeded))
+        else:
+            np.savez(path, **altered(held, seeded))
+        try:
+            found = Gallery.load(path)
+        except ValueError as error:
+            assert "people.npz " in str(error) and "\n" not in str(error)
+            refused += 1
+        else:
+            assert np.all(np.isfinite(found.sums))
+            if seed % 3:
+                assert_identical(found, gallery)
+    assert refused > len(fuzz) / 2
+
+
+@pytest.mark.parametrize("few", (True, False))
+def test_one_pair_sorts_no_gallery(few, rng):
+    """Nothing in the programs is sorted but the ids that are asked for, whose places are the same either way."""
+    n = 3 if few else 50
+    gallery, x, ids = Gallery.empty(1000, D), images(rng, n), jnp.asarray(rng.permutation(n) - 1, jnp.int32)
+    for method in (lambda: gallery.verify(x, ids), lambda: gallery.enrol(x, ids), lambda: gallery.remove(ids)):
+        sorts = [e for e in equations(jax.make_jaxpr(method)().jaxpr) if e.primitive.name == "sort"]
+        assert few or sorts
+        assert all(max(v.aval.shape) <= n + 1 for e in sorts for v in e.invars)
+    gallery = gallery.enrol(x, ids).remove(ids_of(1))
+    enrolled = (ids >= 0) & (ids != 1)
+    np.testing.assert_allclose(gallery.verify(x, ids), jnp.where(enrolled, 1, -jnp.inf), atol=1e-6)
+    assert people(gallery.remove(ids)) == []
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
 @pytest.mark.parametrize(

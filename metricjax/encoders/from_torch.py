@@ -2,7 +2,9 @@
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -66,20 +68,99 @@ def _read(path: str | os.PathLike) -> Any:
     except ModuleNotFoundError as error:
         hint = f"reading {os.fspath(path)!r} needs 'torch': install it, or pass a mapping of names to arrays"
         raise ImportError(hint, name="torch") from error
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with open(path, "rb") as file:
+        is_archive = file.read(4) == b"PK\x03\x04"
+    try:
+        if is_archive:  # whose checksums PyTorch does not look at
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"the checksum of {damaged} is that of something else")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} holds no state_dict that can be read with weights_only=True ({_line(error)})"
+        ) from None
 
 
-def load_iresnet(model: IResNet, weights: Mapping[str, Any] | str | os.PathLike) -> None:
-    """Fill `model` with the weights of an IResNet of PyTorch, by name.
+def _line(error: Exception) -> str:
+    """What is wrong, in one line and without the advice to read the file by running what is in it."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2].partition(" Please use ")[0]
+    return f"{type(error).__name__}: {' '.join(text.split())[:200]}".rstrip(" :.")
+
+
+class Part(NamedTuple):
+    """A part of a checkpoint: what stands before each name in a mapping, where that is, and how many of them it has."""
+
+    given: Mapping
+    prefix: str
+    where: str
+    fitting: int
+
+
+def _parts(given: Mapping, names: Collection[str], where: str = "", depth: int = 3) -> Iterator[Part]:
+    """Of this mapping, and of those in it, one part for everything that stands before any of the names."""
+    counts = Counter({"": 0})
+    for key in map(str, given):
+        starts = (0, *(i for i, letter in enumerate(key, start=1) if letter == "."))
+        counts.update(key[:i] for i in starts if key[i:] in names)
+    for prefix, count in counts.items():
+        yield Part(given, prefix, f"{where} {prefix}".rstrip(), count)
+    for key, inner in given.items():
+        if isinstance(inner, Mapping) and depth:
+            yield from _parts(inner, names, f"{where}[{key!r}]", depth - 1)
+
+
+def _unwrapped(given: Mapping, names: Collection[str], source: str) -> Part:
+    """The part that has most of the names; of several that have all of them the one that is no moving average."""
+    parts = list(_parts(given, names))
+    most = max(part.fitting for part in parts)
+    best = [part for part in parts if part.fitting == most]
+    plain = [part for part in best if "ema" not in part.where.lower()] or best
+    if most == len(names) and len(plain) > 1:
+        found = ", ".join(f"{source}{part.where}" for part in plain)
+        raise ValueError(f"{source}: the names are there {len(plain)} times ({found}); give one of these mappings")
+    return plain[0]
+
+
+def _numbers(source: str, name: str, given: Any) -> np.ndarray:
+    """An array of any library in 32 bits, all of it finite."""
+    try:
+        if hasattr(given, "detach"):  # of PyTorch: a parameter, perhaps in bfloat16, which NumPy has not
+            given = given.detach().cpu()
+            given = given.float() if given.is_floating_point() else given
+        array = np.asarray(given)
+    except Exception as error:
+        raise ValueError(f"{source}: {name} is nothing that NumPy can hold ({_line(error)})") from None
+    if array.dtype.kind not in "iu" and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{source}: {name} is {array.dtype}{list(array.shape)}; wanted real numbers")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32, copy=False)
+    if not np.all(np.isfinite(array)):
+        raise ValueError(f"{source}: {name} holds NaN or infinity")
+    if name.endswith("running_var") and np.any(array < 0):
+        raise ValueError(f"{source}: {name} holds negative variances")
+    return array
+
+
+def load_iresnet(model: IResNet, weights: Mapping[str, Any] | str | os.PathLike) -> str:
+    """Fill `model` with the weights of an IResNet of PyTorch, by name, and return where they were found.
 
     The names and shapes are those of insightface's arcface_torch (`conv1.weight`, `layer1.0.bn1.running_mean`, ...,
-    `features.bias`); counters (`num_batches_tracked`) are not used. A file is read with `torch.load(...,
-    weights_only=True)`, which runs no code out of it, and only that needs PyTorch: a mapping of names to arrays, such
-    as `numpy.load` and safetensors' `load_file` give, does not. The model may be abstract, `nnx.eval_shape(lambda:
-    IResNet(50, rngs=nnx.Rngs(0)))`, and is as it was wherever this raises an error.
+    `features.bias`); counters (`num_batches_tracked`) are not used. They may stand in a checkpoint, in mappings inside
+    it (`state_dict`, `model`) and behind anything that ends with a dot (`module.`, `model.backbone.`): then what stands
+    beside them, a head, say, is not used, and "['state_dict'] module." is returned, or "" where nothing had to be
+    unwrapped. An exponential moving average (`ema` in its name) is taken where there is nothing else.
+
+    A file is read with `torch.load(..., weights_only=True)`, which runs no code out of it, and only that needs PyTorch:
+    a mapping of names to arrays, such as `numpy.load` and safetensors' `load_file` give, does not. Tensors and
+    parameters of any floating-point dtype will do. The model may be abstract, `nnx.eval_shape(lambda: IResNet(50,
+    rngs=nnx.Rngs(0)))`, and is as it was wherever this raises an error.
 
     Raises:
-      ValueError: names are missing or unknown, shapes differ, or the frozen scale `features.weight` is not all 1.
+      ValueError: names are missing, unknown or there several times, shapes differ, an array is sparse, quantised,
+        complex or holds NaN, infinity or negative variances, the frozen scale `features.weight` is not all 1, or the
+        file is damaged (by the checksums that PyTorch has written since 1.6) or holds something else.
       ImportError: a path came, and PyTorch is not installed.
 
     >>> from flax import nnx
@@ -89,24 +170,36 @@ def load_iresnet(model: IResNet, weights: Mapping[str, Any] | str | os.PathLike)
         ...
     ValueError: weights: 54 names missing (bn1.weight, bn1.bias, bn1.running_mean, ...)
     """
-    given = _read(weights) if isinstance(weights, str | os.PathLike) else weights
+    given: Any = weights
+    source = "weights"
+    if isinstance(weights, str | os.PathLike):
+        given, source = _read(weights), f"weights of {os.fspath(weights)}"
     if not isinstance(given, Mapping):
-        raise ValueError(f"weights hold a {type(given).__name__}; wanted a mapping of names to arrays")
-    arrays: dict[str, np.ndarray] = {
-        name: np.asarray(a) for name, a in given.items() if not str(name).endswith("num_batches_tracked")
-    }
+        raise ValueError(f"{source} hold a {type(given).__name__}; wanted a mapping of names to arrays, a state_dict")
     places = _places(model)
-    frozen = arrays.pop("features.weight", np.ones(()))
-    shapes = [(name, arrays[name].shape, place.shape) for name, place in places.items() if name in arrays]
+    part = _unwrapped(given, places, source)
+    _fill(places, part, source + part.where)
+    return part.where.strip()
+
+
+def _fill(places: dict[str, Place], part: Part, source: str) -> None:
+    """All places, or none where anything is wrong."""
+    inside = {
+        str(key).removeprefix(part.prefix): a for key, a in part.given.items() if str(key).startswith(part.prefix)
+    }
+    given = {name: a for name, a in inside.items() if not name.endswith(("num_batches_tracked", "n_averaged"))}
+    frozen = given.pop("features.weight", np.ones(()))
+    arrays = {name: _numbers(source, name, given[name]) for name in places if name in given}
+    shapes = [(name, a.shape, places[name].shape) for name, a in arrays.items()]
     problems = {
-        "names missing": [name for name in places if name not in arrays],
-        "names unknown": [name for name in arrays if name not in places],
+        "names missing": [name for name in places if name not in given],
+        "names unknown": [name for name in given if name not in places],
         "shapes differ": [f"{name} is {came}, wanted {wanted}" for name, came, wanted in shapes if came != wanted],
     }
     told = [f"{len(v)} {k} ({', '.join(v[:3])}{', ...' * (len(v) > 3)})" for k, v in problems.items() if v]
     if told:
-        raise ValueError(f"weights: {'; '.join(told)}")
-    if not np.all(frozen == 1):
-        raise ValueError("weights: features.weight, the frozen scale of the last norm, is not all 1")
+        raise ValueError(f"{source}: {'; '.join(told)}")
+    if not np.all(_numbers(source, "features.weight", frozen) == 1):
+        raise ValueError(f"{source}: features.weight, the frozen scale of the last norm, is not all 1")
     for name, place in places.items():
         place.variable.set_value(jnp.asarray(place.arranged(arrays[name]), jnp.float32))

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 import pathlib
 from collections.abc import Sequence
 from html import escape
@@ -10,6 +9,8 @@ from string import Template
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+from metricjax.files import replacing
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -107,9 +108,5 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequen
 
 def write(path: pathlib.Path, text: str) -> None:
     """The whole file or none: another one of that name stays until the new one is complete."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(text.encode())

@@ -1,6 +1,6 @@
 """Galleries: the people who are known, one template each, in a number of places that does not change."""
 
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, NamedTuple
@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Integer
 
 from metricjax.anchors import existing
 from metricjax.checks import check_labels, check_per_row, check_rows
 from metricjax.classes import none_unknown
+from metricjax.files import read_arrays, write_arrays
 from metricjax.numerics import computing_dtype, normalize, widen
 from metricjax.search.neighbours import top_k
 
@@ -126,26 +128,54 @@ class Gallery:
         return _verified(self, queries, ids)
 
     def save(self, path: str | PathLike) -> None:
-        """To one file, in NumPy's npz format, under exactly this name."""
-        with open(path, "wb") as file:
-            np.savez(file, sums=self.sums, ids=self.ids, overflow=self.overflow)
+        """To one file, in NumPy's npz format, under exactly this name: whole, or not at all.
+
+        A file of that name is replaced when the new one is on the disk, and stays where that fails. ValueError, and no
+        file, for what `load` would refuse.
+        """
+        arrays = {name: np.asarray(getattr(self, name)) for name in ARRAYS}
+        of_arrays(arrays)
+        write_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: str | PathLike) -> "Gallery":
-        """What `save` wrote; ValueError if that is not a gallery."""
-        with open(path, "rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise ValueError(f"{path} is no npz file; wanted one that `Gallery.save` wrote")
-            file.seek(0)
-            arrays = dict(np.load(file, allow_pickle=False))
-        if sorted(arrays) != ["ids", "overflow", "sums"]:
-            raise ValueError(f"{path} holds {sorted(arrays)}; wanted a gallery: ids, overflow and sums")
-        sums, ids, overflow = arrays["sums"], arrays["ids"], arrays["overflow"]
-        kinds = np.issubdtype(sums.dtype, np.floating) and ids.dtype == overflow.dtype == np.int32
-        if sums.ndim != 2 or ids.shape != sums.shape[:1] or overflow.shape or not kinds:
-            got = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in sorted(arrays.items()))
-            raise ValueError(f"{path} holds {got}; wanted ids int32[c], overflow int32[], sums of floats [c, d]")
-        return cls(*map(jnp.asarray, (sums, ids, overflow)))
+        """What `save` wrote, which a digest in the file proves (files of before it had one are read without).
+
+        ValueError that names the file and what is wrong if that is not a gallery, or a damaged one.
+        """
+        arrays = read_arrays(path)
+        try:
+            return of_arrays(arrays)
+        except ValueError as error:
+            raise ValueError(f"{path} {error}") from None
+
+
+ARRAYS = ("sums", "ids", "overflow")
+
+
+def of_arrays(arrays: Mapping[str, np.ndarray]) -> Gallery:
+    """The gallery of these arrays; ValueError that says what of them cannot be one's."""
+    if sorted(arrays) != sorted(ARRAYS):
+        raise ValueError(f"holds {sorted(arrays)}; wanted a gallery: ids, overflow and sums")
+    sums, ids, overflow = (arrays[name] for name in ARRAYS)
+    kinds = sums.dtype in (np.float32, np.float64) and ids.dtype == overflow.dtype == np.int32
+    if sums.ndim != 2 or not sums.size or ids.shape != sums.shape[:1] or overflow.shape or not kinds:
+        got = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in sorted(arrays.items()))
+        raise ValueError(f"holds {got}; wanted ids int32[c], overflow int32[], sums of floats [c, d]")
+    with np.errstate(over="ignore"):  # in JAX's 32 bits, what is finite in 64 may not be so
+        gallery = Gallery(*map(jnp.asarray, (sums, ids, overflow)))
+    people = ids[ids >= 0]
+    sound = {
+        "sums that are not finite": np.all(np.isfinite(gallery.sums)),
+        "sums in free places": not np.any(sums[ids < 0]),
+        "ids that nobody can have": np.all((ids >= -1) & (ids < np.iinfo(np.int32).max)),
+        "one id twice": len(np.unique(people)) == len(people),
+        "a negative overflow": overflow >= 0,
+    }
+    for problem, absent in sound.items():
+        if not absent:
+            raise ValueError(f"holds {problem}")
+    return gallery
 
 
 def _check(gallery: Gallery, name: str, rows: Any, ids: Any) -> None:
@@ -166,12 +196,23 @@ def _check_ids(ids: Any, rows: int) -> None:
         raise ValueError(f"ids go from {ids.min()} to {ids.max()}; wanted at most 2³¹ − 2")
 
 
+_FEW = 32  # ids from which on a CPU takes longer to compare than to sort them
+
+
 def _places(gallery: Gallery, ids: Int[Array, " n"]) -> Int[Array, " n"]:
-    """Where the people `ids` are, the capacity for those who are not (and for −1)."""
-    order = jnp.argsort(gallery.ids).astype(jnp.int32)
-    people = gallery.ids[order]
-    at = jnp.minimum(jnp.searchsorted(people, ids), len(people) - 1)
-    return jnp.where((people[at] == ids) & (ids >= 0), order[at], len(people))
+    """Where the people `ids` are, the capacity for those who are not (and for −1).
+
+    The gallery is never sorted: a few ids are compared with all of it, more are sorted to look up everybody in them.
+    """
+    capacity = len(gallery.ids)
+    numbers = jnp.arange(capacity, dtype=jnp.int32)
+    if len(ids) <= _FEW:
+        return lax.map(lambda i: jnp.min(jnp.where((gallery.ids == i) & (i >= 0), numbers, capacity)), ids)
+    asked = jnp.sort(jnp.append(ids, jnp.iinfo(jnp.int32).max))  # which is nobody's id: no index is too large
+    at = jnp.searchsorted(asked, gallery.ids)
+    at = jnp.where((asked[at] == gallery.ids) & (gallery.ids >= 0), at, len(asked))
+    places = jnp.full(len(asked), capacity, jnp.int32).at[at].min(numbers, mode="drop")
+    return places[jnp.searchsorted(asked, ids)]
 
 
 @jax.jit(inline=True)
