@@ -7,6 +7,7 @@ from typing import NamedTuple
 import face_encoder
 import jax
 import numpy as np
+import people_of_run
 from tqdm import tqdm
 
 import metricjax as mj
@@ -18,7 +19,8 @@ FOLDS = 10  # of verification sets
 
 
 class Data(NamedTuple):
-    """A source to train on; people never seen, pairs of theirs, and verification sets to test on; what to choose by."""
+    """A source to train on; people never seen, pairs of theirs, and verification sets to test on; what to choose by;
+    and the record of whom all that is (`people_of_run`)."""
 
     train: mj.data.Source
     trained_on: list[str]
@@ -26,6 +28,7 @@ class Data(NamedTuple):
     pairs: mj.data.Pairs | None
     sets: dict[str, mj.data.PairImages]
     validation: mj.data.Faces | mj.data.PairImages | None
+    record: dict
 
 
 def load(args) -> Data:
@@ -70,7 +73,8 @@ def load(args) -> Data:
     if trained.sum() < 2:
         raise ValueError(f"--dataset {args.dataset} leaves {trained.sum()} people to train on; wanted 2 at least")
     train = mj.data.of_people(source, trained)
-    people = train.people
+    people, tested_on = train.people, [name for name, kept in zip(source.people, tested, strict=True) if kept]
+    record = people_of_run.record(train, validation, tested_on, getattr(source, "landmarks", None))
     train = mj.data.mirrored(train) if args.mirror == "people" else train
     test = None
     if tested.any():
@@ -81,7 +85,7 @@ def load(args) -> Data:
         raise ValueError("--test-people 0 without any --test leaves nothing to test on")
     if by_people:
         validation = in_memory(validation)
-    return Data(train, people, test, pairs, sets, validation)
+    return Data(train, people, test, pairs, sets, validation, record)
 
 
 def check_verifiable(source: mj.data.Source, argument: str) -> None:
