@@ -35,7 +35,7 @@ class Checkpoints:
         self.finish()
         if broken := self.trainer.not_finite():
             last = self.manager.latest_step()
-            left = "there is no earlier checkpoint" if last is None else f"the checkpoint of step {last} is"
+            left = "there is no earlier checkpoint" if last is None else f"the checkpoint of step {last} is kept"
             sys.exit(f"stopped at step {step}: not finite: {people_of_run.some(broken)}; {left}")
         state = dict(self.trainer.state)
         run = copy.deepcopy({"identity": self._identity(), "history": history, "position": position})
@@ -64,7 +64,6 @@ class Checkpoints:
         """Put the latest state into the trainer, on the devices there are now; its step, history, input's position."""
         step, saved = latest(self.folder)
         made = saved["identity"]
-        self._check_people(made.get("photographs"))
         for name, value in self._identity().items():
             if name not in ("photographs", "steps") and made.get(name) != value:
                 raise ValueError(f"--resume: the checkpoint was made with {name} {made.get(name)}, not {value}")
@@ -78,17 +77,6 @@ class Checkpoints:
         if jax.process_index() == 0 and not (self.folder / checkpoint_digests.DIGESTS / f"{step}.json").is_file():
             checkpoint_digests.write(self.folder, step)
         return step, saved["history"], saved["position"]
-
-    def _check_people(self, made: str | None) -> None:
-        if self.people is None or made == self.people["digest"]:
-            return
-        if made is None:
-            raise ValueError("--resume: the checkpoint is of an older version, which did not note who was trained on")
-        what = f"--resume: {self.trainer.args.dataset} does not hold the people and photographs of the run"
-        before = people_of_run.read(self.folder)
-        if before is None or before.get("digest") != made:
-            raise ValueError(f"{what}; {self.folder / people_of_run.FILE} does not tell which")
-        raise ValueError(f"{what}: {people_of_run.difference(before, self.people)}")
 
     def _identity(self) -> dict:
         return identity(self.trainer, self.people)
@@ -117,6 +105,18 @@ def latest(folder: pathlib.Path) -> tuple[int, dict]:
     except Exception as error:  # whatever Orbax makes of what a file may hold, or lack
         raise ValueError(f"--resume: {item} cannot be read ({face_encoder.in_short(error)})") from None
     return steps[0], found
+
+
+def check_people(folder: pathlib.Path, saved: dict, people: dict) -> None:
+    """A run goes on only with the people and photographs that it was begun with, and so nobody changes sides."""
+    made, path = saved["identity"].get("photographs"), folder / people_of_run.FILE
+    if made is None:
+        raise ValueError("--resume: the checkpoint is of an older version, which did not note who was trained on")
+    if made != people["digest"]:
+        before = people_of_run.read(folder)
+        known = before is not None and before.get("digest") == made
+        which = people_of_run.difference(before, people) if before and known else f"{path} does not tell which"
+        raise ValueError(f"--resume: the people and photographs are not those of the run: {which}")
 
 
 def identity(trainer: Trainer, people: dict | None = None) -> dict:

@@ -251,8 +251,8 @@ def ready(args) -> None:
         raise ValueError(f"--out {args.out} holds a run already; give --resume to go on with it, or another folder")
 
 
-def take_up_steps(args) -> None:
-    """A run has as many steps as before, unless the command line says otherwise."""
+def taken_up(args) -> dict:
+    """What the latest checkpoint says of its run, which has as many steps as before unless told otherwise."""
     done, saved = checkpoints.latest(args.out)
     before = saved["identity"].get("steps", STEPS)
     args.steps = before if args.steps is None else args.steps
@@ -260,13 +260,15 @@ def take_up_steps(args) -> None:
         raise ValueError(f"--steps is {args.steps}; wanted {done} at least, which are done already")
     if args.steps != before and jax.process_index() == 0:
         print(f"--steps {args.steps}, not {before}: the learning rate goes on as in a run of {args.steps} steps")
+    return saved
 
 
 def trained_and_tested(args, check_lock) -> dict:
     started = time.perf_counter()
-    if args.resume:
-        take_up_steps(args)
+    saved = taken_up(args) if args.resume else None
     data = face_data.load(args)
+    if saved is not None:
+        checkpoints.check_people(args.out, saved, data.record)
     trainer = Trainer(args, face_data.design(args, data), len(data.train.people))
     kept = Checkpoints(args.out, trainer, data.validation is not None, data.record)
     try:
