@@ -60,7 +60,7 @@ class Checkpoints:
         if there.is_dir():
             checkpoint_digests.write(self.folder, step)
 
-    def restore(self) -> tuple[int, dict, object]:
+    def restore(self) -> tuple[int, dict, dict | None]:
         """Put the latest state into the trainer, on the devices there are now; its step, history, input's position."""
         step, saved = latest(self.folder)
         made = saved["identity"]
@@ -125,7 +125,7 @@ def identity(trainer: Trainer, people: dict | None = None) -> dict:
     word = lambda value: getattr(value, "__name__", str(value))
     named = {name: {k: word(v) for k, v in hyper.items()} for name, hyper in args.losses.items()}
     made = {"people": trainer.classes, "losses": named, **dataclasses.asdict(trainer.design)}
-    for key in ("batch", "steps", "seed", "learning_rate", "constraint", "mirror", "workers"):
+    for key in ("batch", "steps", "seed", "learning_rate", "constraint", "mirror"):
         made[key] = getattr(args, key)
     made["photographs"] = None if people is None else people["digest"]  # and so who is tested on
     return json.loads(json.dumps(made))  # as it comes back from a checkpoint

@@ -132,9 +132,7 @@ def train(args, trainer: Trainer, data: face_data.Data, kept: Checkpoints, check
     """Run the steps that are left; returns the history of what was monitored."""
     start, history, position = kept.restore() if args.resume else (0, {}, None)
     one_run.by_first(lambda: json_file.write(args.out / people_of_run.FILE, data.record))
-    batches = face_data.batches(args, data.train)
-    if position is not None:
-        batches.set_state(position)
+    batches = face_data.Batches(args, data.train, position)
     shown, stop = jax.process_index() == 0, 0
     steps = {"initial": start, "total": args.steps, "unit": " steps", "disable": not shown}
     with interruption.noticed() as asked, tqdm(range(start, args.steps), "training", **steps) as bar:
@@ -284,7 +282,8 @@ def trained_and_tested(args, check_lock) -> dict:
         results[name], embeddings[name], scores[name] = evaluate(embed, data)
     seconds = time.perf_counter() - started
     people = {"trained on": data.trained_on, "tested on": data.tested.people if data.tested else []}
-    run = identity(trainer, data.record)
+    named = {name: str(getattr(args, name)) for name in ("dataset", "landmarks", "pairs", "validation")}
+    run = {**named, **identity(trainer, data.record)}
     report = {"results": results, "seconds": seconds, "run": run, "people": people, "history": history}
     if jax.process_index() == 0:
         write(args.out, report, data, embeddings["embeddings"], scores)

@@ -100,6 +100,14 @@ def test_people_in_another_order_are_not_those_of_before(people_of_run):
     assert people_of_run.difference(one, other) == "the people are in another order"
 
 
+def test_one_person_in_two_spellings_is_not_trained_on_and_tested_on(faces, people):
+    for spelled, folder in zip(E_ACUTE, ("Person_0", "Person_1"), strict=True):
+        (people / folder).rename(people / spelled)
+    assert faces(people, "--test-people", 2).record["tested on"] == [E_ACUTE[0]] * 2
+    with pytest.raises(ValueError, match=r"people in two spellings of Unicode, as if they were two: Ren"):
+        faces(people, "--test-people", 1)
+
+
 def test_a_verification_set_counts_by_what_it_holds(people_of_run):
     held = data.PairImages(np.zeros((4, 1, 1, 3), np.uint8), np.array([True, False]))
     record = lambda held: people_of_run.record(a_set("AB"), held, [])
@@ -134,6 +142,22 @@ def test_what_cannot_be_known_is_said(people_of_run, faces, tmp_path):
     (tmp_path / "people.json").write_text(json.dumps(record))
     new, sentence = people_of_run.new_to(tmp_path, a_set(["0", "Zoe"]))
     assert new.all() and sentence.endswith("are numbers, not names.") and sentence.startswith(people_of_run.NOT_KNOWN)
+
+
+def test_the_trial_takes_whom_the_run_tested_on(people_of_run, people, tmp_path):
+    import recognition_trial
+
+    never_seen = lambda: recognition_trial.never_seen(tmp_path, str(people), (12, 10))
+    with pytest.raises(ValueError, match=r"holds no metrics.json; wanted a run that has ended"):
+        never_seen()
+    written(people_of_run, tmp_path, train=a_set(["Person_0"]), validation=a_set(["Person_1"]), tested=["Person_3"])
+    found, sentence = never_seen()
+    assert found.people == ["Person_3"] and sentence.startswith("2 of 10 people are left out")
+    written(people_of_run, tmp_path, train=a_set(["Person_0"]), validation=a_set(["Person_1"]), tested=["Somebody"])
+    assert never_seen()[0].people == [f"Person_{i}" for i in range(2, 10)]
+    written(people_of_run, tmp_path, train=a_set(["0"], files=["", ""]))
+    found, sentence = never_seen()
+    assert len(found.people) == 10 and sentence.startswith(people_of_run.NOT_KNOWN)
 
 
 def test_names_that_are_no_unicode_survive(people_of_run, tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -121,6 +122,22 @@ def test_other_people_are_refused(example, people, copied, tmp_path, monkeypatch
     assert "people.json does not tell which" in refused(example, other, copied, "--resume")
 
 
+@pytest.mark.parametrize("batch", [["4", "2"], ["7"]])
+def test_batches_go_on_from_any_position(example, people, batch):
+    args = example.arguments(["--dataset", str(people), "--batch", *batch])
+    loaded = example.face_data.load(args)
+    batches = example.face_data.Batches(args, loaded.train)
+    expected = [next(batches) for _ in range(12)]
+    assert batches.get_state() == {"next_index": 12}
+    for start in (1, 5, 9):  # of several epochs
+        batches = example.face_data.Batches(args, loaded.train, {"next_index": start})
+        for number in range(start, 12):
+            found = next(batches)
+            np.testing.assert_array_equal(found["labels"], expected[number]["labels"])
+            np.testing.assert_array_equal(found["images"], expected[number]["images"])
+    assert batches.get_state() == {"next_index": 12}
+
+
 # --- what is written ------------------------------------------------------------------------------------------------
 
 
@@ -130,7 +147,7 @@ def test_what_is_not_finite_is_not_saved(example, people, copied):
     _, history, position = kept.restore()
     assert trainer.not_finite() == []
     whole = trainer.state
-    for part, value in {"params": jnp.inf, "rest": -jnp.inf, "average": jnp.nan, "optimizer": jnp.nan}.items():
+    for part, value in {"params": jnp.inf, "average": -jnp.inf, "optimizer": jnp.nan}.items():
         leaves, structure = jax.tree.flatten(whole[part])
         place = max(i for i, leaf in enumerate(leaves) if leaf.dtype.kind == "f")
         leaves[place] = leaves[place].at[(0,) * leaves[place].ndim].set(value)
@@ -273,6 +290,42 @@ def test_a_second_run_is_refused_while_the_first_lives(example, people, tmp_path
             for _ in range(100):
                 threading.Event().wait(0.1)
                 check()
+
+
+TWO = """
+import os, signal, sys
+import jax
+jax.distributed.initialize("localhost:" + sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+import interruption, one_run
+first = jax.process_index() == 0
+with interruption.noticed() as asked:
+    if not first:
+        os.kill(os.getpid(), signal.SIGTERM)
+    print([asked.agreed(False), asked.agreed(True)])
+def act():
+    if not first:
+        raise AssertionError("only process 0 was to act")
+    raise ValueError("it is in use")
+try:
+    one_run.by_first(act)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_processes_agree_on_a_signal_and_on_what_the_first_one_found():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-c", TWO, port]
+    started = [
+        subprocess.Popen([*command, str(process)], env=environment(), stdout=subprocess.PIPE, text=True)
+        for process in range(2)
+    ]
+    printed = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    for found, said in zip(printed, ("it is in use", "process 0 has ended, and says why"), strict=True):
+        assert f"[0, {signal.SIGTERM:d}]" in found and said in found
 
 
 def test_a_second_signal_ends_at_once():
