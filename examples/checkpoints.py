@@ -29,6 +29,7 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager((folder / checkpoint_digests.CHECKPOINTS).absolute(), options=options)
         self._written: threading.Event | None = None
         self._digesting: threading.Thread | None = None
+        self._failed: Exception | None = None
 
     def save(self, step: int, history: dict, position, metrics: dict | None) -> None:
         """The state after `step` steps, what was monitored, where the input stands, and how good the encoder is."""
@@ -57,8 +58,11 @@ class Checkpoints:
         there = self.folder / checkpoint_digests.CHECKPOINTS / str(step)
         while not there.is_dir() and not written.wait(0.1):
             pass
-        if there.is_dir():
-            checkpoint_digests.write(self.folder, step)
+        try:
+            if there.is_dir():
+                checkpoint_digests.write(self.folder, step)
+        except (ValueError, OSError) as error:
+            self._failed = error
 
     def restore(self) -> tuple[int, dict, dict | None]:
         """Put the latest state into the trainer, on the devices there are now; its step, history, input's position."""
@@ -90,6 +94,8 @@ class Checkpoints:
                 self._written.set()
                 self._digesting.join()
                 self._digesting = None
+        if self._failed is not None:
+            raise self._failed
 
 
 def latest(folder: pathlib.Path) -> tuple[int, dict]:

@@ -149,7 +149,7 @@ def train(args, trainer: Trainer, data: face_data.Data, kept: Checkpoints, check
             stop = asked.agreed(logged)
             due = done % args.checkpoint_every == 0 or done == args.steps
             if due or stop:
-                check_lock()
+                one_run.by_first(check_lock)
                 measured = due and data.validation is not None
                 metrics = validated(trainer.encoder(), data.validation) if measured else None
                 kept.save(done, history, batches.get_state(), metrics)
@@ -273,6 +273,7 @@ def trained_and_tested(args, check_lock) -> dict:
         history = train(args, trainer, data, kept, check_lock)
     finally:
         kept.finish()  # however it ends, a checkpoint that was begun is completed
+    one_run.by_first(lambda: None)  # all see its digest now
     encoder = face_encoder.load(args.out, trainer.mesh)  # of the best checkpoint
     results, embeddings, scores = {}, {}, {}
     ways = {"embeddings": encoder.embed, "raw pixels": face_encoder.raw_pixels}
