@@ -129,6 +129,10 @@ def load(run: str | pathlib.Path, mesh: Mesh | None = None) -> FaceEncoder:
     if not whole:
         raise ValueError(f"{run} holds no checkpoint yet")
     step = min(whole, key=lambda step: _error_of(run, step))  # of equals the latest
+    made = besides_arrays(run, step)["identity"]
+    for name, value in json.loads(json.dumps(dataclasses.asdict(design))).items():
+        if made.get(name) != value:
+            raise ValueError(f"{run / FILE} is damaged: {name!r} is {value}; the checkpoint has {made.get(name)}")
     mesh = mesh or data_mesh()
     structure, params, rest = split(nnx.eval_shape(design.network))
     placed = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
@@ -171,6 +175,18 @@ def restored(run: pathlib.Path, step: int, **items):
             return manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # whatever Orbax makes of what a file may hold, or lack
         raise ValueError(f"{folder / str(step)} cannot be read ({in_short(error)})") from None
+
+
+def besides_arrays(run: pathlib.Path, step: int) -> dict[str, Any]:
+    """What a checkpoint holds of its run: identity, history, and position of the input."""
+    item = (run / checkpoint_digests.CHECKPOINTS / str(step) / "run").absolute()
+    try:
+        found = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(item)
+        if not isinstance(found["identity"], dict) or not isinstance(found["history"], dict) or "position" not in found:
+            raise ValueError("it is not what train_faces.py writes")
+    except Exception as error:  # whatever Orbax makes of what a file may hold, or lack
+        raise ValueError(f"{item} cannot be read ({in_short(error)})") from None
+    return found
 
 
 def in_short(error: Exception) -> str:

@@ -218,6 +218,13 @@ def test_checkpoints_without_digests(example, trained, copied, capsys):
     assert "\n" not in str(caught.value)
 
 
+def test_a_design_that_is_not_the_checkpoints_is_refused(example, copied):
+    path = copied / "encoder.json"
+    path.write_text(path.read_text().replace("112", "113", 1))
+    with pytest.raises(ValueError, match=r"encoder.json is damaged: 'photograph' is \[113, 112\]; the checkpoint has"):
+        example.face_encoder.load(copied)
+
+
 def test_a_damaged_design_is_refused_by_name(example, copied, fuzz):
     path = copied / "encoder.json"
     good, read = path.read_bytes(), example.face_encoder.read_design
@@ -241,7 +248,7 @@ def test_a_damaged_design_is_refused_by_name(example, copied, fuzz):
             found = read(path)
         except ValueError as error:
             assert str(path) in str(error) and "\n" not in str(error)
-        else:  # another number of the right kind is not noticed here, but by the arrays, which do not fit
+        else:  # another number of the right kind is noticed by the checkpoint, which has this one too
             assert type(found) is type(design) and set(vars(found)) == fields
 
 
