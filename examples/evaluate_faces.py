@@ -7,14 +7,15 @@ python examples/evaluate_faces.py --checkpoint runs/NAME lfw_folder --pairs pair
 
 import argparse
 import datetime
-import json
 import pathlib
 import sys
 import time
 import warnings
 from typing import NamedTuple
 
+import json_file
 import numpy as np
+import people_of_run
 
 import metricjax as mj
 from metricjax.files import read_arrays as arrays_of
@@ -55,6 +56,7 @@ class Embedded(NamedTuple):
     people: list[str]
     images: np.ndarray | None
     files: list[str] | None
+    seen: str = people_of_run.EMBEDDINGS  # whether the encoder was trained on them, in a sentence
 
 
 # --- what is evaluated ----------------------------------------------------------------------------------------------
@@ -113,7 +115,7 @@ def read_arrays(path: str) -> dict[str, np.ndarray]:
 def from_photographs(source: str, checkpoint: pathlib.Path, pairs: bool) -> Embedded:
     """Photographs of people, embedded by a trained encoder; for a list of pairs also of people with one photograph.
 
-    People that the encoder was trained on would flatter it: those of its own set are left out.
+    People that the encoder was trained on would flatter it: they are left out, by name (see `people_of_run`).
     """
     import face_encoder
 
@@ -122,19 +124,9 @@ def from_photographs(source: str, checkpoint: pathlib.Path, pairs: bool) -> Embe
         faces = mj.data.orl(encoder.photograph)
     else:
         faces = mj.data.folder(source, encoder.photograph, at_least=1 if pairs else 2)
-    seen = trained_on(checkpoint, source)
-    new = np.array([name not in seen for name in faces.people])
-    if not new.all():
-        print(f"{len(new) - new.sum()} of {len(new)} people are left out: the encoder was trained on them")
-        faces = faces.of_people(new)
-    return Embedded(encoder.embed(faces.images), faces.labels, faces.people, faces.images, faces.files)
-
-
-def trained_on(checkpoint: pathlib.Path, source: str) -> set[str]:
-    """The people of this set that the encoder was trained on, if it was."""
-    file = checkpoint / "metrics.json"
-    run = json.loads(file.read_text()) if file.is_file() else None
-    return set(run["people"]["trained on"]) if run is not None and run["run"]["dataset"] == source else set()
+    new, sentence = people_of_run.new_to(checkpoint, faces)
+    faces = faces if new.all() else faces.of_people(new)
+    return Embedded(encoder.embed(faces.images), faces.labels, faces.people, faces.images, faces.files, sentence)
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------
@@ -169,9 +161,11 @@ def main(argv=None) -> dict[str, float | int | None]:
             given = from_npz(args.source)
         else:
             given = from_photographs(args.source, args.checkpoint, args.pairs is not None)
+        print(given.seen)
         if len(given.people) < 2:
             raise ValueError(f"{args.source} holds {len(given.people)} people; wanted 2 to tell apart")
-        notes = {} if args.pairs is None else accuracy_over_pairs(given, args.pairs)
+        over_pairs = {} if args.pairs is None else accuracy_over_pairs(given, args.pairs)
+        notes = {"Trained on": given.seen.removesuffix("."), **over_pairs}
         args.out.mkdir(parents=True, exist_ok=True)
         numbers = mj.plots.report(
             args.out / "report.html",
@@ -186,7 +180,7 @@ def main(argv=None) -> dict[str, float | int | None]:
         )
     except (ValueError, OSError) as error:
         sys.exit(f"evaluate_faces: {error}")
-    (args.out / "metrics.json").write_text(json.dumps(numbers, indent=1))
+    json_file.write(args.out / "metrics.json", numbers)
     seconds = time.perf_counter() - started
     print(f"{table(numbers)}\n\n{seconds:.0f} s; report.html and metrics.json are in {args.out}")
     return numbers

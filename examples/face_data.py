@@ -1,12 +1,14 @@
 """What train_faces.py trains on, and what it tests on: the data that its command line names."""
 
 import pathlib
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import face_encoder
 import jax
 import numpy as np
+import people_of_run
 from tqdm import tqdm
 
 import metricjax as mj
@@ -18,7 +20,8 @@ FOLDS = 10  # of verification sets
 
 
 class Data(NamedTuple):
-    """A source to train on; people never seen, pairs of theirs, and verification sets to test on; what to choose by."""
+    """A source to train on; people never seen, pairs of theirs, and verification sets to test on; what to choose by;
+    and the record of whom all that is (`people_of_run`)."""
 
     train: mj.data.Source
     trained_on: list[str]
@@ -26,6 +29,7 @@ class Data(NamedTuple):
     pairs: mj.data.Pairs | None
     sets: dict[str, mj.data.PairImages]
     validation: mj.data.Faces | mj.data.PairImages | None
+    record: dict
 
 
 def load(args) -> Data:
@@ -56,6 +60,7 @@ def load(args) -> Data:
         tested_people = min(people - people // 2, MOST_TESTED) if args.test_people is None else args.test_people
         trained = np.arange(people) < people - tested_people
         tested = ~trained
+    check_names(source, trained, tested)
     validation, held = None, trained & False
     by_people = args.validation is not None and args.validation.isdigit()
     if by_people:
@@ -70,7 +75,8 @@ def load(args) -> Data:
     if trained.sum() < 2:
         raise ValueError(f"--dataset {args.dataset} leaves {trained.sum()} people to train on; wanted 2 at least")
     train = mj.data.of_people(source, trained)
-    people = train.people
+    people, tested_on = train.people, [name for name, kept in zip(source.people, tested, strict=True) if kept]
+    record = people_of_run.record(train, validation, tested_on, getattr(source, "landmarks", None))
     train = mj.data.mirrored(train) if args.mirror == "people" else train
     test = None
     if tested.any():
@@ -81,7 +87,15 @@ def load(args) -> Data:
         raise ValueError("--test-people 0 without any --test leaves nothing to test on")
     if by_people:
         validation = in_memory(validation)
-    return Data(train, people, test, pairs, sets, validation)
+    return Data(train, people, test, pairs, sets, validation, record)
+
+
+def check_names(source: mj.data.Source, trained: np.ndarray, tested: np.ndarray) -> None:
+    """One name may be spelled in two ways in Unicode: that is one person, who is not trained on and tested on."""
+    twice = tested & people_of_run.among(source.people, np.array(source.people)[trained])
+    if twice.any():
+        names = people_of_run.some([source.people[i] for i in np.flatnonzero(twice)])
+        raise ValueError(f"--dataset holds people in two spellings of Unicode, as if they were two: {names}")
 
 
 def check_verifiable(source: mj.data.Source, argument: str) -> None:
@@ -113,18 +127,42 @@ def in_memory(source: mj.data.Source) -> mj.data.Faces:
     return mj.data.Faces(np.stack(images), source.labels, source.people, source.files)
 
 
-def batches(args, source: mj.data.Source):
-    """This process's part of each batch, for ever: a Grain iterator, whose position can be saved and set."""
-    if args.batch is not None and len(args.batch) == 1:
-        sampler = partial(mj.samplers.uniform_batches, len(source), *args.batch, seed=args.seed)
-    else:
-        people, each = args.batch or (min(20, len(source.people)), 2)
-        sampler = partial(mj.samplers.pk_batches, source.labels, people, each, seed=args.seed)
-    part = {"shard": jax.process_index(), "shards": jax.process_count()}
-    try:
-        return mj.data.batches(source, sampler, workers=args.workers, **part)
-    except ValueError as error:  # the sampler's: more people than there are, or parts that are not equal
-        raise ValueError(f"--batch: {error}") from None
+class Batches:
+    """This process's part of each batch, for ever, from a position on that `get_state` gave.
+
+    What a step gives depends on the data, the seed and the step alone: any number of processes and workers may go on
+    where another one ended.
+    """
+
+    def __init__(self, args, source: mj.data.Source, position: dict[str, int] | None = None):
+        self.next_index = 0 if position is None else position["next_index"]
+        if args.batch is not None and len(args.batch) == 1:
+            sampler = partial(mj.samplers.uniform_batches, len(source), *args.batch, seed=args.seed)
+        else:
+            people, each = args.batch or (min(20, len(source.people)), 2)
+            sampler = partial(mj.samplers.pk_batches, source.labels, people, each, seed=args.seed)
+        if self.next_index:
+            sampler = partial(_shifted, sampler, self.next_index)
+        part = {"shard": jax.process_index(), "shards": jax.process_count()}
+        try:
+            self._batches = mj.data.batches(source, sampler, workers=args.workers, **part)
+        except ValueError as error:  # the sampler's: more people than there are, or parts that are not equal
+            raise ValueError(f"--batch: {error}") from None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch = next(self._batches)
+        self.next_index += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        return {"next_index": self.next_index}
+
+
+def _shifted(sampler: Callable[..., np.ndarray], start: int, *, epoch: int, **part) -> np.ndarray:
+    """Epochs that begin at batch `start` of those of the sampler: the end of one and the beginning of the next."""
+    first, place = divmod(start, len(sampler(epoch=0, **part)))
+    now, then = (sampler(epoch=first + epoch + i, **part) for i in (0, 1))
+    return np.concatenate([now[place:], then[:place]])
 
 
 def design(args, data: Data) -> face_encoder.Design:

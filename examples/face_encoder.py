@@ -9,9 +9,12 @@ import hashlib
 import json
 import pathlib
 from functools import partial
+from typing import Any
 
+import checkpoint_digests
 import jax
 import jax.numpy as jnp
+import json_file
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -114,30 +117,107 @@ def data_mesh(devices=None) -> Mesh:
 
 
 def load(run: str | pathlib.Path, mesh: Mesh | None = None) -> FaceEncoder:
-    """The encoder that a training left in its folder: of the best checkpoint where it was validated, else the last."""
+    """The encoder that a training left in its folder: of the best checkpoint where it was validated, else the last.
+
+    Only whole checkpoints count; damaged ones are named, and passed over.
+    """
     run = pathlib.Path(run)
     if not (run / FILE).is_file():
         raise ValueError(f"{run} holds no {FILE}; wanted the folder of a run of train_faces.py")
-    written = json.loads((run / FILE).read_text())
-    design = Design(**{**written, **{name: tuple(written[name]) for name in ("photograph", "image_size")}})
-    with ocp.CheckpointManager((run / "checkpoints").absolute(), options=options(create=False)) as manager:
-        step = manager.best_step()
-        step = manager.latest_step() if step is None else step
-        if step is None:
-            raise ValueError(f"{run} holds no checkpoint yet")
-        mesh = mesh or data_mesh()
-        whole = NamedSharding(mesh, PartitionSpec())
-        structure, params, rest = split(nnx.eval_shape(design.network))
-        placed = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole)
-        like = jax.tree.map(placed, {"params": params, "rest": rest})
-        restored = manager.restore(step, args=ocp.args.Composite(encoder=ocp.args.StandardRestore(like)))
-    return FaceEncoder(design, structure, restored["encoder"], mesh)
+    design = read_design(run / FILE)
+    whole, _ = checkpoint_digests.checked(run)
+    if not whole:
+        raise ValueError(f"{run} holds no checkpoint yet")
+    step = min(whole, key=lambda step: _error_of(run, step))  # of equals the latest
+    made = besides_arrays(run, step)["identity"]
+    for name, value in json.loads(json.dumps(dataclasses.asdict(design))).items():
+        if made.get(name) != value:
+            raise ValueError(f"{run / FILE} is damaged: {name!r} is {value}; the checkpoint has {made.get(name)}")
+    mesh = mesh or data_mesh()
+    structure, params, rest = split(nnx.eval_shape(design.network))
+    placed = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+    like = jax.tree.map(placed, {"params": params, "rest": rest})
+    weights = restored(run, step, encoder=ocp.args.StandardRestore(like))["encoder"]
+    if broken := not_finite(weights, mesh):
+        raise ValueError(f"{run}: the encoder of checkpoint {step} is not finite ({broken[0]})")
+    return FaceEncoder(design, structure, weights, mesh)
+
+
+def read_design(path: pathlib.Path) -> Design:
+    """The design in a file, with every part of it checked."""
+    written = json_file.read(path)
+    size = lambda value: type(value) is int and 0 < value < 2**16
+    pair = lambda value: isinstance(value, list) and len(value) == 2 and all(map(size, value))
+    good = {
+        "name": lambda value: isinstance(value, str) and value in mj.encoders.NAMED,
+        "embedding_size": size,
+        "photograph": pair,
+        "image_size": pair,
+        "channels": lambda value: value in (1, 3),
+        "pixels": lambda value: value in ("standardised", "centred"),
+        "precision": lambda value: value in ("float32", "bfloat16"),
+    }
+    for field in dataclasses.fields(Design):
+        if field.name not in written and field.default is dataclasses.MISSING:
+            raise ValueError(f"{path} is damaged: it holds no {field.name!r}")
+    for name, value in written.items():
+        if name not in good or not good[name](value):
+            raise ValueError(f"{path} is damaged: {name!r} is {value!r:.80}")
+    values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in written.items()}
+    return Design(**values)
+
+
+def restored(run: pathlib.Path, step: int, **items):
+    """Items of a checkpoint."""
+    folder = run / checkpoint_digests.CHECKPOINTS
+    try:
+        with ocp.CheckpointManager(folder.absolute(), options=options(create=False)) as manager:
+            return manager.restore(step, args=ocp.args.Composite(**items))
+    except Exception as error:  # whatever Orbax makes of what a file may hold, or lack
+        raise ValueError(f"{folder / str(step)} cannot be read ({in_short(error)})") from None
+
+
+def besides_arrays(run: pathlib.Path, step: int) -> dict[str, Any]:
+    """What a checkpoint holds of its run: identity, history, and position of the input."""
+    item = (run / checkpoint_digests.CHECKPOINTS / str(step) / "run").absolute()
+    try:
+        found = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(item)
+        if not isinstance(found["identity"], dict) or not isinstance(found["history"], dict) or "position" not in found:
+            raise ValueError("it is not what train_faces.py writes")
+    except Exception as error:  # whatever Orbax makes of what a file may hold, or lack
+        raise ValueError(f"{item} cannot be read ({in_short(error)})") from None
+    return found
+
+
+def in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:300]
+
+
+def _error_of(run: pathlib.Path, step: int) -> float:
+    """The equal error rate that a checkpoint was measured by; above all of these where it was not."""
+    path = run / checkpoint_digests.CHECKPOINTS / str(step) / "metrics" / "metrics"
+    error = json_file.read(path).get("EER") if path.is_file() else None
+    return float(error) if isinstance(error, float | int) else np.inf
+
+
+def not_finite(tree, mesh: Mesh) -> list[str]:
+    """Names of the arrays that hold NaN or infinity."""
+    arrays = [(path, leaf) for path, leaf in jax.tree.leaves_with_path(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    finite = np.asarray(_finite([leaf for _, leaf in arrays], mesh))
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in arrays]
+    return [name for name, whole in zip(names, finite, strict=True) if not whole]
+
+
+@partial(jax.jit, static_argnums=1)
+def _finite(arrays, mesh: Mesh):
+    each = jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays])
+    return jax.lax.with_sharding_constraint(each, NamedSharding(mesh, PartitionSpec()))
 
 
 def options(chosen: bool = True, **others) -> ocp.CheckpointManagerOptions:
-    """The latest checkpoint, to go on from, and, if any is `chosen` by its equal error rate, the best, to use."""
+    """The two latest checkpoints, to go on from, and, if any is `chosen` by its equal error rate, the best, to use."""
     policies = ocp.checkpoint_managers
-    latest, error = policies.LatestN(1), lambda metrics: metrics["EER"]
+    latest, error = policies.LatestN(2), lambda metrics: metrics["EER"]
     if not chosen:
         return ocp.CheckpointManagerOptions(preservation_policy=latest, **others)
     best = policies.BestN(get_metric_fn=error, reverse=True, n=1, keep_checkpoints_without_metrics=False)

@@ -1,13 +1,9 @@
-"""The training of train_faces.py: its state, split over all devices, one step of it, and its checkpoints.
+"""The training of train_faces.py: its state, split over all devices, and one step of it.
 
 Rows of a batch are split over the devices, and class prototypes (and their centres and moments) by class. Weights of
 the encoder are everywhere the same. Every loss sees the whole batch, as does batch normalisation.
 """
 
-import copy
-import dataclasses
-import json
-import pathlib
 import time
 from functools import partial
 
@@ -17,7 +13,6 @@ import jax.numpy as jnp
 import losses_by_name
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -126,6 +121,10 @@ class Trainer:
         self.state, seen = self._compiled(self.state, np.int32(number), **self.placed(batch))
         return seen
 
+    def not_finite(self) -> list[str]:
+        """Names of the arrays of the state that hold NaN or infinity."""
+        return face_encoder.not_finite(self.state, self.mesh)
+
     def encoder(self) -> face_encoder.FaceEncoder:
         return face_encoder.FaceEncoder(self.design, self.structure, self.state["average"], self.mesh)
 
@@ -135,60 +134,3 @@ def _encode(structure, weights, images):
     network.train()
     embeddings = network.features(images)
     return embeddings, face_encoder.split(network)[2]
-
-
-class Checkpoints:
-    """Those of one run: written while training goes on, each process its own part; the latest and the best are kept."""
-
-    def __init__(self, folder: pathlib.Path, trainer: Trainer, chosen: bool = False):
-        self.folder, self.trainer = folder, trainer
-        self.manager = ocp.CheckpointManager((folder / "checkpoints").absolute(), options=face_encoder.options(chosen))
-
-    def save(self, step: int, history: dict, position, metrics: dict | None) -> None:
-        """The state after `step` steps, what was monitored, where the input stands, and how good the encoder is."""
-        state = dict(self.trainer.state)
-        run = copy.deepcopy({"identity": identity(self.trainer), "history": history, "position": position})
-        items = ocp.args.Composite(
-            encoder=ocp.args.StandardSave(state.pop("average")),
-            state=ocp.args.StandardSave(state),
-            run=ocp.args.JsonSave(run),
-        )
-        if jax.process_index() == 0:
-            design = json.dumps(dataclasses.asdict(self.trainer.design), indent=1)
-            (self.folder / face_encoder.FILE).write_text(design)
-        self.manager.save(step, args=items, metrics=metrics)
-
-    def restore(self) -> tuple[int, dict, object]:
-        """Put the latest state into the trainer, on the devices there are now; its step, history, input's position."""
-        step = self.manager.latest_step()
-        if step is None:
-            raise ValueError(f"--resume: {self.folder} holds no checkpoint")
-        saved = self.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-        for name, value in identity(self.trainer).items():
-            made = saved["identity"].get(name)
-            if made != value:
-                raise ValueError(f"--resume: the checkpoint was made with {name} {made}, not {value}")
-        placed = lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where)
-        like = jax.tree.map(placed, self.trainer.state, self.trainer.placement)
-        average = ocp.args.StandardRestore(like.pop("average"))
-        items = ocp.args.Composite(encoder=average, state=ocp.args.StandardRestore(like))
-        found = self.manager.restore(step, args=items)
-        self.trainer.state = {**found["state"], "average": found["encoder"]}
-        return step, saved["history"], saved["position"]
-
-    def finish(self) -> None:
-        """Wait until everything is written."""
-        self.manager.wait_until_finished()
-
-
-def identity(trainer: Trainer) -> dict:
-    """What a checkpoint must agree on with the run that goes on from it."""
-    args = trainer.args
-    word = lambda value: getattr(value, "__name__", str(value))
-    named = {name: {k: word(v) for k, v in hyper.items()} for name, hyper in args.losses.items()}
-    made = {"people": trainer.classes, "losses": named, **dataclasses.asdict(trainer.design)}
-    for key in ("batch", "dataset", "steps", "seed", "learning_rate", "constraint", "mirror", "workers"):
-        made[key] = getattr(args, key)
-    for key in ("pairs", "test_folds", "test_people", "validation", "landmarks"):  # who is trained on
-        made[key] = None if getattr(args, key) is None else str(getattr(args, key))
-    return json.loads(json.dumps(made))  # as it comes back from a checkpoint

@@ -6,13 +6,14 @@ every search counts the same. Draws share photographs, so that what the numbers 
 there are, not on how many draws.
 """
 
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import face_encoder
 import jax.numpy as jnp
+import json_file
 import numpy as np
+import people_of_run
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -22,14 +23,18 @@ FPIRS = (0.01, 0.1)
 CHUNK = 128
 
 
-def never_seen(run: pathlib.Path, dataset: str, size: tuple[int, int]) -> mj.data.Faces:
-    """The people of the dataset that the run tested on; if it knows none of them, all that it did not train on."""
-    if not (run / "metrics.json").is_file():
+def never_seen(run: pathlib.Path, dataset: str, size: tuple[int, int]) -> tuple[mj.data.Faces, str]:
+    """The people of the dataset that the run tested on; if it knows none of them, all that it did not train on.
+
+    And a sentence on what is known of whom the encoder saw.
+    """
+    known = people_of_run.read(run)
+    if known is None:
         raise ValueError(f"{run} holds no metrics.json; wanted a run that has ended, to know whom the encoder saw")
-    seen = json.loads((run / "metrics.json").read_text())["people"]
     faces = mj.data.orl(size) if dataset == "orl" else mj.data.folder(dataset, size, at_least=1)
-    tested = np.isin(faces.people, seen["tested on"])
-    return faces.of_people(tested if tested.any() else ~np.isin(faces.people, seen["trained on"]))
+    new, sentence = people_of_run.new_to(run, faces)
+    tested = new & people_of_run.among(faces.people, known["tested on"])
+    return faces.of_people(tested if tested.any() else new), sentence
 
 
 def draws(labels: np.ndarray, people: int, photographs: int, count: int, seed: int) -> Iterator[np.ndarray]:
@@ -70,7 +75,8 @@ def run(
     seed: int,
 ) -> dict:
     """Print the table; leave recognition.json and recognition.png in the folder of the run."""
-    faces = never_seen(folder, dataset, encoder.photograph)
+    faces, sentence = never_seen(folder, dataset, encoder.photograph)
+    print(sentence)
     parts = [faces.images[i : i + CHUNK] for i in range(0, len(faces.images), CHUNK)]
     parts = [encoder.embed(part) for part in tqdm(parts, "embedding", disable=len(parts) < 10)]
     embeddings = {"embeddings": np.concatenate(parts), "raw pixels": face_encoder.raw_pixels(faces.images)}
@@ -92,9 +98,10 @@ def run(
             fpirs = np.geomspace(1 / min(found.non_mated, 1000), 1, 60)
             curves[f"{size} people, {each} photographs, {way}"] = fpirs, [fnir(found, fpir) for fpir in fpirs]
     report = {"dataset": dataset, "people": faces.people, "draws": count, "seed": seed, "results": results}
-    (folder / "recognition.json").write_text(json.dumps(report, indent=1))
+    json_file.write(folder / "recognition.json", {**report, "trained on": sentence})
     figure(curves).savefig(folder / "recognition.png", dpi=120)
-    print(f"{len(faces.people)} people never seen, {len(faces.labels)} photographs, {count} draws\n\n{table(results)}")
+    never = "" if sentence.startswith(people_of_run.NOT_KNOWN) else " never seen"
+    print(f"{len(faces.people)} people{never}, {len(faces.labels)} photographs, {count} draws\n\n{table(results)}")
     print(f"\nrecognition.json and recognition.png are in {folder}")
     return report
 

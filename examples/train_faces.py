@@ -12,23 +12,31 @@ python examples/train_faces.py --dataset ms1mv3 --test lfw.bin --test agedb_30.b
 import argparse
 import datetime
 import importlib.util
-import json
 import pathlib
+import signal
 import sys
 import time
 import warnings
 
+import checkpoint_digests
+import checkpoints
 import face_data
 import face_encoder
+import interruption
 import jax
+import json_file
 import losses_by_name
 import numpy as np
-from face_trainer import Checkpoints, Trainer, identity
+import one_run
+import people_of_run
+from checkpoints import Checkpoints, identity
+from face_trainer import Trainer
 from tqdm import tqdm
 
 import metricjax as mj
 
 FARS = (0.1, 0.01, 0.001)
+STEPS = 800
 LOG_EVERY = 10
 MOST_COMPARED = 5000  # images, by their raw pixels too
 COLLAPSED, PATIENCE = 0.05, 10  # so little spread (1 is even) in so many logged steps is a collapse
@@ -65,12 +73,13 @@ def arguments(argv=None) -> argparse.Namespace:
     train("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the loss")
     where = "of prototypes to the sphere: in the forward pass, after each update, or on the gradient too"
     train("--constraint", choices=losses_by_name.CONSTRAINTS, default="update", help=where)
-    train("--steps", type=int, default=800)
+    length = f"of the whole run (default {STEPS}, or as before); with --resume more of them train on, and the learning"
+    train("--steps", type=int, help=f"{length} rate follows the cosine of a run of the new length from there on")
     train("--learning-rate", type=float, default=1e-3)
     train("--seed", type=int, default=0)
     train("--out", type=pathlib.Path, help="folder of results; default runs/DATE-TIME")
     train("--checkpoint-every", type=int, default=200, metavar="STEPS")
-    train("--resume", action="store_true", help="go on from the latest checkpoint in --out")
+    train("--resume", action="store_true", help="go on from the latest whole checkpoint in --out")
     hosts = parser.add_argument_group("several hosts (found out on TPU pods)").add_argument
     hosts("--coordinator", metavar="HOST:PORT", help="address of process 0")
     hosts("--processes", type=int, help="how many there are")
@@ -81,8 +90,8 @@ def arguments(argv=None) -> argparse.Namespace:
     args.out_is_given = args.out is not None
     if not args.out_is_given:
         args.out = pathlib.Path("runs") / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    elif not args.resume and (args.out / "checkpoints").exists():
-        parser.error(f"--out {args.out} holds a run already; give --resume to go on with it, or another folder")
+    if args.steps is None and not args.resume:
+        args.steps = STEPS
     least = dict.fromkeys(("steps", "checkpoint_every", "embedding_size", "image_size", "batch", "chunk"), 1)
     for name, wanted in {**least, "seed": 0, "workers": 0, "test_people": 0}.items():
         given = getattr(args, name)
@@ -119,15 +128,14 @@ def on_tpu() -> bool:
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-def train(args, trainer: Trainer, data: face_data.Data, checkpoints: Checkpoints) -> dict:
+def train(args, trainer: Trainer, data: face_data.Data, kept: Checkpoints, check_lock=lambda: None) -> dict:
     """Run the steps that are left; returns the history of what was monitored."""
-    start, history, position = checkpoints.restore() if args.resume else (0, {}, None)
-    batches = face_data.batches(args, data.train)
-    if position is not None:
-        batches.set_state(position)
-    shown = jax.process_index() == 0
+    start, history, position = kept.restore() if args.resume else (0, {}, None)
+    one_run.by_first(lambda: json_file.write(args.out / people_of_run.FILE, data.record))
+    batches = face_data.Batches(args, data.train, position)
+    shown, stop = jax.process_index() == 0, 0
     steps = {"initial": start, "total": args.steps, "unit": " steps", "disable": not shown}
-    with tqdm(range(start, args.steps), "training", **steps) as bar:
+    with interruption.noticed() as asked, tqdm(range(start, args.steps), "training", **steps) as bar:
         for number in bar:
             batch = next(batches)
             if number == start:
@@ -135,24 +143,40 @@ def train(args, trainer: Trainer, data: face_data.Data, checkpoints: Checkpoints
                 began = time.perf_counter()
             seen = trainer.step(number, batch)
             done = number + 1
-            if done % LOG_EVERY == 0 or done == args.steps:
-                numbers = {name: float(value) for name, value in seen.items()}
-                if not all(np.isfinite(list(numbers.values()))):
-                    sys.exit(f"stopped at step {done}: the loss or an embedding is not finite ({numbers})")
-                for name, value in {"step": done, **numbers}.items():
-                    history.setdefault(name, []).append(value)
-                if len(history["spread"]) >= PATIENCE and max(history["spread"][-PATIENCE:]) < COLLAPSED:
-                    sys.exit(f"stopped at step {done}: the embeddings have collapsed to one point ({numbers})")
-                bar.set_postfix({name.split("/")[-1]: f"{value:.3f}" for name, value in numbers.items()})
-            if done % args.checkpoint_every == 0 or done == args.steps:
-                metrics = None if data.validation is None else validated(trainer.encoder(), data.validation)
-                checkpoints.save(done, history, batches.get_state(), metrics)
+            logged = done % LOG_EVERY == 0 or done == args.steps
+            if logged:
+                bar.set_postfix(monitored(seen, done, history))
+            stop = asked.agreed(logged)
+            due = done % args.checkpoint_every == 0 or done == args.steps
+            if due or stop:
+                one_run.by_first(check_lock)
+                measured = due and data.validation is not None
+                metrics = validated(trainer.encoder(), data.validation) if measured else None
+                kept.save(done, history, batches.get_state(), metrics)
+            if stop:
+                kept.finish()
+                break
+    if stop:
+        came = signal.Signals(stop).name
+        print(f"train_faces: {came} came; the checkpoint of step {done} is written, --resume goes on", file=sys.stderr)
+        sys.exit(128 + stop)
     if shown and start < args.steps:
         rate = (args.steps - start) / (time.perf_counter() - began)
         where = f"{jax.device_count()} device(s) of {jax.process_count()} process(es)"
         print(f"step compiled in {seconds:.0f} s; {rate:.2f} steps a second on {where}, checkpoints included")
-    checkpoints.finish()
     return history
+
+
+def monitored(seen: dict[str, jax.Array], done: int, history: dict) -> dict[str, str]:
+    """What a step had to say, added to the history, and in short; the run ends where it is past help."""
+    numbers = {name: float(value) for name, value in seen.items()}
+    if not all(np.isfinite(list(numbers.values()))):
+        sys.exit(f"stopped at step {done}: the loss or an embedding is not finite ({numbers})")
+    for name, value in {"step": done, **numbers}.items():
+        history.setdefault(name, []).append(value)
+    if len(history["spread"]) >= PATIENCE and max(history["spread"][-PATIENCE:]) < COLLAPSED:
+        sys.exit(f"stopped at step {done}: the embeddings have collapsed to one point ({numbers})")
+    return {name.split("/")[-1]: f"{value:.3f}" for name, value in numbers.items()}
 
 
 def validated(encoder: face_encoder.FaceEncoder, held) -> dict[str, float]:
@@ -209,14 +233,47 @@ def table(results: dict[str, dict]) -> str:
 def main(argv=None) -> dict:
     args = arguments(argv)
     join(args)
-    started = time.perf_counter()
     try:
-        data = face_data.load(args)
-        trainer = Trainer(args, face_data.design(args, data), len(data.train.people))
-        checkpoints = Checkpoints(args.out, trainer, chosen=data.validation is not None)
-        history = train(args, trainer, data, checkpoints)
+        with one_run.only(args.out) as check_lock:
+            one_run.by_first(lambda: ready(args))
+            return trained_and_tested(args, check_lock)
     except (ValueError, OSError) as error:
         sys.exit(f"train_faces: {error}")
+
+
+def ready(args) -> None:
+    """The folder of results is a new one, or what is damaged in it is out of the way."""
+    if args.resume:
+        checkpoint_digests.set_damaged_aside(args.out)
+    elif (args.out / checkpoint_digests.CHECKPOINTS).exists():
+        raise ValueError(f"--out {args.out} holds a run already; give --resume to go on with it, or another folder")
+
+
+def taken_up(args) -> dict:
+    """What the latest checkpoint says of its run, which has as many steps as before unless told otherwise."""
+    done, saved = checkpoints.latest(args.out)
+    before = saved["identity"].get("steps", STEPS)
+    args.steps = before if args.steps is None else args.steps
+    if args.steps < done:
+        raise ValueError(f"--steps is {args.steps}; wanted {done} at least, which are done already")
+    if args.steps != before and jax.process_index() == 0:
+        print(f"--steps {args.steps}, not {before}: the learning rate goes on as in a run of {args.steps} steps")
+    return saved
+
+
+def trained_and_tested(args, check_lock) -> dict:
+    started = time.perf_counter()
+    saved = taken_up(args) if args.resume else None
+    data = face_data.load(args)
+    if saved is not None:
+        checkpoints.check_people(args.out, saved, data.record)
+    trainer = Trainer(args, face_data.design(args, data), len(data.train.people))
+    kept = Checkpoints(args.out, trainer, data.validation is not None, data.record)
+    try:
+        history = train(args, trainer, data, kept, check_lock)
+    finally:
+        kept.finish()  # however it ends, a checkpoint that was begun is completed
+    one_run.by_first(lambda: None)  # all see its digest now
     encoder = face_encoder.load(args.out, trainer.mesh)  # of the best checkpoint
     results, embeddings, scores = {}, {}, {}
     ways = {"embeddings": encoder.embed, "raw pixels": face_encoder.raw_pixels}
@@ -226,7 +283,9 @@ def main(argv=None) -> dict:
         results[name], embeddings[name], scores[name] = evaluate(embed, data)
     seconds = time.perf_counter() - started
     people = {"trained on": data.trained_on, "tested on": data.tested.people if data.tested else []}
-    report = {"results": results, "seconds": seconds, "run": identity(trainer), "people": people, "history": history}
+    named = {name: str(getattr(args, name)) for name in ("dataset", "landmarks", "pairs", "validation")}
+    run = {**named, **identity(trainer, data.record)}
+    report = {"results": results, "seconds": seconds, "run": run, "people": people, "history": history}
     if jax.process_index() == 0:
         write(args.out, report, data, embeddings["embeddings"], scores)
         print(f"\n{table(results)}\n\n{seconds:.0f} s; checkpoint, metrics.json and plots are in {args.out}")
@@ -234,7 +293,7 @@ def main(argv=None) -> dict:
 
 
 def write(out: pathlib.Path, report: dict, data: face_data.Data, embeddings, scores: dict) -> None:
-    (out / "metrics.json").write_text(json.dumps(report, indent=1))
+    json_file.write(out / "metrics.json", report)
     figures = {"training": mj.plots.training_curves(report["history"])}
     if (faces := data.tested) is not None:
         queries = np.linspace(0, len(embeddings) - 1, 8).astype(int)

@@ -74,6 +74,8 @@ def test_a_file_of_embeddings(example, arrays, tmp_path, capsys):
     assert "no images were given" not in page
     printed = capsys.readouterr().out
     assert f"{numbers['EER']:.4f}" in printed and str(out) in printed
+    assert "It is not known whether anybody here was trained on" in printed
+    assert "It is not known whether anybody here was trained on" in page
 
 
 def test_labels_may_be_names(example, arrays, tmp_path):
@@ -92,6 +94,21 @@ def test_photographs_with_an_encoder(example, people, encoder, tmp_path):
     assert numbers["recall@1"] == 1  # the patterns are easy for raw pixels
 
 
+def test_whom_the_encoder_was_trained_on_is_left_out_and_said(example, people, encoder, tmp_path, capsys):
+    import face_data
+    import train_faces
+
+    record = face_data.load(train_faces.arguments(["--dataset", str(people), "--test-people", "2"])).record
+    (tmp_path / "people.json").write_text(json.dumps(record))
+    numbers = example.main(["--checkpoint", str(tmp_path), f"{people}/", "--out", str(tmp_path / "out")])
+    assert (numbers["genuine pairs"], numbers["impostor pairs"]) == (6, 9)
+    sentence = "2 of 4 people are left out: the encoder was trained on them, or chosen by them."
+    assert sentence in capsys.readouterr().out and sentence in (tmp_path / "out" / "report.html").read_text()
+    (tmp_path / "people.json").write_text("{")
+    message = refused(example, capsys, "--checkpoint", tmp_path, people)
+    assert f"evaluate_faces: {tmp_path / 'people.json'} is damaged" in message
+
+
 def test_the_accuracy_over_pairs(example, people, encoder, tmp_path, capsys, monkeypatch):
     lines = ["2 2"]
     for a, b, other in (("Person_0", "Person_1", "Person_4"), ("Person_2", "Person_3", "Nobody")):
@@ -100,7 +117,8 @@ def test_the_accuracy_over_pairs(example, people, encoder, tmp_path, capsys, mon
     pairs.write_text("\n".join(lines))
     run = ["--checkpoint", "run", str(people), "--pairs", str(pairs), "--out", str(tmp_path / "out")]
     reports = []
-    report = lambda path, z, labels, notes, **options: reports.append(labels) or notes
+    numbers_of = lambda notes: {name: value for name, value in notes.items() if not isinstance(value, str)}
+    report = lambda path, z, labels, notes, **options: reports.append(labels) or numbers_of(notes)
     monkeypatch.setattr(example.mj.plots, "report", report)
     with pytest.warns(UserWarning, match="1 pairs are left out"):
         numbers = example.main(run)

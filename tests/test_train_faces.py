@@ -152,6 +152,7 @@ def test_every_loss_trains(example, batch, loss):
     for number in range(30):
         assert np.isfinite(trainer.step(number, batch)["loss"])
     assert loss_on_clean_images() < first
+    assert trainer.not_finite() == []  # or it would not be saved
     encoder = zip(*(jax.tree.leaves(s["params"]["encoder"]) for s in (before, trainer.state)), strict=True)
     assert all(not np.array_equal(a, b) for a, b in encoder)
     for name, parts in trainer.state["params"]["heads"].items():

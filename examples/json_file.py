@@ -1,0 +1,30 @@
+"""JSON files that are written whole, or not at all, and whose damage is told in one line."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+
+def write(path: pathlib.Path, value: Any) -> None:
+    """The old file stays as it is until the new one is on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a file; ValueError that names the file where it holds something else."""
+    try:
+        found = json.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise ValueError(f"{path} is damaged: it holds no JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(found).__name__}; wanted an object")
+    return found

@@ -1,0 +1,66 @@
+"""One run at a time in a folder, also where hosts share it, and what process 0 does for all."""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterator
+
+import filelock
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+FILE = "run.lock"
+DEAD_AFTER, TOUCHED_EVERY = 60.0, 5.0  # seconds
+
+
+def by_first(act: Callable[[], None]) -> None:
+    """Act in process 0 while the others wait; all of them end where that fails."""
+    problem = ""
+    if jax.process_index() == 0:
+        try:
+            act()
+        except (ValueError, OSError) as error:
+            problem = str(error)
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(bool(problem))):
+        problem = problem or "process 0 has ended, and says why"
+    if problem:
+        raise ValueError(problem)
+
+
+@contextlib.contextmanager
+def only(folder: pathlib.Path) -> Iterator[Callable[[], None]]:
+    """Hold the folder's lock, a file that names host and process, until the end; give what checks that it still holds.
+
+    The lock of a process that died on this host is taken at once. Of other hosts only the file can be seen: it is
+    touched every 5 seconds while its process lives, so that nobody waits longer than that to be refused, and taken when
+    it was not for 60.
+    """
+    lock = filelock.SoftFileLease(folder / FILE, lease_duration=DEAD_AFTER, heartbeat_interval=TOUCHED_EVERY)
+    by_first(lambda: _take(lock, folder))
+
+    def check() -> None:
+        if lock.compromise is not None:
+            raise ValueError(f"{folder}: its lock was lost ({lock.compromise.reason}); another run may write there")
+
+    try:
+        yield check
+    finally:
+        if jax.process_index() == 0:
+            lock.release()
+
+
+def _take(lock: filelock.SoftFileLease, folder: pathlib.Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    seen = _touched(folder)
+    try:
+        lock.acquire(timeout=DEAD_AFTER + TOUCHED_EVERY, cancel_check=lambda: _touched(folder) not in (None, seen))
+    except filelock.Timeout:
+        who = "another run" if lock.owner is None else f"the run of process {lock.owner.pid} on {lock.owner.hostname}"
+        raise ValueError(f"{folder} is in use by {who}; wait for its end, or give another --out") from None
+
+
+def _touched(folder: pathlib.Path) -> int | None:
+    try:
+        return (folder / FILE).stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
