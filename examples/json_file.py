@@ -1,22 +1,16 @@
 """JSON files that are written whole, or not at all, and whose damage is told in one line."""
 
 import json
-import os
 import pathlib
 from typing import Any
+
+from metricjax.files import replacing
 
 
 def write(path: pathlib.Path, value: Any) -> None:
     """The old file stays as it is until the new one is on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=1).encode())
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
