@@ -208,7 +208,7 @@ def command(people, out, *more):
 
 
 def started(devices, *arguments):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")  # machine code as here
     cache = jax.config.jax_compilation_cache_dir
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": cache}
     return subprocess.Popen(
