@@ -57,8 +57,10 @@ def aligned(image: Image.Image | np.ndarray, landmarks: ArrayLike, size: int = T
     """The face at `landmarks`, warped to size × size pixels so that they lie on `TEMPLATE`, bilinearly; black outside.
 
     Args:
-      image: a Pillow image, or [height, width, 3] or [height, width] uint8.
-      landmarks: [5, 2] x and y in pixels, (0, 0) at the middle of the first; in the order of `TEMPLATE`.
+      image: a Pillow image, or [height, width, 3] or [height, width] uint8; of a file, as `upright` gives it.
+      landmarks: [5, 2] x and y in pixels, (0, 0) at the middle of the first; in the order of `TEMPLATE`. They are
+        points of the photograph as it stands upright, as people see it and detectors find them: where a phone has
+        stored it lying and notes so in its EXIF, not of the pixels as they are stored.
       size: height and width; the template is scaled with it.
 
     Returns:

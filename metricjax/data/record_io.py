@@ -8,7 +8,7 @@ with a header: flag, label, id, second id; with a flag above 0, so many labels f
 keys [first, last + 1] of identity records, each of which holds the keys [first, last + 1] of a person's images.
 """
 
-import io
+import contextlib
 import mmap
 import os
 import pathlib
@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from metricjax.data.photographs import Photographs, decoded
+from metricjax.data.decoder import UNREADABLE, decoded, upright
+from metricjax.data.photographs import Photographs
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
@@ -50,7 +50,7 @@ class RecordSource(Photographs):
     Args:
       path: the folder that holds `train.rec`, or a .rec file. Its .idx file gives keys and positions; without one the
         file is scanned. Header records and identity records are read too and are no images.
-      size: height and width; those in `property` if not given, else those of the first image.
+      size: height and width; those in `property` if not given, else those of the first image that can be read.
 
     A person's name is the number in the records; labels number the people from 0 in that order. `ranges` [people, 2]
     are the keys in the identity records, empty where there are none.
@@ -83,7 +83,7 @@ class RecordSource(Photographs):
         numbers, labels = np.unique(records["labels"][image, 0].astype(np.int64), return_inverse=True)
         super().__init__(labels.astype(np.int32), [str(number) for number in numbers])
         self._open()
-        self.size = size or _property(self.path.with_name("property")) or self._size_of_the_first()
+        self.size = size or _property(self.path.with_name("property")) or self._size_of_an_image()
 
     def encoded(self, index: int) -> bytes:
         """The image as it is in the file, not decoded."""
@@ -96,9 +96,12 @@ class RecordSource(Photographs):
     def _place(self, index: int) -> str:
         return f"{self.path}: key {self.keys[index]} at byte {self.offsets[index]}"
 
-    def _size_of_the_first(self) -> tuple[int, int]:
-        with Image.open(io.BytesIO(self.encoded(0))) as image:
-            return image.height, image.width
+    def _size_of_an_image(self) -> tuple[int, int]:
+        for index in range(len(self)):
+            with contextlib.suppress(*UNREADABLE):
+                image = upright(self.encoded(index))
+                return image.height, image.width
+        raise ValueError(f"none of the {len(self)} images in {self.path} can be read, the first at {self._place(0)}")
 
     def _open(self) -> None:
         self._file = os.open(self.path, os.O_RDONLY)  # read at positions only: threads do not get in each other's way

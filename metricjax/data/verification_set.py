@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from metricjax.data.photographs import UNREADABLE, decoded
+from metricjax.data.decoder import UNREADABLE, decoded
 
 
 class PairImages(NamedTuple):
