@@ -1,5 +1,6 @@
 """Sets of face photographs as random-access sources: in memory, in a folder of people, or prepared by TFDS."""
 
+import collections
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -42,7 +43,8 @@ class FolderSource(Photographs):
       at_least: images of each person.
       mode: "RGB" or, for grey, "L".
       landmarks: file names relative to `path` ("Ann/Ann_0001.jpg") to [5, 2], points of the photograph as it stands
-        upright: see `read_landmarks` and `aligned`.
+        upright: see `read_landmarks` and `aligned`. A name may lack the suffix, as VGGFace2's do, and the folder, as
+        CelebA's do, if no other file here is called so.
 
     `files` are the names without folder and suffix, as `Pairs.similarities` wants them.
     """
@@ -60,10 +62,11 @@ class FolderSource(Photographs):
         if landmarks is not None:
             if self.size[0] != self.size[1]:
                 raise ValueError(f"size is {self.size}; wanted equal height and width with landmarks")
-            without = [name for name in names if name not in landmarks]
+            self.landmarks = _of_files(landmarks, names)
+            without = [name for name in names if name not in self.landmarks]
             if without:
                 warnings.warn(f"{len(without)} images without landmarks are left out: {some(without)}", stacklevel=2)
-            names = [name for name in names if name in landmarks]
+            names = list(self.landmarks)
         keep, labels, people = numbered([name.split("/")[0] for name in names], names, at_least)
         if not people:
             raise ValueError(f"{path} holds no people with {at_least} images or more")
@@ -79,6 +82,19 @@ class FolderSource(Photographs):
 
     def _place(self, index: int) -> str:
         return str(self.path / self.names[index])
+
+
+def _of_files(landmarks: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+    """The landmarks of each of these files that has any, however they name it."""
+    files = collections.Counter(name.rpartition("/")[2] for name in names)
+    found = {}
+    for name in names:
+        stem, file = name.rpartition(".")[0], name.rpartition("/")[2]
+        spellings = [name, stem, *([file] if files[file] == 1 else [])]
+        known = next((spelling for spelling in spellings if spelling in landmarks), None)
+        if known is not None:
+            found[name] = landmarks[known]
+    return found
 
 
 class TfdsSource(Photographs):

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from metricjax.data.decoder import UNREADABLE, decoded
+from metricjax.data.files import opened
 
 
 class PairImages(NamedTuple):
@@ -39,7 +40,7 @@ def verification_set(path: str | pathlib.Path, size: tuple[int, int] = (112, 112
     """
     path = pathlib.Path(path)
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             content = _Reader(file, encoding="bytes").load()
         encoded, answers = content
         same = _booleans(answers)
