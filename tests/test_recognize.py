@@ -355,7 +355,12 @@ def test_the_trial_pools_its_searches(run, people, recognize, tmp_path):
 
 
 def test_any_name_of_a_folder_is_enrolled_found_and_removed(run, people, tmp_path):
-    names = {"Ren\udce9 \x1b[2J": r"Ren\xe9 \x1b[2J", "\u202eevil": r"\u202eevil", "日本 $x": "日本 $x", "a\tb": r"a\tb"}
+    names = {
+        "Ren\udce9 \x1b[2J": r"Ren\xe9 \x1b[2J",
+        "\u202eevil": r"\u202eevil",
+        "日本 $x": "日本 $x",
+        "a\tb": r"a\tb",
+    }
     for i, name in enumerate(names):
         (tmp_path / "odd" / name).mkdir(parents=True)
         shutil.copy(photograph(people, STAFF[i], 1), tmp_path / "odd" / name / "a.png")

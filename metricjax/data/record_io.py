@@ -235,7 +235,8 @@ def _headers(data: mmap.mmap, offsets: np.ndarray) -> np.ndarray:
             some[i] = _split_header(data, int(at[i]))
     del view  # so that the map can be closed
     labels, kind = records["labels"], records["kind"]
-    whole = (labels >= 0) & (labels < 2**31) & (labels == np.floor(labels))
+    with np.errstate(invalid="ignore"):  # of NaN
+        whole = (labels >= 0) & (labels < 2**31) & (labels == np.floor(labels))
     kind[((kind == IMAGE) & ~whole[:, 0]) | ((kind == IDENTITY) & ~whole.all(axis=1))] = UNLABELLED
     kind[(kind != CUT) & (offsets % 4 != 0)] = UNALIGNED
     there = np.flatnonzero(~np.isin(kind, (CUT, UNMARKED, UNALIGNED)))

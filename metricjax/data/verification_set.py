@@ -48,7 +48,8 @@ def verification_set(path: str | pathlib.Path, size: tuple[int, int] = (112, 112
         same = _booleans(answers)
         count = sum(1 for item in encoded if _bytes(item, "u1") is not None)  # of none that is something else
     except _Refused as error:
-        raise ValueError(f"{path} is no verification set: it names {error}, which such a file has no use for") from None
+        named = printable(str(error))
+        raise ValueError(f"{path} is no verification set: it names {named}, which such a file has no use for") from None
     except OSError:
         raise
     except Exception as error:  # whatever a pickle that is none, or holds something else, leads to
