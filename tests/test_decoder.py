@@ -1,5 +1,6 @@
 """Every reader's decoder: which bytes become which pixels, and that bad ones cost one photograph and little memory."""
 
+import concurrent.futures
 import io
 import os
 import struct
@@ -255,6 +256,19 @@ def test_pillows_warnings_do_not_show_and_others_do():
         warnings.simplefilter("always")
         Image.open(io.BytesIO(content)).getexif().items()
     assert caught, "Pillow warns of this block"
+
+
+def test_photographs_are_decoded_by_many_threads_at_once():
+    """Warnings are errors here; what one thread does about Pillow's leaves the others' and everybody's else alone."""
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 271, 2, 255, 65535)
+    content = encoded(photograph(1, 1, (20, 16)), "JPEG", exif=exif)
+    before = len(warnings.filters)
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        images = list(threads.map(lambda _: mj.data.decoded(content, (20, 16)), range(400)))
+    assert all(np.array_equal(image, images[0]) for image in images)
+    assert len(warnings.filters) <= before + 1
+    with pytest.raises(UserWarning, match="ours"):
+        warnings.warn("ours", stacklevel=1)
 
 
 # --- what must not happen ---------------------------------------------------------------------------------------------

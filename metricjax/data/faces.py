@@ -112,7 +112,7 @@ def _reach(builder: tfds.core.DatasetBuilder) -> None:
 
 
 def _people_and_files(path: str) -> list[list[str]]:
-    return [[file.parent.name, str(file)] for file in sorted(pathlib.Path(path).glob("*/*"))]
+    return [[file.parent.name, str(file)] for file in photographs_of_people(path).files]
 
 
 def folder(path: str | pathlib.Path, size: tuple[int, int], at_least: int = 2) -> Faces:
@@ -130,6 +130,9 @@ def folder(path: str | pathlib.Path, size: tuple[int, int], at_least: int = 2) -
             warnings.warn(printable(f"{file} is left out: it cannot be read ({error})"), stacklevel=2)
         else:
             kept.append(file)
+    lost = sorted({file.parent.name for file in files} - {file.parent.name for file in kept})
+    if lost:
+        warnings.warn(f"{len(lost)} people are left out: none of their images can be read: {some(lost)}", stacklevel=2)
     if len({image.shape[-1] for image in images}) > 1:
         images = [np.broadcast_to(image, (*image.shape[:2], 3)) for image in images]
     faces = _numbered(images, [file.parent.name for file in kept], [file.stem for file in kept], at_least)
