@@ -205,6 +205,7 @@ def test_landmarks_of_every_format(listed, spelling, form):
         (["Ann/a.jpg", "1", *NUMBERS], "not a file name and five points"),  # an eleventh number
         (["Ann/a.jpg", *NUMBERS, "1"], "not a file name and five points"),
         (["Ann/a.jpg", *NUMBERS[:-1]], "not a file name and five points"),
+        (["\xa0"], "not a file name and five points"),
         ([*NUMBERS], "not a file name and five points"),
         (["Ann/a.jpg", *NUMBERS[:-1], "1O"], "not a file name and five points"),
         (["Ann/a.jpg", *NUMBERS[:-1], "nan"], "holds a point that is not finite"),

@@ -129,7 +129,7 @@ def _columns(line: str) -> list[str]:
             return [""]
     if "\t" in line:
         return fields(line)
-    return line.rsplit(None, TEMPLATE.size)
+    return line.rsplit(None, TEMPLATE.size) or [""]
 
 
 def _is_header(columns: list[str]) -> bool:

@@ -62,7 +62,8 @@ def photographs_of_people(folder: str | pathlib.Path) -> Listing:
         except OSError:
             over.add(CLOSED, f"{entry.name}/")
             names = []
-        files += [folder / entry.name / name for name in names]
+        person = folder / entry.name
+        files += [person / name for name in names]
         without += [] if names else [entry.name]
     wanted = f"it is no folder with a sub-folder of images {', '.join(SUFFIXES)} for each person"
     return _not_empty(Listing(folder, files, over, without), wanted)
@@ -114,7 +115,7 @@ def _not_a_photograph(entry: os.DirEntry) -> str | None:
             return SPECIAL
     except OSError:  # such as a link that leads in a circle
         return CLOSED
-    return None if pathlib.PurePath(entry.name).suffix.lower() in SUFFIXES else SUFFIX
+    return None if os.path.splitext(entry.name)[1].lower() in SUFFIXES else SUFFIX
 
 
 def _not_a_person(entry: os.DirEntry) -> str | None:
