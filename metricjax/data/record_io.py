@@ -240,9 +240,14 @@ def _headers(data: mmap.mmap, offsets: np.ndarray) -> np.ndarray:
     kind[((kind == IMAGE) & ~whole[:, 0]) | ((kind == IDENTITY) & ~whole.all(axis=1))] = UNLABELLED
     kind[(kind != CUT) & (offsets % 4 != 0)] = UNALIGNED
     there = np.flatnonzero(~np.isin(kind, (CUT, UNMARKED, UNALIGNED)))
-    there = there[np.argsort(offsets[there], kind="stable")]
-    kind[there[:-1][offsets[there[:-1]] + records["span"][there[:-1]] > offsets[there[1:]]]] = OVERLONG
+    kind[there[_overlong(offsets[there], records["span"][there])]] = OVERLONG
     return records
+
+
+def _overlong(offsets: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """Which records end behind the beginning of the next."""
+    order = np.argsort(offsets, kind="stable")
+    return order[:-1][(offsets + spans)[order[:-1]] > offsets[order[1:]]]
 
 
 def _split_header(data: mmap.mmap, offset: int) -> tuple[tuple[float, float], int, int]:
