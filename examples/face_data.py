@@ -38,16 +38,7 @@ def load(args) -> Data:
         check_folds(f"--test: {name}", held.same, FOLDS)
     source, pairs = opened(args, photograph), None
     if args.pairs is not None:
-        try:
-            folds = [int(fold) for fold in args.test_folds.split(",")]
-        except ValueError:
-            raise ValueError(f"--test-folds is {args.test_folds}; wanted numbers with commas between them") from None
-        pairs = mj.data.read_pairs(args.pairs)
-        pairs = pairs.of_folds(folds) if pairs.fold.any() else pairs.folded(FOLDS)
-        if len(np.unique(pairs.fold)) < 2:
-            raise ValueError(
-                f"--test-folds {args.test_folds} names fewer than 2 folds: thresholds come from the others"
-            )
+        pairs = pairs_to_test(args)
         named = pairs.people()
         tested = np.array([name in named for name in source.people])
         several = np.bincount(source.labels, minlength=len(source.people)) > 1
@@ -86,6 +77,19 @@ def load(args) -> Data:
     if by_people:
         validation = in_memory(validation)
     return Data(train, people, test, pairs, sets, validation)
+
+
+def pairs_to_test(args) -> mj.data.Pairs:
+    """Those of --test-folds, or all of a list without folds, in folds made here."""
+    try:
+        folds = [int(fold) for fold in args.test_folds.split(",")]
+    except ValueError:
+        raise ValueError(f"--test-folds is {args.test_folds}; wanted numbers with commas between them") from None
+    pairs = mj.data.read_pairs(args.pairs)
+    pairs = pairs.of_folds(folds) if pairs.fold.any() else pairs.folded(FOLDS)
+    if len(np.unique(pairs.fold)) < 2:
+        raise ValueError(f"--test-folds {args.test_folds} names fewer than 2 folds: thresholds come from the others")
+    return pairs
 
 
 def check_folds(argument: str, same: np.ndarray, folds: int | np.ndarray) -> None:
