@@ -4,8 +4,7 @@ import unicodedata
 from collections.abc import Iterable
 from itertools import islice
 
-_UNSEEN = ("Cc", "Cf", "Cn", "Cs", "Zl", "Zp")  # controls, marks of direction, what is no character, line ends
-_SPELLING = "\u200c\u200d"  # invisible too, but Persian and Indic names are spelled with them
+_SPELLING = "\u200c\u200d"  # invisible, but Persian and Indic names are spelled with them
 
 
 def printable(name: str) -> str:
@@ -21,7 +20,7 @@ def printable(name: str) -> str:
 
 
 def _seen(character: str) -> str:
-    if unicodedata.category(character) not in _UNSEEN or character in _SPELLING:
+    if character.isprintable() or unicodedata.category(character) == "Zs" or character in _SPELLING:
         return character
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
