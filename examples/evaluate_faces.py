@@ -132,20 +132,27 @@ def from_photographs(source: str, checkpoint: pathlib.Path, pairs: bool) -> Embe
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def accuracy_over_pairs(given: Embedded, path: pathlib.Path) -> dict[str, float | int]:
+def accuracy_over_pairs(given: Embedded, path: pathlib.Path) -> dict[str, float | int | str]:
     """LFW's protocol: each fold of the pairs is judged at the threshold that is best for the others."""
     if given.files is None:
         raise ValueError("--pairs names files: the .npz file needs an array `files` of their names without suffix")
     pairs = mj.data.read_pairs(path)
-    kept, similarity = pairs.similarities(given.embeddings, given.files)
+    who = [given.people[label] for label in given.labels]
+    kept, similarity = pairs.similarities(given.embeddings, given.files, who)
     if not len(kept.same):
         raise ValueError(f"none of the {len(pairs.same)} pairs of {path} has both of its photographs here")
     if len(kept.same) < len(pairs.same):
         left = len(pairs.same) - len(kept.same)
         warnings.warn(f"{left} pairs are left out: a photograph of each is missing", stacklevel=1)
-    mean, deviation = mj.metrics.k_fold_accuracy(similarity, kept.same, folds=kept.fold)
-    folds = len(np.unique(kept.fold))
-    return {f"{folds}-fold accuracy": mean, "deviation over folds": deviation, "pairs of the list": len(kept.same)}
+    folded = kept.folded()
+    mean, deviation = mj.metrics.k_fold_accuracy(similarity, folded.same, folds=folded.fold)
+    sizes = np.unique(folded.fold, return_counts=True)[1]
+    notes: dict[str, float | int | str] = {f"{len(sizes)}-fold accuracy": mean, "deviation over folds": deviation}
+    notes["pairs of the list"] = len(kept.same)
+    if not kept.fold.any():
+        each = f"{sizes.min()} to {sizes.max()}" if sizes.min() < sizes.max() else f"{sizes.max()}"
+        notes["Folds"] = f"the list has none; {len(sizes)} of {each} pairs were made of it, in its order"
+    return notes
 
 
 def table(numbers: dict[str, float | int | None]) -> str:

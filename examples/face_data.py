@@ -39,20 +39,12 @@ def load(args) -> Data:
         raise ValueError("--pairs names files: give the folder that holds LFW's people as --dataset")
     sets = {path.stem: mj.data.verification_set(path, photograph) for path in args.test}
     for name, held in sets.items():
-        if len(held.same) % FOLDS:
-            raise ValueError(f"--test: {name} holds {len(held.same)} pairs; wanted {FOLDS} folds of equal size")
+        check_folds(f"--test: {name}", held.same, FOLDS)
     source, pairs = opened(args, photograph), None
     if args.pairs is not None:
-        try:
-            folds = [int(fold) for fold in args.test_folds.split(",")]
-        except ValueError:
-            raise ValueError(f"--test-folds is {args.test_folds}; wanted numbers with commas between them") from None
-        pairs = mj.data.read_pairs(args.pairs).of_folds(folds)
-        if len(np.unique(pairs.fold)) < 2:
-            raise ValueError(
-                f"--test-folds {args.test_folds} names fewer than 2 folds: thresholds come from the others"
-            )
-        tested = np.array([name in pairs.people() for name in source.people])
+        pairs = pairs_to_test(args)
+        named = pairs.people()
+        tested = np.array([name in named for name in source.people])
         several = np.bincount(source.labels, minlength=len(source.people)) > 1
         trained = ~tested & several
     else:
@@ -83,6 +75,9 @@ def load(args) -> Data:
         test = mj.data.of_people(source, tested)
         check_verifiable(test, f"--test-people {tested.sum()}" if pairs is None else f"--test-folds {args.test_folds}")
         test = in_memory(test)
+        if pairs is not None:
+            kept, _ = pairs.found(test.files, [test.people[label] for label in test.labels])
+            check_folds(f"--pairs {args.pairs}", kept.same, kept.fold)
     elif not sets:
         raise ValueError("--test-people 0 without any --test leaves nothing to test on")
     if by_people:
@@ -96,6 +91,35 @@ def check_names(source: mj.data.Source, trained: np.ndarray, tested: np.ndarray)
     if twice.any():
         names = people_of_run.some([source.people[i] for i in np.flatnonzero(twice)])
         raise ValueError(f"--dataset holds people in two spellings of Unicode, as if they were two: {names}")
+
+
+def pairs_to_test(args) -> mj.data.Pairs:
+    """Those of --test-folds, or all of a list without folds, in folds made here."""
+    try:
+        folds = [int(fold) for fold in args.test_folds.split(",")]
+    except ValueError:
+        raise ValueError(f"--test-folds is {args.test_folds}; wanted numbers with commas between them") from None
+    pairs = mj.data.read_pairs(args.pairs)
+    pairs = pairs.of_folds(folds) if pairs.fold.any() else pairs.folded(FOLDS)
+    if len(np.unique(pairs.fold)) < 2:
+        raise ValueError(f"--test-folds {args.test_folds} names fewer than 2 folds: thresholds come from the others")
+    return pairs
+
+
+def check_folds(argument: str, same: np.ndarray, folds: int | np.ndarray) -> None:
+    """An error before training, not after it, where pairs cannot be judged in folds."""
+    try:
+        mj.metrics.k_fold_accuracy(np.zeros(len(same)), same, folds)
+    except ValueError as error:
+        raise ValueError(f"{argument} cannot be evaluated in folds: {error}") from None
+
+
+def fold_sizes(name: str, fold: np.ndarray) -> dict[str, int]:
+    """What to tell of folds that are not of equal size."""
+    sizes = np.unique(fold, return_counts=True)[1]
+    if sizes.min() == sizes.max():
+        return {}
+    return {f"{name} pairs, smallest fold": int(sizes.min()), f"{name} pairs, largest fold": int(sizes.max())}
 
 
 def check_verifiable(source: mj.data.Source, argument: str) -> None:

@@ -23,6 +23,7 @@ most, and adds to what is there by then. A gallery is replaced whole, so that to
 
 import argparse
 import dataclasses
+import itertools
 import pathlib
 import sys
 import unicodedata
@@ -35,8 +36,6 @@ import recognition_trial
 from tqdm import tqdm
 
 import metricjax as mj
-from metricjax.data.faces import SUFFIXES
-from metricjax.data.photographs import UNREADABLE, decoded
 
 CHUNK = 128  # photographs in memory at a time
 MOST_PAIRED = 3000  # photographs, for a bootstrap over all their pairs that takes about a minute
@@ -67,29 +66,30 @@ def say(*columns: object) -> None:
 
 
 def name_of(text: str) -> str:
-    name = unicodedata.normalize("NFC", text).strip()  # file systems write é in two ways
-    if not name or not name.isprintable() or name == UNKNOWN:
-        raise ValueError(f"{text!r} is no name for a person; wanted printable characters, and not {UNKNOWN!r}")
+    """The name as it is kept and printed: in one spelling, on one line, and with escapes for what cannot be shown."""
+    name = mj.data.printable(unicodedata.normalize("NFC", text).strip())  # file systems write é in two ways
+    if not name or name == UNKNOWN:
+        raise ValueError(f"{text!r} is no name for a person; wanted one that is not empty, and not {UNKNOWN!r}")
     return name
 
 
 def photographs(paths: list[pathlib.Path]) -> list[pathlib.Path]:
     """Files as they are given, and of folders the images in them."""
-    files: list[pathlib.Path] = []
-    for path in paths:
-        inside = sorted(f for f in path.glob("*") if f.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not inside:
-            raise ValueError(f"{path} holds no images; wanted files {', '.join(SUFFIXES)}")
-        files += inside
-    return list(dict.fromkeys(files))
+    inside = (reported(mj.data.photographs_in(path)) if path.is_dir() else [path] for path in paths)
+    return list(dict.fromkeys(itertools.chain.from_iterable(inside)))
 
 
 def of_people(folder: pathlib.Path) -> tuple[list[str], list[pathlib.Path]]:
     """Names and files of a folder with a sub-folder for each person."""
-    files = sorted(f for f in folder.glob("*/*") if f.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(f"{folder} is no folder with a sub-folder of images {', '.join(SUFFIXES)} for each person")
+    files = reported(mj.data.photographs_of_people(folder))
     return [name_of(file.parent.name) for file in files], files
+
+
+def reported(listing: mj.data.Listing) -> list[pathlib.Path]:
+    """The files, once it is said what is passed over."""
+    if report := listing.report():
+        print(f"recognize: {report}", file=sys.stderr)
+    return listing.files
 
 
 def embedded(encoder: face_encoder.FaceEncoder, files: list[pathlib.Path]) -> tuple[np.ndarray, list[int]]:
@@ -100,15 +100,17 @@ def embedded(encoder: face_encoder.FaceEncoder, files: list[pathlib.Path]) -> tu
             images = []
             for index in range(start, min(start + CHUNK, len(files))):
                 try:
-                    images.append(decoded(files[index], encoder.photograph))
+                    images.append(mj.data.decoded(files[index], encoder.photograph))
                     readable.append(index)
-                except UNREADABLE as error:
-                    tqdm.write(f"recognize: {files[index]} is left out: it cannot be read ({error})", file=sys.stderr)
+                except mj.data.UNREADABLE as error:
+                    line = mj.data.printable(f"recognize: {files[index]} is left out: it cannot be read ({error})")
+                    tqdm.write(line, file=sys.stderr)
                 bar.update()
             if images:
                 embeddings.append(encoder.embed(np.stack(images)))
     if not readable:
-        raise ValueError(f"none of the photographs can be read ({files[0]}{', …' if len(files) > 1 else ''})")
+        first = mj.data.printable(str(files[0]))
+        raise ValueError(f"none of the photographs can be read ({first}{', …' if len(files) > 1 else ''})")
     if not np.all(np.isfinite(np.concatenate(embeddings))):
         raise ValueError("the encoder makes embeddings that are not finite")
     return np.concatenate(embeddings), readable

@@ -204,17 +204,20 @@ def evaluate(embed, data: face_data.Data) -> tuple[dict, np.ndarray | None, mj.m
         result |= {"genuine pairs": curve.genuine, "impostor pairs": curve.impostors}
         result |= mj.metrics.retrieval(embeddings, faces.labels, ks=(1, 5))
         if data.pairs is not None:
-            kept, similarity = data.pairs.similarities(embeddings, faces.files)
+            who = [faces.people[label] for label in faces.labels]
+            kept, similarity = data.pairs.similarities(embeddings, faces.files, who)
             if len(kept.same) < len(data.pairs.same):
                 left = len(data.pairs.same) - len(kept.same)
                 warnings.warn(f"{left} pairs are left out: a photograph of each is missing", stacklevel=1)
             mean, deviation = mj.metrics.k_fold_accuracy(similarity, kept.same, folds=kept.fold)
             result |= {"LFW accuracy": mean, "LFW deviation": deviation, "LFW pairs": len(kept.same)}
+            result |= face_data.fold_sizes("LFW", kept.fold)
     for name, held in data.sets.items():
         similarity = held.similarities(embed(held.images))
         mean, deviation = mj.metrics.k_fold_accuracy(similarity, held.same, folds=face_data.FOLDS)
         result |= {f"{name} accuracy": mean, f"{name} deviation": deviation}
         result |= {f"{name} EER": mj.metrics.equal_error_rate(similarity, held.same)}
+        result |= face_data.fold_sizes(name, np.arange(len(held.same)) % face_data.FOLDS)
     return result, embeddings, scores
 
 

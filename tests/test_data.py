@@ -119,6 +119,9 @@ def test_folder_reports_what_it_leaves_out(tmp_path):
     assert "1 people with fewer than 2 images are left out: c" in messages
     assert len(faces.images) == 4
     assert len(mj.data.folder(tmp_path, (20, 16), at_least=1).people) == 3
+    (tmp_path / "c" / "0.png").write_bytes(b"nothing")
+    with pytest.warns(UserWarning, match="1 people are left out: none of their images can be read: c"):
+        assert mj.data.folder(tmp_path, (20, 16)).people == ["a", "b"]
 
 
 def test_folder_errors(tmp_path):

@@ -196,3 +196,18 @@ def test_files_and_options_that_are_refused(example, arrays, people, tmp_path, c
     }
     for arguments, message in wrong.items():
         assert message in refused(example, capsys, *arguments)
+
+
+def test_a_list_without_folds_gets_some_and_the_report_says_so(example, people, encoder, tmp_path, capsys):
+    """Files named by folder, as written on Windows; 12 pairs of one person and 11 of two."""
+    name = lambda person, i: f"people\\Person_{person}\\Person_{person}_{i:04d}.png"
+    mates = [(name(p, i), name(p, j), 1) for p in range(4) for i, j in ((1, 2), (1, 3), (2, 3))]
+    others = [(name(p, i), name(q, i), 0) for p in range(4) for q in range(p) for i in (1, 2)][:11]
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_bytes("\r\n".join("\t".join(map(str, pair)) for pair in mates + others).encode("utf-8-sig"))
+    out = tmp_path / "out"
+    options = ["--pairs", str(pairs), "--out", str(out), "--resamples", "0"]
+    numbers = example.main(["--checkpoint", "run", str(people), *options])
+    assert (numbers["10-fold accuracy"], numbers["pairs of the list"]) == (1, 23)
+    assert "Folds: the list has none; 10 of 2 to 4 pairs were made of it" in (out / "report.html").read_text("utf-8")
+    assert "10-fold accuracy" in capsys.readouterr().out

@@ -25,9 +25,9 @@ def example(monkeypatch):
     return example
 
 
-def pairs(path, count):
+def pairs(path, count, other=1):
     """Every other pair is of one person."""
-    people = [(9 + i, 9 + i + i % 2) for i in range(count)]
+    people = [(9 + i, 9 + i + i % 2 * other) for i in range(count)]
     images = [jpeg(person, number) for pair in people for number, person in enumerate(pair, 1)]
     path.write_bytes(pickle.dumps((images, [a == b for a, b in people])))
     return path
@@ -46,11 +46,14 @@ def test_insightface_formats_and_the_best_checkpoint(example, tmp_path, monkeypa
     monkeypatch.setattr(example, "validated", validated)
     (tmp_path / "set").mkdir()
     out, files = tmp_path / "run", [pairs(tmp_path / f"{name}.bin", 20) for name in ("one", "other", "third")]
+    pairs(files[1], 23)  # 10 folds of 2 or 3
     given = ["--dataset", training_set(people=8, each=4).save(tmp_path / "set"), "--out", out, "--batch", 8]
     given += ["--test", files[0], "--test", files[1], "--validation", files[2], "--test-people", 3]
     report = example.main([*SMALL, *map(str, given), "--steps", "3", "--checkpoint-every", "1"])
     found = report["results"]["embeddings"]
     assert {"one accuracy", "other accuracy", "one EER", "other EER", "AUC"} < found.keys()
+    assert (found["other pairs, smallest fold"], found["other pairs, largest fold"]) == (2, 3)
+    assert "one pairs, smallest fold" not in found
     assert report["people"] == {"trained on": list("01234"), "tested on": list("567")}
     assert {folder.name for folder in (out / "checkpoints").iterdir()} == {"2", "3"}
     assert example.face_encoder.load(out).fingerprint() == measured[0.1]
@@ -79,7 +82,14 @@ def test_what_cannot_be_evaluated_is_refused_before_training(example, tmp_path, 
     (tmp_path / "set").mkdir()
     folder = str(training_set(people=4, each=2).save(tmp_path / "set"))
     wrong = {
-        ("--test", str(pairs(tmp_path / "few.bin", 4))): "--test: few holds 4 pairs; wanted 10 folds",
+        (
+            "--test",
+            str(pairs(tmp_path / "few.bin", 4)),
+        ): "--test: few cannot be evaluated in folds: folds is 10; wanted",
+        (
+            "--test",
+            str(pairs(tmp_path / "one.bin", 10, 0)),
+        ): "--test: one cannot be evaluated in folds: same is all True",
         ("--test-people", "1"): "--test-people 1: wanted 2 people at least",
         ("--test-people", "0"): "--test-people 0 without any --test",
         ("--validation", "1"): "--validation 1: wanted 2 people at least",

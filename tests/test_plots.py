@@ -1,7 +1,10 @@
 """Figures hold what they should: the data of what is drawn, and words. What they look like, only eyes can tell."""
 
+import io
+import json
 import sys
 import types
+import xml.etree.ElementTree
 from statistics import NormalDist
 
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import metricjax as mj
+from metricjax.plots import style
 
 NAMES = ["Ann $\\frac", "<b>Bo</b>", "Cem", "Dora"]
 
@@ -327,3 +331,54 @@ def test_a_large_matrix_shows_whole_people(rng):
     axes = mj.plots.similarity_matrix(z, labels, rows=9).axes[0]
     assert axes.get_title() == "8 of 60 rows, 4 of 30 people"
     assert axes.images[0].get_array().shape == (8, 8)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+ODD = [
+    "Ren\udce9\udcff", "\ud83d lone", "a\0b\x1b[2J\nc\td", "\u202ereversed\u2066", "_hidden", "", "$x^2_{\\frac$",
+    "a_b^c", "</text><script>alert(1)</script>", "日本 太郎", "שלום", "علی\u200cرضا", "🙂\ufe0f", "\ufffe\uffff",
+    "x" * 300, "--><!--",
+]  # fmt: skip
+
+
+def saved(figure):
+    """Warnings being errors."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg")
+    xml.etree.ElementTree.fromstring(file.getvalue())
+    return [text for text in words(figure) if text]
+
+
+def test_any_name_is_drawn_by_every_figure_that_shows_names(rng):
+    z, labels = people(rng, persons=len(ODD), each=2)
+    pixels = np.zeros((len(z), 6, 5, 1), np.uint8)
+    shown = [style.short(name, 16) for name in ODD]
+    figure = mj.plots.embedding_map(z, labels, people=ODD, named=13)
+    found = saved(figure)
+    figure.savefig(io.BytesIO(), format="png", bbox_inches="tight")
+    assert {style.short(name, 20) for name in ODD[:13]} <= set(found)
+    assert set(shown) <= set(saved(mj.plots.similarity_matrix(z, labels, people=ODD)))
+    saved(mj.plots.neighbour_sheet(pixels, labels, z[::2] @ z.T, range(0, len(z), 2), 1, people=ODD))
+    saved(mj.plots.hardest_pairs(z, labels, pixels, people=ODD))
+    scores = mj.metrics.pair_scores(z, labels)
+    found = saved(mj.plots.roc_curves(dict.fromkeys(ODD[:5], scores.roc)))
+    assert [text for text in found if text.startswith(" _hidden (EER")]
+    saved(mj.plots.det_curves(dict.fromkeys(ODD, scores.roc)))
+    saved(mj.plots.score_histograms(dict.fromkeys(ODD[:3], scores)))
+    searched = mj.metrics.identification(z[1::2], labels[1::2], z[::2], labels[::2])
+    saved(mj.plots.cmc_curves(dict.fromkeys(ODD, searched), most=3))
+    saved(mj.plots.recall_curves(dict.fromkeys(ODD, mj.metrics.retrieval(z, labels, ks=(1, 2)))))
+
+
+def test_printable_names_can_be_shown_anywhere():
+    for name in ODD:
+        shown = mj.data.printable(name)
+        shown.encode()
+        assert mj.data.printable(shown) == shown
+        assert "\n" not in shown and "\0" not in shown and "\u202e" not in shown
+        assert json.loads(json.dumps(name)) == name
+    assert mj.data.printable(ODD[0]) == r"Ren\xe9\xff"
+    assert mj.data.printable("علی\u200cرضا") == "علی\u200cرضا"
+    assert mj.data.printable("日本 太郎 Zoë $x") == "日本 太郎 Zoë $x"
+    assert len({mj.data.printable(name) for name in ODD}) == len(ODD)

@@ -397,3 +397,23 @@ def test_the_trial_pools_its_searches(run, people, recognize, tmp_path):
     assert "of 8 people never seen, 8 have more than 1 photographs; wanted 8" in message
     message = run("trial", people, "--photographs", 4, gallery=False, checkpoint="poor", fails=True)
     assert "of 8 people never seen, 0 have more than 4 photographs; wanted 5" in message
+
+
+def test_any_name_of_a_folder_is_enrolled_found_and_removed(run, people, tmp_path):
+    names = {
+        "Ren\udce9 \x1b[2J": r"Ren\xe9 \x1b[2J",
+        "\u202eevil": r"\u202eevil",
+        "日本 $x": "日本 $x",
+        "a\tb": r"a\tb",
+    }
+    for i, name in enumerate(names):
+        (tmp_path / "odd" / name).mkdir(parents=True)
+        shutil.copy(photograph(people, STAFF[i], 1), tmp_path / "odd" / name / "a.png")
+    (tmp_path / "odd" / ".ipynb_checkpoints").mkdir()
+    shutil.copy(photograph(people, "Person_7", 1), tmp_path / "odd" / ".ipynb_checkpoints")
+    assert "4 photographs of 4 people enrolled" in run("enrol", tmp_path / "odd")
+    searched = [photograph(people, who, 2) for who in STAFF[:4]]
+    assert [name for name, _ in answers(run("identify", *searched, "--threshold", 0))] == list(names.values())
+    for shown in names.values():  # as they are listed
+        run("remove", "--name", shown)
+    assert run("list").startswith("0 people")

@@ -203,3 +203,19 @@ def test_a_failed_report_leaves_the_old_one(people, tmp_path, monkeypatch):
         mj.plots.report(path, z[:3], labels[:3], resamples=0)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_any_name_survives_the_report(people, tmp_path):
+    z, labels, images, _ = people
+    names = ["Ren\udce9", "\u202e\0\x1b[2J", "日本", "_x", "$\\frac", EVIL]
+    notes = {"Ren\udce9 accuracy": 0.5, "Note": "of \udcff\n<b>"}
+    compare = {"Ren\udce9": mj.metrics.pair_scores(z, labels)}
+    options = {"notes": notes, "compare": compare, "title": names[0] + names[1], "resamples": 0}
+    numbers = mj.plots.report(tmp_path / "page.html", z, labels, images=images, people=names, **options)
+    page = Page(tmp_path / "page.html")
+    assert page.of("title") == [r"Ren\xe9\u202e\x00\x1b[2J"]
+    cells = page.of("td")
+    assert r"Ren\xe9 accuracy" in cells
+    assert {r"Ren\xe9", "日本", "_x", "$\\frac", EVIL} & set(cells)
+    assert r"Note: of \xff\n<b>." in page.of("p")
+    assert numbers["Ren\udce9 accuracy"] == 0.5

@@ -292,6 +292,29 @@ def test_lfw_protocol(example, people, tmp_path, capsys):
     assert "--pairs names files" in message
 
 
+def test_a_list_of_pairs_without_folds_is_tested_whole(example, people, tmp_path):
+    """Its people are not trained on, whatever --test-folds says; too few pairs are refused before training."""
+    name = lambda person, i: f"Person_{person}/Person_{person}_{i:04d}.png"
+    mates = [(name(p, i), name(p, j), 1) for p in range(4) for i, j in ((1, 2), (1, 3), (2, 3))]
+    others = [(name(p, i), name(q, i), 0) for p in range(4) for q in range(p) for i in (1, 2)]
+    write = lambda pairs: (tmp_path / "pairs.txt").write_text("\n".join(" ".join(map(str, pair)) for pair in pairs))
+    given = ("--dataset", people, "--pairs", tmp_path / "pairs.txt", "--out", tmp_path / "run")
+    args = example.arguments([*map(str, given)])
+    write(mates + others)
+    data = example.face_data.load(args)
+    assert data.tested.people == [f"Person_{i}" for i in range(4)]
+    assert data.trained_on == [f"Person_{i}" for i in range(4, 9)]
+    assert set(data.pairs.fold) == set(range(1, 11)) and len(data.pairs.same) == 24
+    results, *_ = example.evaluate(example.face_encoder.raw_pixels, data)
+    assert (results["LFW accuracy"], results["LFW pairs"], results["LFW pairs, smallest fold"]) == (1, 24, 2)
+    write(mates + others[:9])
+    with pytest.raises(ValueError, match="same is False for 9 pairs; wanted 10 at least"):
+        example.face_data.load(args)
+    write(mates + [(a.replace("_000", "_900"), b, same) for a, b, same in others])  # of these no photograph is here
+    with pytest.raises(ValueError, match=r"--pairs .*pairs\.txt cannot be evaluated in folds: same is all True"):
+        example.face_data.load(args)
+
+
 def test_a_collapsed_or_not_finite_run_stops(example, people, tmp_path, capsys, monkeypatch):
     message = refused(example, capsys, "--dataset", people, "--learning-rate", "1e30", "--out", tmp_path / "nan")
     assert "not finite" in message

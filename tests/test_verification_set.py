@@ -1,13 +1,16 @@
 import builtins
+import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import metricjax as mj
-from tests.photographs import jpeg, pixels
+from tests.photographs import jpeg, photograph, pixels
 
 JPEGS = [jpeg(1, 1), jpeg(1, 2), jpeg(2, 1), jpeg(3, 1)]
 SAME = [True, False]
@@ -182,3 +185,42 @@ def test_the_usual_evaluation(tmp_path):
     flat /= np.linalg.norm(flat, axis=1, keepdims=True)
     mean, _ = mj.metrics.k_fold_accuracy(np.sum(flat[0::2] * flat[1::2], axis=1), same, 10)
     assert mean > 0.7
+
+
+def test_lengths_that_a_file_only_claims_take_no_memory(tmp_path):
+    """The peak of a process that reads them, over that of one that reads a small set."""
+    claims = (
+        b"\x80\x02Nr" + struct.pack("<I", 2**31) + b".",
+        b"\x80\x04\x8e" + struct.pack("<Q", 2**33) + b"x",
+        b"\x80\x05\x96" + struct.pack("<Q", 2**33) + b"x",
+        b"\x80\x04\x95" + struct.pack("<Q", 2**33) + b"N.",
+        b"T" + struct.pack("<i", 2**31 - 1) + b"x",
+    )
+    for i, content in enumerate(claims):
+        (tmp_path / f"{i}.bin").write_bytes(content)
+    (tmp_path / "small.bin").write_bytes(pickle.dumps((JPEGS, SAME)))
+    code = (
+        "import resource, sys; from metricjax.data.verification_set import verification_set\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "verification_set(sys.argv[1]); before = peak()\n"
+        "for path in sys.argv[2:]:\n"
+        "    try: verification_set(path)\n"
+        "    except ValueError: pass\n"
+        "print(peak() - before)"
+    )
+    files = [tmp_path / "small.bin", *(tmp_path / f"{i}.bin" for i in range(len(claims)))]
+    done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100, "MiB"
+
+
+def test_images_of_any_format_whose_pixels_are_few(tmp_path):
+    """The decoder is that of all readers."""
+    path = tmp_path / "set.bin"
+    file = io.BytesIO()
+    photograph(1, 1).save(file, "WEBP", lossless=True)
+    path.write_bytes(pickle.dumps(([file.getvalue()] * 4, SAME)))
+    np.testing.assert_array_equal(mj.data.verification_set(path).images[3], photograph(1, 1))
+    for bad in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"P5 1000000 1000000 255\n"):
+        path.write_bytes(pickle.dumps(([*JPEGS[:3], bad], SAME)))
+        with pytest.raises(ValueError, match=r"set\.bin: image 1 of pair 1 cannot be decoded"):
+            mj.data.verification_set(path)

@@ -9,11 +9,16 @@ The protocol that published numbers of ArcFace and its successors follow (Insigh
 Models trained on another template, channel order or scale lose accuracy silently.
 """
 
+import csv
 import pathlib
+import re
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
+
+from metricjax.data.files import fields, file_name, lines
+from metricjax.names import printable
 
 # Left and right eye, tip of the nose, left and right corner of the mouth, as seen in the image: x, y in 112 × 112
 # pixels. From InsightFace, `insightface/utils/face_align.py`; Deng et al. 2019, "ArcFace", arXiv:1801.07698.
@@ -57,8 +62,10 @@ def aligned(image: Image.Image | np.ndarray, landmarks: ArrayLike, size: int = T
     """The face at `landmarks`, warped to size × size pixels so that they lie on `TEMPLATE`, bilinearly; black outside.
 
     Args:
-      image: a Pillow image, or [height, width, 3] or [height, width] uint8.
-      landmarks: [5, 2] x and y in pixels, (0, 0) at the middle of the first; in the order of `TEMPLATE`.
+      image: a Pillow image, or [height, width, 3] or [height, width] uint8; of a file, as `upright` gives it.
+      landmarks: [5, 2] x and y in pixels, (0, 0) at the middle of the first; in the order of `TEMPLATE`. They are
+        points of the photograph as it stands upright, as people see it and detectors find them: where a phone has
+        stored it lying and notes so in its EXIF, not of the pixels as they are stored.
       size: height and width; the template is scaled with it.
 
     Returns:
@@ -77,24 +84,56 @@ def aligned(image: Image.Image | np.ndarray, landmarks: ArrayLike, size: int = T
 
 
 def read_landmarks(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Read landmarks from lines "file x1 y1 … x5 y5", separated by tabs, commas or blanks: file name to [5, 2].
+    """Read five points for each of many files: file name to [5, 2], points of the upright photograph (see `aligned`).
 
-    A first line that holds column names is passed over. ValueError for a line that is not such, by its number.
+    Each line holds a name and ten numbers, x and y of the points in the order of `TEMPLATE`, between them tabs, commas
+    or blanks; with tabs, or quoted between commas, the name may hold what else would separate. What is read:
+
+    - "file x1 y1 … x5 y5", with or without a first line of column names;
+    - CelebA's `list_landmarks_align_celeba.txt`, whose first two lines are the number of files and ten column names;
+    - VGGFace2's `loose_landmark_train.csv` (NAME_ID, P1X, P1Y, …), whose names have no suffix.
+
+    The text is UTF-8 with or without a byte order mark; empty lines, and lines that begin with "#", are passed over.
+    ValueError for a line that does not fit, by its number: one number more or less, and what is not finite, too.
     """
-    landmarks = {}
-    for number, line in enumerate(pathlib.Path(path).read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        separator = next((mark for mark in "\t," if mark in line), None)
-        name, *fields = line.strip().rsplit(separator, 2 * len(TEMPLATE))
-        try:
-            points = np.array(fields, np.float64).reshape(TEMPLATE.shape)
-        except ValueError:
-            if number == 1 and len(fields) == TEMPLATE.size and not any(_is_number(field) for field in fields):
-                continue
-            raise ValueError(f"{path}: line {number} is not a file name and five points x y: {line}") from None
-        landmarks[name.strip()] = points
+    landmarks: dict[str, np.ndarray] = {}
+    found = list(lines(path))
+    count = found.pop(0)[1] if found and re.fullmatch("[0-9]{1,9}", found[0][1]) else None
+    if found and _is_header(_columns(found[0][1])):
+        del found[0]
+    if count is not None and int(count) != len(found):
+        raise ValueError(f"{path} is said to hold {count} lines; it holds {len(found)}")
+    for number, line in found:
+        name, points = _named_points(f"{path}: line {number}", line)
+        if not np.array_equal(landmarks.setdefault(name, points), points):
+            raise ValueError(f"{path}: line {number} has other points for {printable(name)} than a line before")
     return landmarks
+
+
+def _named_points(place: str, line: str) -> tuple[str, np.ndarray]:
+    name, *values = _columns(line)
+    one_more = "\t" not in line and "," not in line and " " in name and _is_number(name.split()[-1])
+    if len(values) != TEMPLATE.size or not name or one_more or not all(map(_is_number, values)):
+        raise ValueError(f"{place} is not a file name and five points x y: {printable(line)}")
+    points = np.array([float(value) for value in values]).reshape(TEMPLATE.shape)
+    if not np.all(np.isfinite(points)):
+        raise ValueError(f"{place} holds a point that is not finite: {printable(line)}")
+    return file_name(name), points
+
+
+def _columns(line: str) -> list[str]:
+    if "\t" not in line and "," in line:
+        try:
+            return [field.strip() for field in next(csv.reader([line], skipinitialspace=True))]
+        except csv.Error:
+            return [""]
+    if "\t" in line:
+        return fields(line)
+    return line.rsplit(None, TEMPLATE.size) or [""]
+
+
+def _is_header(columns: list[str]) -> bool:
+    return len(columns) >= TEMPLATE.size and not any(map(_is_number, columns))
 
 
 def _is_number(field: str) -> bool:

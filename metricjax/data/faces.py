@@ -17,10 +17,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
+from metricjax.data.decoder import UNREADABLE, decoded, fitted
+from metricjax.data.listing import Listing, photographs_of_people
 from metricjax.data.orl_faces import OrlFaces
-from metricjax.data.photographs import UNREADABLE, fitted
-
-SUFFIXES = (".pgm", ".png", ".jpg", ".jpeg")
+from metricjax.names import printable, some
 
 
 class Faces(NamedTuple):
@@ -53,7 +53,7 @@ def orl(size: tuple[int, int] = (112, 92), data_dir: str | None = None) -> Faces
         builder.download_and_prepare()
         records = list(builder.as_data_source(split="train"))
     records.sort(key=lambda r: (r["label"], r["photograph"]))
-    images = [fitted(Image.fromarray(r["image"][..., 0]), size, "L") for r in records]
+    images = [fitted(Image.fromarray(r["image"][..., 0]), size) for r in records]
     labels = np.array([r["label"] for r in records], np.int32)
     return Faces(
         np.stack(images), labels, builder.info.features["label"].names, [str(r["photograph"]) for r in records]
@@ -80,7 +80,7 @@ def lfw(size: tuple[int, int], data_dir: str | None = None) -> Faces:
     """Labeled Faces in the Wild by TFDS, which downloads it on first use (180 MB): people with two images or more."""
     images, names = [], []
     for record in tqdm(prepared("lfw", data_dir).as_data_source(split="train"), "reading lfw", unit=" images"):
-        images.append(fitted(Image.fromarray(record["image"]), size, "RGB"))
+        images.append(fitted(Image.fromarray(record["image"]), size))
         names.append(record["label"].decode())
     return _numbered(images, names, [""] * len(images))
 
@@ -112,26 +112,27 @@ def _reach(builder: tfds.core.DatasetBuilder) -> None:
 
 
 def _people_and_files(path: str) -> list[list[str]]:
-    return [[file.parent.name, str(file)] for file in sorted(pathlib.Path(path).glob("*/*"))]
+    return [[file.parent.name, str(file)] for file in photographs_of_people(path).files]
 
 
 def folder(path: str | pathlib.Path, size: tuple[int, int], at_least: int = 2) -> Faces:
-    """A folder with one sub-folder of images for each person (the layout of LFW): PGM, PNG or JPEG of any size.
+    """A folder with one sub-folder of images for each person (the layout of LFW), of any size.
 
     Images are cropped around their centre to the shape of `size` (height, width) and resized; RGB if any has colour.
-    Unreadable images, and people with fewer than `at_least` images, are left out with a warning that names them.
+    What is passed over (see `photographs_of_people`), images that `decoded` cannot read, and people with fewer than
+    `at_least` images, are left out with a warning that names them.
     """
-    files = listed(path)
-    images, kept = [], []
+    files, images, kept = reported(photographs_of_people(path), stacklevel=3), [], []
     for file in tqdm(files, f"reading {pathlib.Path(path).name}", unit=" images"):
         try:
-            with Image.open(file) as image:
-                mode = "L" if image.mode in ("1", "L", "LA", "I;16") else "RGB"
-                images.append(fitted(image, size, mode))
+            images.append(decoded(file, size, mode=None))
         except UNREADABLE as error:
-            warnings.warn(f"{file} is left out: it cannot be read ({error})", stacklevel=2)
+            warnings.warn(printable(f"{file} is left out: it cannot be read ({error})"), stacklevel=2)
         else:
             kept.append(file)
+    lost = sorted({file.parent.name for file in files} - {file.parent.name for file in kept})
+    if lost:
+        warnings.warn(f"{len(lost)} people are left out: none of their images can be read: {some(lost)}", stacklevel=2)
     if len({image.shape[-1] for image in images}) > 1:
         images = [np.broadcast_to(image, (*image.shape[:2], 3)) for image in images]
     faces = _numbered(images, [file.parent.name for file in kept], [file.stem for file in kept], at_least)
@@ -142,17 +143,11 @@ def folder(path: str | pathlib.Path, size: tuple[int, int], at_least: int = 2) -
     return faces
 
 
-def listed(path: str | pathlib.Path) -> list[pathlib.Path]:
-    """The image files in a folder with one sub-folder for each person, in order of their names."""
-    path = pathlib.Path(path)
-    if not path.is_dir():
-        raise NotADirectoryError(f"{path} is not a folder; wanted one with a sub-folder of images for each person")
-    files = sorted(f for f in path.glob("*/*") if f.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(
-            f"{path} holds no images: wanted a sub-folder for each person, with files {', '.join(SUFFIXES)}"
-        )
-    return files
+def reported(listing: Listing, stacklevel: int) -> list[pathlib.Path]:
+    """The files, once a warning has told what is passed over."""
+    if report := listing.report():
+        warnings.warn(report, stacklevel=stacklevel)
+    return listing.files
 
 
 def numbered(names: list[str], files: list[str], at_least: int) -> tuple[list[int], np.ndarray, list[str]]:
@@ -160,8 +155,7 @@ def numbered(names: list[str], files: list[str], at_least: int) -> tuple[list[in
     counts = collections.Counter(names)
     few = sorted(name for name, count in counts.items() if count < at_least)
     if few:
-        some = ", ".join(few[:5]) + (", …" if len(few) > 5 else "")
-        warnings.warn(f"{len(few)} people with fewer than {at_least} images are left out: {some}", stacklevel=4)
+        warnings.warn(f"{len(few)} people with fewer than {at_least} images are left out: {some(few)}", stacklevel=4)
     people = sorted(name for name, count in counts.items() if count >= at_least)
     number = {name: i for i, name in enumerate(people)}
     keep = sorted((i for i, name in enumerate(names) if name in number), key=lambda i: (number[names[i]], files[i]))

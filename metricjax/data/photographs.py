@@ -1,16 +1,15 @@
 """Photographs that are decoded when they are asked for: what the sources on disk have in common."""
 
-import io
-import pathlib
 import struct
 import warnings
 from collections.abc import Iterator
 from typing import Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
-from PIL import Image, ImageOps
 
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+from metricjax.names import printable
+
+_DAMAGED = (OSError, ValueError, struct.error)  # of the photograph, its landmarks or the record that holds it
 
 
 @runtime_checkable
@@ -27,20 +26,6 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: SupportsIndex) -> np.ndarray: ...
-
-
-def fitted(image: Image.Image, size: tuple[int, int], mode: str) -> np.ndarray:
-    """Upright (as its EXIF says), cropped around the centre to the shape of `size` (height, width) and resized."""
-    height, width = size
-    upright = ImageOps.exif_transpose(image).convert(mode)
-    array = np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.BICUBIC))
-    return array[..., None] if array.ndim == 2 else array
-
-
-def decoded(photograph: pathlib.Path | bytes, size: tuple[int, int], mode: str = "RGB") -> np.ndarray:
-    """The photograph in a file or in the bytes of one, `fitted`; one of UNREADABLE is raised where there is none."""
-    with Image.open(io.BytesIO(photograph) if isinstance(photograph, bytes) else photograph) as image:
-        return fitted(image, size, mode)
 
 
 class Photographs:
@@ -63,12 +48,13 @@ class Photographs:
         for candidate in self._of_the_same_person(wanted):
             try:
                 return self._image(candidate)
-            except UNREADABLE as error:
+            except _DAMAGED as error:
                 if candidate not in self._reported:
                     self._reported.add(candidate)
-                    place = self._place(candidate)
+                    place = printable(self._place(candidate))
                     warnings.warn(f"{place} is skipped: it cannot be read ({error})", stacklevel=2)
-        raise ValueError(f"no photograph of {self.people[self.labels[wanted]]} can be read, such as {place}")
+        who, place = (printable(text) for text in (self.people[self.labels[wanted]], self._place(wanted)))
+        raise ValueError(f"no photograph of {who} can be read, such as {place}")
 
     def _of_the_same_person(self, index: int) -> Iterator[int]:
         yield index

@@ -8,10 +8,12 @@ with a header: flag, label, id, second id; with a flag above 0, so many labels f
 keys [first, last + 1] of identity records, each of which holds the keys [first, last + 1] of a person's images.
 """
 
-import io
+import array
+import contextlib
 import mmap
 import os
 import pathlib
+import re
 import struct
 import warnings
 import weakref
@@ -19,21 +21,27 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from metricjax.data.photographs import Photographs, decoded
+from metricjax.data.decoder import UNREADABLE, decoded, upright
+from metricjax.data.files import opened
+from metricjax.data.photographs import Photographs
+from metricjax.names import printable
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
 LENGTH = 2**29 - 1
-IMAGE, IDENTITY, UNMARKED, CUT, SHORT, EMPTY, UNLABELLED = range(7)  # what a record turns out to be
+IMAGE, IDENTITY, UNMARKED, CUT, SHORT, EMPTY, UNLABELLED, UNALIGNED, OVERLONG = range(9)  # what a record is
 REASONS = {
     UNMARKED: "the magic number is missing",
     CUT: "it runs past the end of the file",
     SHORT: "it is shorter than its header",
     EMPTY: "it holds no image",
     UNLABELLED: "its label is not a whole number",
+    UNALIGNED: "its position is no multiple of 4",
+    OVERLONG: "it runs into the next record",
 }
+MOST_DAMAGED = 100_000  # of more records it is not worth to tell
+LARGEST = 4096  # height or width that `property` may ask for
 # A whole record's beginning, as far as two labels after the header.
 _BEGINNING = np.dtype(
     [("magic", "<u4"), ("word", "<u4"), ("flag", "<u4"), ("label", "<f4"), ("ids", "<u8", 2), ("labels", "<f4", 2)]
@@ -50,7 +58,7 @@ class RecordSource(Photographs):
     Args:
       path: the folder that holds `train.rec`, or a .rec file. Its .idx file gives keys and positions; without one the
         file is scanned. Header records and identity records are read too and are no images.
-      size: height and width; those in `property` if not given, else those of the first image.
+      size: height and width; those in `property` if not given, else those of the first image that can be read.
 
     A person's name is the number in the records; labels number the people from 0 in that order. `ranges` [people, 2]
     are the keys in the identity records, empty where there are none.
@@ -61,11 +69,14 @@ class RecordSource(Photographs):
         self.path = path / "train.rec" if path.is_dir() else path
         if not self.path.is_file() or not self.path.stat().st_size:
             raise FileNotFoundError(f"{self.path} is not there or empty; wanted a RecordIO file")
-        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with opened(self.path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             keys, offsets = _indexed(self.path.with_suffix(".idx")) or _scanned(data)
             records = _headers(data, offsets)
         kind = records["kind"]
         bad = np.flatnonzero(kind > IDENTITY)
+        if len(bad) > MOST_DAMAGED:
+            first = f"the first at byte {offsets[bad[0]]} ({REASONS[int(kind[bad[0]])]})"
+            raise ValueError(f"{self.path}: {len(bad)} of {len(kind)} records are damaged, {first}")
         self.left_out = [(int(keys[i]), int(offsets[i]), REASONS[int(kind[i])]) for i in bad]
         if self.left_out:
             some = ", ".join(f"key {key} at byte {byte} ({reason})" for key, byte, reason in self.left_out[:5])
@@ -83,7 +94,7 @@ class RecordSource(Photographs):
         numbers, labels = np.unique(records["labels"][image, 0].astype(np.int64), return_inverse=True)
         super().__init__(labels.astype(np.int32), [str(number) for number in numbers])
         self._open()
-        self.size = size or _property(self.path.with_name("property")) or self._size_of_the_first()
+        self.size = size or _property(self.path.with_name("property")) or self._size_of_an_image()
 
     def encoded(self, index: int) -> bytes:
         """The image as it is in the file, not decoded."""
@@ -96,9 +107,12 @@ class RecordSource(Photographs):
     def _place(self, index: int) -> str:
         return f"{self.path}: key {self.keys[index]} at byte {self.offsets[index]}"
 
-    def _size_of_the_first(self) -> tuple[int, int]:
-        with Image.open(io.BytesIO(self.encoded(0))) as image:
-            return image.height, image.width
+    def _size_of_an_image(self) -> tuple[int, int]:
+        for index in range(len(self)):
+            with contextlib.suppress(*UNREADABLE):
+                image = upright(self.encoded(index))
+                return image.height, image.width
+        raise ValueError(f"none of the {len(self)} images in {self.path} can be read, the first at {self._place(0)}")
 
     def _open(self) -> None:
         self._file = os.open(self.path, os.O_RDONLY)  # read at positions only: threads do not get in each other's way
@@ -122,27 +136,43 @@ def _property(path: pathlib.Path) -> tuple[int, int] | None:
     """Height and width in a file "people,height,width"."""
     if not path.is_file():
         return None
-    try:
-        _, height, width = (int(number) for number in path.read_text().split(","))
-    except ValueError:
-        raise ValueError(f"{path} does not hold people,height,width: {path.read_text()[:80]!r}") from None
+    with opened(path) as file:
+        text = file.read(100).decode("utf-8-sig", "replace").strip()
+    if not re.fullmatch(r"[0-9]+ *, *[0-9]+ *, *[0-9]+", text):
+        raise ValueError(f"{path} does not hold people,height,width: {printable(text)}")
+    _, height, width = map(int, text.split(","))
+    if not 0 < min(height, width) <= max(height, width) <= LARGEST:
+        raise ValueError(f"{path} has height {height} and width {width}; wanted 1 to {LARGEST}")
     return height, width
 
 
 def _indexed(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Keys and positions in lines "key, tab, byte"."""
+    """Keys and positions in lines "key, tab, byte"; ValueError where one of either is no whole number, or occurs twice.
+
+    Whether there is a record at a position, only the file of records tells.
+    """
     if not path.is_file():
         return None
     try:
-        keys, offsets = np.loadtxt(path, np.int64, ndmin=2).T
-    except ValueError as error:
-        raise ValueError(f"{path} does not hold lines of a key, a tab and a position: {error}") from None
-    return keys, offsets
+        table = np.loadtxt(path, np.float64, ndmin=2, encoding="utf-8-sig")  # whole numbers below 2⁵³ are exact
+        keys, offsets = table.T
+    except (ValueError, UserWarning) as error:
+        why = printable(str(error))
+        raise ValueError(f"{path} does not hold lines of a key, a tab and a position: {why}") from None
+    for name, values in (("key", keys), ("position", offsets)):
+        wrong = np.flatnonzero(~((values >= 0) & (values < 2**53) & (values == np.floor(values))))
+        if len(wrong):
+            raise ValueError(f"{path}: entry {wrong[0] + 1} has the {name} {values[wrong[0]]:g}; wanted a whole number")
+        order = np.argsort(values, kind="stable")
+        again = order[1:][np.diff(values[order]) == 0]
+        if len(again):
+            raise ValueError(f"{path}: entry {again.min() + 1} has the {name} {values[again.min()]:.0f} of one before")
+    return keys.astype(np.int64), offsets.astype(np.int64)
 
 
 def _scanned(data: mmap.mmap) -> tuple[np.ndarray, np.ndarray]:
     """Keys and positions without an index: a key is the record's id, or its number in the file where it has none."""
-    offsets, offset = [], 0
+    offsets, offset = array.array("q"), 0
     while 0 <= offset <= len(data) - 8:
         offsets.append(offset)
         try:
@@ -150,12 +180,14 @@ def _scanned(data: mmap.mmap) -> tuple[np.ndarray, np.ndarray]:
             offset = end + -end % 4
         except _Damaged:  # go on at the next magic number
             offset = data.find(MAGIC, offset + 4)
-    return np.array([_key(data, offset, number) for number, offset in enumerate(offsets)], np.int64), np.array(offsets)
+    keys = (_key(data, offset, number) for number, offset in enumerate(offsets))
+    return np.fromiter(keys, np.int64, len(offsets)), np.array(offsets, np.int64)
 
 
 def _key(data: mmap.mmap, offset: int, number: int) -> int:
     whole = data[offset : offset + 4] == MAGIC and offset + 8 + HEADER.size <= len(data)
-    return HEADER.unpack_from(data, offset + 8)[2] if whole else number
+    key = HEADER.unpack_from(data, offset + 8)[2] if whole else number
+    return key if key < 2**63 else number
 
 
 def _parts(data: bytes | mmap.mmap, offset: int) -> Iterator[tuple[int, int]]:
@@ -194,7 +226,7 @@ def _headers(data: mmap.mmap, offsets: np.ndarray) -> np.ndarray:
         some["labels"] = np.where(flag[:, None] > 0, found["labels"], found["label"][:, None])
         some["span"] = 8 + length
         part = found["word"] >> 29
-        outside = (at < 0) | (at + 8 > len(view))
+        outside = at > len(view) - 8
         unmarked = (found["magic"] != int.from_bytes(MAGIC, "little")) | (part > 1)
         some["kind"] = np.select(
             [outside, unmarked, at + 8 + length > len(view)], [CUT, UNMARKED, CUT], _kind(flag, length)
@@ -202,11 +234,20 @@ def _headers(data: mmap.mmap, offsets: np.ndarray) -> np.ndarray:
         for i in np.flatnonzero(~outside & ~unmarked & (part == 1)):
             some[i] = _split_header(data, int(at[i]))
     del view  # so that the map can be closed
-    label = records["labels"][:, 0]
-    records["kind"][(records["kind"] == IMAGE) & ~((label >= 0) & (label < 2**31) & (label == np.floor(label)))] = (
-        UNLABELLED
-    )
+    labels, kind = records["labels"], records["kind"]
+    with np.errstate(invalid="ignore"):  # of NaN
+        whole = (labels >= 0) & (labels < 2**31) & (labels == np.floor(labels))
+    kind[((kind == IMAGE) & ~whole[:, 0]) | ((kind == IDENTITY) & ~whole.all(axis=1))] = UNLABELLED
+    kind[(kind != CUT) & (offsets % 4 != 0)] = UNALIGNED
+    there = np.flatnonzero(~np.isin(kind, (CUT, UNMARKED, UNALIGNED)))
+    kind[there[_overlong(offsets[there], records["span"][there])]] = OVERLONG
     return records
+
+
+def _overlong(offsets: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """Which records end behind the beginning of the next."""
+    order = np.argsort(offsets, kind="stable")
+    return order[:-1][(offsets + spans)[order[:-1]] > offsets[order[1:]]]
 
 
 def _split_header(data: mmap.mmap, offset: int) -> tuple[tuple[float, float], int, int]:

@@ -1,5 +1,6 @@
 """Sets of face photographs as random-access sources: in memory, in a folder of people, or prepared by TFDS."""
 
+import collections
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -7,11 +8,13 @@ from typing import SupportsIndex
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from metricjax.data.alignment import aligned
-from metricjax.data.faces import Faces, listed, numbered, prepared
-from metricjax.data.photographs import Photographs, decoded
+from metricjax.data.decoder import decoded, upright
+from metricjax.data.faces import Faces, numbered, prepared, reported
+from metricjax.data.listing import photographs_of_people
+from metricjax.data.photographs import Photographs
+from metricjax.names import some
 
 
 class ArraySource:
@@ -30,15 +33,18 @@ class ArraySource:
 class FolderSource(Photographs):
     """A folder with one sub-folder of images for each person, of which only the names are read beforehand.
 
-    Images are cropped around their centre to the shape of `size` and resized, or aligned by their landmarks. People
-    with fewer than `at_least` images, and images without landmarks where there are any, are left out with a warning.
+    Images are cropped around their centre to the shape of `size` and resized, or aligned by their landmarks. What is
+    passed over (see `photographs_of_people`), people with fewer than `at_least` images, and images without landmarks
+    where there are any, are left out with a warning.
 
     Args:
       path: the folder.
       size: height and width; equal with landmarks.
       at_least: images of each person.
       mode: "RGB" or, for grey, "L".
-      landmarks: file names relative to `path` ("Ann/Ann_0001.jpg") to [5, 2]: see `read_landmarks` and `aligned`.
+      landmarks: file names relative to `path` ("Ann/Ann_0001.jpg") to [5, 2], points of the photograph as it stands
+        upright: see `read_landmarks` and `aligned`. A name may lack the suffix, as VGGFace2's do, and the folder, as
+        CelebA's do, if no other file here is called so.
 
     `files` are the names without folder and suffix, as `Pairs.similarities` wants them.
     """
@@ -52,14 +58,15 @@ class FolderSource(Photographs):
         landmarks: Mapping[str, np.ndarray] | None = None,
     ):
         self.path, self.size, self.mode, self.landmarks = pathlib.Path(path), size, mode, landmarks
-        names = [file.relative_to(self.path).as_posix() for file in listed(path)]
+        names = ["/".join(file.parts[-2:]) for file in reported(photographs_of_people(path), stacklevel=3)]
         if landmarks is not None:
             if self.size[0] != self.size[1]:
                 raise ValueError(f"size is {self.size}; wanted equal height and width with landmarks")
-            without = [name for name in names if name not in landmarks]
+            self.landmarks = _of_files(landmarks, names)
+            without = [name for name in names if name not in self.landmarks]
             if without:
-                warnings.warn(f"{len(without)} images without landmarks are left out: {_some(without)}", stacklevel=2)
-            names = [name for name in names if name in landmarks]
+                warnings.warn(f"{len(without)} images without landmarks are left out: {some(without)}", stacklevel=2)
+            names = list(self.landmarks)
         keep, labels, people = numbered([name.split("/")[0] for name in names], names, at_least)
         if not people:
             raise ValueError(f"{path} holds no people with {at_least} images or more")
@@ -71,11 +78,23 @@ class FolderSource(Photographs):
         name = self.names[index]
         if self.landmarks is None:
             return decoded(self.path / name, self.size, self.mode)
-        with Image.open(self.path / name) as image:
-            return aligned(image.convert(self.mode), self.landmarks[name], self.size[0])
+        return aligned(upright(self.path / name, self.mode), self.landmarks[name], self.size[0])
 
     def _place(self, index: int) -> str:
         return str(self.path / self.names[index])
+
+
+def _of_files(landmarks: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+    """The landmarks of each of these files that has any, however they name it."""
+    files = collections.Counter(name.rpartition("/")[2] for name in names)
+    found = {}
+    for name in names:
+        stem, file = name.rpartition(".")[0], name.rpartition("/")[2]
+        spellings = [name, stem, *([file] if files[file] == 1 else [])]
+        known = next((spelling for spelling in spellings if spelling in landmarks), None)
+        if known is not None:
+            found[name] = landmarks[known]
+    return found
 
 
 class TfdsSource(Photographs):
@@ -123,7 +142,7 @@ class TfdsSource(Photographs):
         if not several.all():
             few = names[~several].tolist()
             warnings.warn(
-                f"{len(few)} people with fewer than {at_least} images are left out: {_some(few)}", stacklevel=2
+                f"{len(few)} people with fewer than {at_least} images are left out: {some(few)}", stacklevel=2
             )
         self.places = np.flatnonzero(several[labels])
         number = np.cumsum(several, dtype=np.int32) - 1
@@ -134,7 +153,3 @@ class TfdsSource(Photographs):
 
     def _place(self, index: int) -> str:
         return f"{self.name}, split {self.split}, example {self.places[index]}"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -7,12 +7,15 @@ which is interpreted afterwards, and every other is an error: nothing that a fil
 
 import pathlib
 import pickle
-from typing import Any, NamedTuple
+import struct
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from metricjax.data.photographs import UNREADABLE, decoded
+from metricjax.data.decoder import UNREADABLE, decoded
+from metricjax.data.files import opened
+from metricjax.names import printable
 
 
 class PairImages(NamedTuple):
@@ -39,24 +42,28 @@ def verification_set(path: str | pathlib.Path, size: tuple[int, int] = (112, 112
     """
     path = pathlib.Path(path)
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             content = _Reader(file, encoding="bytes").load()
         encoded, answers = content
         same = _booleans(answers)
-        photographs = [_bytes(item, "u1") for item in encoded]
+        count = sum(1 for item in encoded if _bytes(item, "u1") is not None)  # of none that is something else
     except _Refused as error:
-        raise ValueError(f"{path} is no verification set: it names {error}, which such a file has no use for") from None
+        named = printable(str(error))
+        raise ValueError(f"{path} is no verification set: it names {named}, which such a file has no use for") from None
     except OSError:
         raise
     except Exception as error:  # whatever a pickle that is none, or holds something else, leads to
-        wanted = "a pickle of encoded images and a list of booleans"
-        raise ValueError(f"{path} is no verification set ({error}); wanted {wanted}") from None
-    if len(photographs) != 2 * len(same) or not same.size:
-        raise ValueError(f"{path} holds {len(photographs)} images and {len(same)} answers; wanted two for each")
-    images = np.empty((len(photographs), *size, 3), np.uint8)
-    for i, photograph in enumerate(tqdm(photographs, f"reading {path.name}", unit=" images")):
+        wanted, why = "a pickle of encoded images and a list of booleans", printable(str(error)) or type(error).__name__
+        raise ValueError(f"{path} is no verification set ({why}); wanted {wanted}") from None
+    if count != 2 * len(same) or not count:
+        raise ValueError(f"{path} holds {count} images and {len(same)} answers; wanted two for each")
+    try:
+        images = np.empty((count, *size, 3), np.uint8)
+    except MemoryError:
+        raise ValueError(f"{path} holds {count} images; there is no memory for so many") from None
+    for i, item in enumerate(tqdm(encoded, f"reading {path.name}", unit=" images")):
         try:
-            images[i] = decoded(photograph, size)
+            images[i] = decoded(_bytes(item, "u1"), size)
         except UNREADABLE as error:
             raise ValueError(f"{path}: image {i % 2} of pair {i // 2} cannot be decoded ({error})") from None
     return PairImages(images, same)
@@ -96,7 +103,16 @@ class _Global:
         return _Call(self.name, arguments)
 
 
-class _Reader(pickle.Unpickler):
+_InPython: Any = pickle._Unpickler  # keeps a dict of what is used again; C's makes a list as long as the file says
+
+
+class _Reader(_InPython):
+    def load_bytearray8(self) -> None:
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(length)))  # the original makes one as long as the file says, then reads
+
+    dispatch: ClassVar = {**_InPython.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
+
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _GLOBALS:
             raise _Refused(f"{module}.{name}")

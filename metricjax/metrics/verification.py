@@ -151,7 +151,10 @@ def k_fold_accuracy(scores: ArrayLike, same: ArrayLike, folds: int | ArrayLike =
     Args:
       scores: [n] similarities of pairs.
       same: [n] booleans.
-      folds: how many consecutive folds of equal size, or [n] integers, the fold of each pair.
+      folds: how many consecutive folds, of equal size or, where their number does not divide n, with one pair more in
+        the first few; or [n] integers, the fold of each pair.
+
+    ValueError where fewer than 2 folds hold pairs, or all pairs outside a fold are of one kind.
 
     Huang et al. 2007, "Labeled Faces in the Wild". The deviation is that of a sample (divided by folds − 1).
 
@@ -161,6 +164,8 @@ def k_fold_accuracy(scores: ArrayLike, same: ArrayLike, folds: int | ArrayLike =
     scores, same = checked_pairs(scores, same)
     accuracies = []
     for held in _folds(scores, folds):
+        if len(np.unique(same[~held])) < 2:
+            raise ValueError("same is the same in all folds but one; wanted pairs of both kinds outside each fold")
         threshold = _most_accurate(scores[~held], same[~held])
         accuracies.append(np.mean((scores[held] >= threshold) == same[held]))
     return float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
@@ -178,7 +183,7 @@ def k_fold_tar(
       scores: [n] similarities of pairs.
       same: [n] booleans; every fold needs pairs of both kinds.
       far: at least 1 / number of impostor pairs in the other folds.
-      folds: how many consecutive folds of equal size, or [n] integers, the fold of each pair.
+      folds: those of `k_fold_accuracy`.
 
     VAL and FAR of Schroff et al. 2015, "FaceNet", arXiv:1503.03832, by LFW's folds. The deviation is that of a sample
     (divided by folds − 1). Implementations of FaceNet, and InsightFace after them, interpolate the threshold between
@@ -203,9 +208,10 @@ def _folds(scores: np.ndarray, folds: int | ArrayLike) -> Iterator[np.ndarray]:
     """Of each fold, which pairs are in it."""
     if np.ndim(folds) == 0:
         count = int(np.asarray(folds))
-        if count < 2 or len(scores) % count:
-            raise ValueError(f"folds is {folds!r}; wanted at least 2 folds of equal size of {len(scores)} pairs")
-        folds = np.repeat(np.arange(count), len(scores) // count)
+        if not 2 <= count <= len(scores):
+            raise ValueError(f"folds is {folds!r}; wanted 2 at least, and at most one for each of {len(scores)} pairs")
+        size, larger = divmod(len(scores), count)
+        folds = np.repeat(np.arange(count), size + (np.arange(count) < larger))
     folds = np.asarray(folds)
     if folds.shape != scores.shape or len(np.unique(folds)) < 2:
         raise ValueError(f"folds has shape {folds.shape}; wanted the fold of each of {len(scores)} pairs, 2 at least")

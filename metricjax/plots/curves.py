@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from metricjax.metrics import Bands, PairScores, Roc, Searches
-from metricjax.plots.style import BLUE, FEW, VERMILLION, add_legend, line_style, short, some
+from metricjax.plots.style import BLUE, FEW, VERMILLION, Figure, add_legend, as_written, line_style, short, some
 
 _TICKS = {
     "10⁻⁸": 1e-8, "10⁻⁷": 1e-7, "10⁻⁶": 1e-6, "10⁻⁵": 1e-5, "10⁻⁴": 1e-4, "10⁻³": 1e-3,
@@ -88,7 +87,7 @@ def score_histograms(scores: Mapping[str, PairScores]) -> Figure:
         seen = np.flatnonzero(pairs.genuine + pairs.impostors)
         axes.set_xlim(pairs.edges[seen[0]] - 0.02, pairs.edges[seen[-1] + 1] + 0.02)
         axes.set(xlabel="similarity", ylabel="density")
-        axes.set_title(name, parse_math=False)
+        as_written(axes.set_title(short(name, 60)))
         axes.set_ylim(0, 1.2 * axes.dataLim.ymax)  # the legend stands above the columns
         axes.legend(loc="upper center", ncols=2)
     return figure

@@ -6,13 +6,12 @@ from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from metricjax import similarities, sphere
 from metricjax.extras import extra
 from metricjax.metrics.panels import check_set
-from metricjax.plots.style import COLOURS, add_legend, check_people, name_of, short
+from metricjax.plots.style import COLOURS, Figure, add_legend, as_written, check_people, name_of, short
 
 MARKERS = "osD^vP*"
 
@@ -129,8 +128,9 @@ def similarity_matrix(
             axes.axvline(end - 0.5, color="white", linewidth=0.4)
     if len(values) <= 25:
         names = [short(name_of(value, people), 16) for value in values]
-        axes.set_xticks(ends - counts / 2 - 0.5, names, rotation=90, fontsize=7, parse_math=False)
-        axes.set_yticks(ends - counts / 2 - 0.5, names, fontsize=7, parse_math=False)
+        for axis, turn in ((axes.xaxis, 90), (axes.yaxis, 0)):
+            axis.set_ticks(ends - counts / 2 - 0.5, names, rotation=turn, fontsize=7)
+            as_written(*axis.get_ticklabels())
     else:
         axes.set(xticks=[], yticks=[], xlabel="photographs, person by person")
     everyone = len(np.unique(labels))

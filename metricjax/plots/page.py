@@ -1,16 +1,17 @@
 """A web page in one file: no scripts, nothing fetched; every text that comes from outside is escaped here."""
 
 import base64
+import html
 import io
 import pathlib
 from collections.abc import Sequence
-from html import escape
 from string import Template
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from metricjax.files import replacing
+from metricjax.names import printable
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -57,6 +58,11 @@ $body
 </body>
 </html>
 """)
+
+
+def escape(text: str) -> str:
+    """A text from outside as HTML, which can always be encoded."""
+    return html.escape(printable(text))
 
 
 def page(title: str, sections: Sequence[tuple[str, str]], introduction: str) -> str:

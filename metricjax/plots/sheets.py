@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from metricjax.metrics import HardestPairs
 from metricjax.metrics import hardest_pairs as hardest
-from metricjax.plots.style import VERMILLION, as_written, check_images, check_people, name_of, short
+from metricjax.plots.style import VERMILLION, Figure, as_written, check_images, check_people, name_of, short
 
 
 def neighbour_sheet(

@@ -1,11 +1,16 @@
 """What all figures share: colours that colour-blind people tell apart, legends that do not grow, text as it is."""
 
-from collections.abc import Mapping
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import matplotlib.figure
 import numpy as np
 from matplotlib import color_sequences
 from matplotlib.axes import Axes
+
+from metricjax.names import printable
 
 # Okabe and Ito's colours (2008), the strongest contrasts first; their yellow is too pale for a line on white.
 COLOURS = tuple(color_sequences["okabe_ito"][i] for i in (5, 6, 3, 7, 1, 2, 0))
@@ -36,12 +41,35 @@ def add_legend(axes: Axes, loc: Corner) -> None:
 
 
 def as_written(*texts) -> None:
-    """Names are shown as they are: a "$" in one does not start a formula."""
+    """Names are shown as they are: nothing in one starts a formula, "$" or, where all text is set by TeX, "_"."""
     for text in texts:
         text.set_parse_math(False)
+        text.set_usetex(False)
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure that shows names: characters that no font here has are boxes in it, without a warning for each."""
+
+    def draw(self, *arguments: Any) -> None:
+        with _without_glyphs():
+            super().draw(*arguments)
+
+    def get_tightbbox(self, *arguments: Any, **options: Any) -> Any:
+        with _without_glyphs():
+            return super().get_tightbbox(*arguments, **options)
+
+
+@contextlib.contextmanager
+def _without_glyphs() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from (current )?font", UserWarning)
+        yield
 
 
 def short(name: str, length: int) -> str:
+    """As much of a name as there is room for, `printable`; Matplotlib drops what is empty or starts with "_"."""
+    name = printable(name)
+    name = f" {name}" if name[:1] in ("", "_") else name
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
