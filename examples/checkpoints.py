@@ -19,6 +19,8 @@ import orbax.checkpoint as ocp
 import people_of_run
 from face_trainer import Trainer
 
+from metricjax.names import some
+
 
 class Checkpoints:
     """Those of one run, whose record of people is `people`; each process writes its own part."""
@@ -37,7 +39,7 @@ class Checkpoints:
         if broken := self.trainer.not_finite():
             last = self.manager.latest_step()
             left = "there is no earlier checkpoint" if last is None else f"the checkpoint of step {last} is kept"
-            sys.exit(f"stopped at step {step}: not finite: {people_of_run.some(broken)}; {left}")
+            sys.exit(f"stopped at step {step}: not finite: {some(broken)}; {left}")
         state = dict(self.trainer.state)
         run = copy.deepcopy({"identity": self._identity(), "history": history, "position": position})
         items = ocp.args.Composite(
@@ -77,7 +79,7 @@ class Checkpoints:
         found = face_encoder.restored(self.folder, step, encoder=average, state=ocp.args.StandardRestore(like))
         self.trainer.state = {**found["state"], "average": found["encoder"]}
         if broken := self.trainer.not_finite():
-            raise ValueError(f"--resume: checkpoint {step} is not finite: {people_of_run.some(broken)}")
+            raise ValueError(f"--resume: checkpoint {step} is not finite: {some(broken)}")
         if jax.process_index() == 0 and not (self.folder / checkpoint_digests.DIGESTS / f"{step}.json").is_file():
             checkpoint_digests.write(self.folder, step)
         return step, saved["history"], saved["position"]

@@ -12,6 +12,7 @@ import people_of_run
 from tqdm import tqdm
 
 import metricjax as mj
+from metricjax.names import some
 
 ORL = (112, 92)  # height and width of its photographs
 USUAL = (112, 112)  # of what everybody else has
@@ -89,7 +90,7 @@ def check_names(source: mj.data.Source, trained: np.ndarray, tested: np.ndarray)
     """One name may be spelled in two ways in Unicode: that is one person, who is not trained on and tested on."""
     twice = tested & people_of_run.among(source.people, np.array(source.people)[trained])
     if twice.any():
-        names = people_of_run.some([source.people[i] for i in np.flatnonzero(twice)])
+        names = some([source.people[i] for i in np.flatnonzero(twice)])
         raise ValueError(f"--dataset holds people in two spellings of Unicode, as if they were two: {names}")
 
 

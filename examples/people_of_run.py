@@ -15,13 +15,13 @@ import json_file
 import numpy as np
 
 import metricjax as mj
+from metricjax.names import some
 
 FILE = "people.json"
 GROUPS = ("trained on", "validation")  # people that a checkpoint was made by, or chosen by
 COVERED = ("named", *GROUPS, "validation set", "landmarks")  # by the digest
 NOT_KNOWN = "It is not known whether anybody here was trained on"
 EMBEDDINGS = f"{NOT_KNOWN}: embeddings do not tell."
-SOME = 3  # names in a message
 
 
 def record(train, validation, tested: Iterable[str], landmarks=None) -> dict[str, Any]:
@@ -102,10 +102,6 @@ def among(people: Iterable[str], names: Iterable[str]) -> np.ndarray:
     """Which people (a mask) have one of these names."""
     held = {_normal(name) for name in names}
     return np.array([_normal(name) in held for name in people], bool)
-
-
-def some(names: list[str]) -> str:
-    return ", ".join(names[:SOME]) + (", …" if len(names) > SOME else "")
 
 
 def _of_older_version(run: pathlib.Path) -> dict[str, Any] | None:

@@ -40,7 +40,6 @@ import metricjax as mj
 CHUNK = 128  # photographs in memory at a time
 MOST_PAIRED = 3000  # photographs, for a bootstrap over all their pairs that takes about a minute
 UNKNOWN = "unknown"
-ESCAPES = {code: repr(chr(code))[1:-1] for code in range(32)}
 
 
 def encoder_for(args, people: gallery_file.People | None) -> face_encoder.FaceEncoder:
@@ -56,9 +55,9 @@ def check_encoder(args, people: gallery_file.People, fingerprint: str) -> None:
 
 
 def say(*columns: object) -> None:
-    """A line of columns; in escapes what would end one, or cannot be shown (bytes of a name that are no UTF-8)."""
+    """A line of columns, with escapes for what would end one or cannot be shown."""
     encoding = sys.stdout.encoding or "utf-8"
-    line = "\t".join(str(column).translate(ESCAPES) for column in columns)
+    line = "\t".join(mj.data.printable(str(column)) for column in columns)
     print(line.encode(encoding, "backslashreplace").decode(encoding))
 
 
