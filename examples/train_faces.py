@@ -47,11 +47,13 @@ def arguments(argv=None) -> argparse.Namespace:
     data = parser.add_argument_group("data").add_argument
     what = "orl (default), lfw or tfds:NAME (downloads), a folder with a sub-folder per person, or one with train.rec"
     data("--dataset", default="orl", help=what)
-    data("--landmarks", type=pathlib.Path, help="file of five points for each photograph of a folder, to align it by")
+    data("--landmarks", type=pathlib.Path, help="five points for each photograph of a folder, to align it by")
     data("--test-people", type=int, help="people kept for testing; default half of them, 500 at most")
     data("--test", action="append", default=[], type=pathlib.Path, metavar="SET.bin", help="pairs to test on")
-    data("--pairs", type=pathlib.Path, help="LFW's pairs.txt, to run its protocol; --dataset is LFW's folder then")
-    data("--test-folds", default="1,2", help="folds of --pairs to test on; their people are not trained on")
+    pairs = "LFW's pairs.txt, to run its protocol, or a list without folds; --dataset is the folder of its people then"
+    data("--pairs", type=pathlib.Path, help=pairs)
+    folds = "folds of --pairs to test on, where it has any; their people are not trained on"
+    data("--test-folds", default="1,2", help=folds)
     best = "verification set, or how many people to keep for it: the checkpoint of least equal error rate is used"
     data("--validation", metavar="SET.bin | PEOPLE", help=best)
     batch = "people and images of each (default 20 2), or one number: images drawn evenly; of all devices together"
