@@ -1,13 +1,19 @@
 """Optax transformations: parameters that stay on the unit hypersphere, and updates of a few rows of many.
 
 `project_to_sphere` follows any optimiser; `riemannian_sgd` and `riemannian_adam` keep their moments in the tangent
-space. A point is a row, the last axis of a parameter, of any length at the start and of length 1 from the first step
-on (to 2e-7 in float32, and at first to the rounding of a long row). Arithmetic and moments are float32, or float64 for
+space. A point is a row, the last axis of a parameter (or `axis`), of any length at the start and of length 1 from the
+first step on (to 2e-7 in float32, and at first to the rounding of a long row). Arithmetic and moments are float32, or float64 for
 float64 parameters.
 
 A bfloat16 parameter has rows of length 1 to 4e-3. It takes a step only where that exceeds half the distance to the next
 bfloat16 number, 0.2 to 0.4 % of a coordinate; shorter ones are rounded away, with momentum or without. To take them,
 keep the parameters in float32, and cast them where the loss is computed.
+
+Prototypes are [classes, features], whose points are rows. The kernel of a Flax `Linear` or `Dense` is [features,
+classes]: there each class is a column, `axis=0`. `optax.partition` gives each kind of parameter its own:
+
+    optimizers = {"prototypes": riemannian_sgd(0.1), "kernel": riemannian_sgd(0.1, axis=0), "rest": optax.adam(1e-3)}
+    optimizer = optax.partition(optimizers, labels)  # labels: a tree like the parameters, of these names
 """
 
 from collections.abc import Callable
@@ -31,11 +37,13 @@ with extra("optax"):
 Retraction = Literal["exponential", "projection"]
 
 
-def project_to_sphere() -> optax.GradientTransformationExtraArgs:
+def project_to_sphere(*, axis: int | None = None) -> optax.GradientTransformationExtraArgs:
     """Make every row (last axis) of the parameters have length 1 after the update; put it last in a chain.
 
     The update u of a row p becomes (p + u) / ‖p + u‖ − p. A row that ends at zero stays there. Choose the leaves it
-    acts on, prototypes for example, with `optax.masked` or `optax.partition`.
+    acts on, prototypes for example, with `optax.masked` or `optax.partition`. `axis` is the axis of the vectors, default
+    the last: 0 for the kernel [d, c] of a Flax layer, whose columns are then of length 1. It is static, also in
+    `optax.inject_hyperparams` (`static_args`).
 
     >>> import jax.numpy as jnp
     >>> optimizer = optax.chain(optax.sgd(1.0), project_to_sphere())
@@ -44,22 +52,22 @@ def project_to_sphere() -> optax.GradientTransformationExtraArgs:
     >>> optax.apply_updates(p, update).tolist()
     [[0.7071, 0.7071]]
     """
-    return _stateless("project_to_sphere", lambda u, p: _unit(p + u) - p)
+    return _stateless("project_to_sphere", lambda u, p: _unit(p + u) - p, axis)
 
 
-def riemannian_gradient() -> optax.GradientTransformationExtraArgs:
+def riemannian_gradient(*, axis: int | None = None) -> optax.GradientTransformationExtraArgs:
     """Take the radial part out of the gradient of every row (last axis) of the parameters; put it first in a chain.
 
     The gradient g of a row p becomes its part in the tangent space of the sphere, g − (g·p̂) p̂ with p̂ = p / ‖p‖, so
-    that what only changes the length of p enters no moment and no norm. A row p = 0 keeps its gradient. There is no
-    state. After `optax.sgd`, `project_to_sphere` then makes a step of Riemannian gradient descent.
+    that what only changes the length of p enters no moment and no norm. A row p = 0 keeps its gradient. `axis` is that
+    of the vectors, as in `project_to_sphere`. There is no state. After `optax.sgd`, `project_to_sphere` then makes a step of Riemannian gradient descent.
 
     >>> import jax.numpy as jnp
     >>> p = jnp.array([[0.6, 0.8]])
     >>> riemannian_gradient().update(jnp.array([[1.0, 0.0]]), optax.EmptyState(), p)[0].tolist()
     [[0.64, -0.48]]
     """
-    return _stateless("riemannian_gradient", lambda g, p: sphere.to_tangent(_unit(p), g))
+    return _stateless("riemannian_gradient", lambda g, p: sphere.to_tangent(_unit(p), g), axis)
 
 
 class RiemannianSgdState(NamedTuple):
@@ -75,6 +83,7 @@ def riemannian_sgd(
     nesterov: bool = False,
     *,
     retraction: Retraction = "exponential",
+    axis: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent along the sphere, with momentum in the tangent space; put it last in a chain.
 
@@ -84,7 +93,8 @@ def riemannian_sgd(
     new point in radians, or at (p + v) / ‖p + v‖ (`"projection"`), less than a right angle away. The update is the new
     point minus p, in float32 where p is narrower. η is a number, a traced array or an Optax schedule.
 
-    A row p = 0 moves to −g / ‖g‖, or stays where g = 0. The state is a `RiemannianSgdState`.
+    A row p = 0 moves to −g / ‖g‖, or stays where g = 0. `axis` is that of the vectors, as in `project_to_sphere`. The
+    state is a `RiemannianSgdState`.
 
     Bonnabel 2013, "Stochastic gradient descent on Riemannian manifolds", arXiv:1111.5280. The momentum is that of
     `optax.sgd`.
@@ -111,7 +121,7 @@ def riemannian_sgd(
         trace = None if trace is None else jax.tree.map(sphere.transport, x, y, trace)
         return updates, RiemannianSgdState(optax.safe_increment(state.count), trace)
 
-    return _checked("riemannian_sgd", init, update)
+    return _checked("riemannian_sgd", init, update, axis)
 
 
 class RiemannianAdamState(NamedTuple):
@@ -129,6 +139,7 @@ def riemannian_adam(
     eps: ArrayLike = 1e-8,
     *,
     retraction: Retraction = "exponential",
+    axis: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam along the sphere, one manifold for each row (last axis) of the parameters; put it last in a chain.
 
@@ -139,7 +150,8 @@ def riemannian_adam(
     A √v̂ for each coordinate, as in `optax.adam`, would take the move out of the tangent space and make it depend on
     the axes. So the first step has length η, an angle in radians for the whole row, where `optax.adam` goes about η √d.
 
-    A row p = 0 moves to −g / ‖g‖, or stays where g = 0. The state is a `RiemannianAdamState`, half the size of Adam's.
+    A row p = 0 moves to −g / ‖g‖, or stays where g = 0. `axis` is that of the vectors, as in `project_to_sphere`. The
+    state is a `RiemannianAdamState`, half the size of Adam's.
 
     Bécigneul & Ganea 2019, "Riemannian adaptive optimization methods", arXiv:1810.00760 (RADAM), for a product of
     spheres; corrections of the bias and defaults are those of Kingma & Ba 2015, arXiv:1412.6980.
@@ -170,32 +182,44 @@ def riemannian_adam(
         y, updates = _moved(retract, x, jax.tree.map(scaled, mu, nu), learning_rate, state.count, params)
         return updates, RiemannianAdamState(count, jax.tree.map(sphere.transport, x, y, mu), nu)
 
-    return _checked("riemannian_adam", init, update)
+    return _checked("riemannian_adam", init, update, axis)
 
 
 # --- trees ----------------------------------------------------------------------------------------------------------
 
 
-def _checked(name: str, init: Callable, update: Callable) -> optax.GradientTransformationExtraArgs:
+def _checked(name: str, init: Callable, update: Callable, axis: int | None) -> optax.GradientTransformationExtraArgs:
+    """`init` and `update`, written for rows, for vectors along an axis, which moments keep where it is."""
+    axis = -1 if axis is None else axis  # no number by default: optax.inject_hyperparams would trace it
+
+    def moved(tree, source, destination):
+        return jax.tree.map(lambda a: jnp.moveaxis(a, source, destination) if jnp.ndim(a) else a, tree)
+
     def init_rows(params):
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             if leaf.ndim == 0:
                 raise ValueError(f"{name}: parameter {jax.tree_util.keystr(path)} is a scalar, not rows")
-        return init(params)
+            if not -leaf.ndim <= axis < leaf.ndim:
+                shape = f"parameter {jax.tree_util.keystr(path)} has shape {leaf.shape}"
+                raise ValueError(f"{name}: {shape}; wanted an axis {axis}, that of the vectors")
+        return moved(init(moved(params, axis, -1)), -1, axis)
 
     def update_rows(updates, state, params=None, **extra_args):
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
-        return update(updates, state, params)
+        updates, state = update(*(moved(tree, axis, -1) for tree in (updates, state, params)))
+        return moved(updates, -1, axis), moved(state, -1, axis)
 
     return optax.GradientTransformationExtraArgs(init_rows, update_rows)
 
 
-def _stateless(name: str, change: Callable[[Array, Array], Array]) -> optax.GradientTransformationExtraArgs:
+def _stateless(
+    name: str, change: Callable[[Array, Array], Array], axis: int | None
+) -> optax.GradientTransformationExtraArgs:
     """Changes each update, given its parameter, in the dtype it comes in."""
     changed = lambda u, p: change(widen(u), widen(p)).astype(u.dtype)
     update = lambda updates, state, params: (jax.tree.map(changed, updates, params), state)
-    return _checked(name, lambda params: optax.EmptyState(), update)
+    return _checked(name, lambda params: optax.EmptyState(), update, axis)
 
 
 def _zeros(params: Any) -> Any:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from metricjax import distances, mining, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
+from metricjax.checks import check_positive
 from metricjax.reductions import Loss, of_sums
 
 
@@ -154,6 +155,7 @@ def dynamic_soft_margin(
     >>> float(loss)  # 0.4142 · −√2
     -0.5858
     """
+    check_positive(limit=limit)
     if state.ndim != 1 or len(state) < 2:
         raise ValueError(f"state has shape {state.shape}; wanted one number for each of at least 2 nodes")
     how: dict[str, Any] = {"distance": distance, **options}
