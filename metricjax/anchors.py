@@ -102,6 +102,7 @@ def over_anchors(
     `given(row_labels [r, ...], column_labels [m, ...])` is handed to the row function before the hyper-parameters: for
     what depends on labels in another way than by the masks.
     """
+    check_function("rows", rows)
     batch, relations, how = _sorted_out(embeddings, labels, options)
     score, is_similarity = _score(similarity, distance)
     kind: Literal["whole", "apart", "reaching"] = "apart" if apart else "reaching" if reaching else "whole"
@@ -130,6 +131,7 @@ def over_triplets(
     for one positive after the other: `negative_of(d_ap [r, 1], distances [r, m], negatives [r, m]) -> column [r]`.
     With `swap`, d_an is min(d_an, d_pn). `given` and options as for `over_anchors`.
     """
+    check_function("terms", terms)
     check_function("triplets", select)
     batch, relations, how = _sorted_out(embeddings, labels, options)
     score, is_similarity = _score(None, distance)

@@ -58,17 +58,17 @@ def check_function(name: str, f: Any, role: str | None = None) -> None:
     """`f` is a function and, if it is a public one, one for the argument `name`."""
     role = role or name
     known = OFFERED.get(role, {})
-    names = ", ".join(known.values()) or "a function"
+    names = f"{', '.join(known.values())}, or your own" if known else "your own"
     if isinstance(f, str) and f in known:
-        raise TypeError(f"{name} is {f!r}; wanted the function, {name}={known[f]}")
+        raise TypeError(f"{name} is {f!r}; wanted a function, {name}={known[f]}")
     if not callable(f):
-        raise TypeError(f"{name} is {_shown(f)}; wanted a function: {names}, or your own")
+        raise TypeError(f"{name} is {_shown(f)}; wanted a function: {names}")
     made, own = getattr(f, "makes", None), getattr(f, "role", role)
     if made is not None:
         wanted = f"what it makes, {name}={OFFERED[made][f.__name__]}"
         raise TypeError(f"{name} is {f.__name__} without its parentheses; wanted {wanted}")
     if own != role:
-        raise TypeError(f"{name} is {OFFERED[own][f.__name__]}, which is for `{own}`; wanted {names}, or your own")
+        raise TypeError(f"{name} is {OFFERED[own][f.__name__]}, which is for `{own}`; wanted {names}")
 
 
 def _shown(value: Any) -> str:

@@ -113,7 +113,7 @@ def scores_and_masks(problem: Problem, x, columns, row: Side, column: Side):
 def _check_pairs(name: str, found: Any, scores: Float[Array, "r m"], wanted: str) -> None:
     """`found` are booleans of all pairs, one array or two."""
     arrays = list(found) if type(found) in (tuple, list) else [found]
-    alike = all(jnp.shape(a) == scores.shape and jnp.result_type(a) == jnp.bool_ for a in arrays)
+    alike = all(getattr(a, "shape", None) == scores.shape and a.dtype == jnp.bool_ for a in arrays)
     if not alike or len(arrays) > 2 or (name == "miner" and len(arrays) != 2):
         returned = shown(found if len(arrays) > 1 else arrays[0])
         raise TypeError(f"{name} returned {returned} for pairs {list(scores.shape)}; wanted booleans: {wanted}")

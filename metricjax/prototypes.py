@@ -27,7 +27,7 @@ from metricjax.classes import add_classes as add_classes
 from metricjax.classes import class_means as class_means
 from metricjax.classes import none_unknown
 from metricjax.classes import sample as sample
-from metricjax.functions import by_content, check_closed, jitted, own_functions
+from metricjax.functions import by_content, check_closed, check_function, jitted, own_functions
 from metricjax.numerics import logsumexp, norm, softplus, widen
 from metricjax.pairwise import Pairwise, as_pairwise
 from metricjax.panels import varying
@@ -116,6 +116,9 @@ def over_prototypes(
     ignore_above, smoothing = (given.pop(name, None) for name in ("ignore_above", "label_smoothing"))
     if (reduction := given.get("reduction", quotient)) is not quotient:
         given["reduction"] = check_reduction(reduction)
+    for name, f in (("target", target), ("others", others), ("pool", pool)):
+        if f is not None or name == "target":
+            check_function(name, f)
     functions = by_content(target), by_content(others), as_pairwise(similarity, "similarity"), by_content(pool)
     how = Settings(*functions, join, **given)
     check_class_batch(embeddings, labels, jax.tree.leaves(prototypes)[0], where, weights, classes, pool is not None)
@@ -209,8 +212,9 @@ def _check_own_functions(how: Settings, scores: Scores, x, prototypes, rows, hyp
     def of_some(x, prototypes, rows, hyper):
         x, *rows = (jnp.broadcast_to(a[:1], (r, *a.shape[1:])) for a in (x, *rows))
         z = scores(x, prototypes, hyper)
-        target = how.target(z[:, 0], *rows, *hyper)
-        return target, None if how.others is None else how.others(z, *(a[:, None] for a in rows), *hyper)
+        numbers = z[:, 0], *rows
+        target = how.target(*numbers, *hyper)
+        return target, None if how.others is None else how.others(z, *(a[:, None] for a in numbers), *hyper)
 
     found = check_closed(own, of_some, x, prototypes, rows, hyper)
     for name, value, shape in zip(("target", "others"), found, ((r,), (r, c)), strict=True):

@@ -2,8 +2,8 @@
 
 `project_to_sphere` follows any optimiser; `riemannian_sgd` and `riemannian_adam` keep their moments in the tangent
 space. A point is a row, the last axis of a parameter (or `axis`), of any length at the start and of length 1 from the
-first step on (to 2e-7 in float32, and at first to the rounding of a long row). Arithmetic and moments are float32, or float64 for
-float64 parameters.
+first step on (to 2e-7 in float32, and at first to the rounding of a long row). Arithmetic and moments are float32, or
+float64 for float64 parameters.
 
 A bfloat16 parameter has rows of length 1 to 4e-3. It takes a step only where that exceeds half the distance to the next
 bfloat16 number, 0.2 to 0.4 % of a coordinate; shorter ones are rounded away, with momentum or without. To take them,
@@ -41,8 +41,8 @@ def project_to_sphere(*, axis: int | None = None) -> optax.GradientTransformatio
     """Make every row (last axis) of the parameters have length 1 after the update; put it last in a chain.
 
     The update u of a row p becomes (p + u) / ‖p + u‖ − p. A row that ends at zero stays there. Choose the leaves it
-    acts on, prototypes for example, with `optax.masked` or `optax.partition`. `axis` is the axis of the vectors, default
-    the last: 0 for the kernel [d, c] of a Flax layer, whose columns are then of length 1. It is static, also in
+    acts on, prototypes for example, with `optax.masked` or `optax.partition`. `axis` is the axis of the vectors, the
+    last by default: 0 for the kernel [d, c] of a Flax layer, whose columns are then of length 1. It is static, also in
     `optax.inject_hyperparams` (`static_args`).
 
     >>> import jax.numpy as jnp
@@ -60,7 +60,8 @@ def riemannian_gradient(*, axis: int | None = None) -> optax.GradientTransformat
 
     The gradient g of a row p becomes its part in the tangent space of the sphere, g − (g·p̂) p̂ with p̂ = p / ‖p‖, so
     that what only changes the length of p enters no moment and no norm. A row p = 0 keeps its gradient. `axis` is that
-    of the vectors, as in `project_to_sphere`. There is no state. After `optax.sgd`, `project_to_sphere` then makes a step of Riemannian gradient descent.
+    of the vectors, as in `project_to_sphere`. There is no state. After `optax.sgd`, `project_to_sphere` then makes a
+    step of Riemannian gradient descent.
 
     >>> import jax.numpy as jnp
     >>> p = jnp.array([[0.6, 0.8]])

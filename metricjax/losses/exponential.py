@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Shaped
 
 from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_anchors
-from metricjax.checks import check_positive
+from metricjax.checks import check_positive, check_rows
 from metricjax.functions import by_content, check_function
 from metricjax.numerics import logsumexp, safe_sqrt, softplus
 from metricjax.reductions import Loss
@@ -125,6 +125,7 @@ def decoupled_contrastive(
     check_positive(temperature=temperature, sigma=sigma)
     log_mean = None
     if sigma is not None:
+        check_rows("embeddings", embeddings)
         own: dict[str, Any] = {**options, "reduction": _log_mean_exp}
         log_mean = over_anchors(
             _log_exp_rows, lax.stop_gradient(embeddings), labels, sigma, similarity=similarity, apart=True, **own

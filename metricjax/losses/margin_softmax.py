@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from metricjax import similarities
 from metricjax.anchors import existing
-from metricjax.checks import check_class_batch, check_positive
+from metricjax.checks import check_array, check_class_batch, check_positive
 from metricjax.numerics import normalize, safe_sqrt, widen
 from metricjax.pairwise import pairwise
 from metricjax.prototypes import SoftmaxOptions, over_prototypes, targets
@@ -77,6 +77,7 @@ def softmax(
     1.3863
     """
     if bias is not None:
+        check_array("prototypes", prototypes, "an array [classes, features]")
         if bias.shape != prototypes.shape[:1]:
             raise ValueError(f"bias has shape {bias.shape}; wanted one value for each of {len(prototypes)} prototypes")
         affine = (prototypes, bias)

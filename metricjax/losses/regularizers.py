@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, existing, over_anchors
-from metricjax.checks import check_per_row, check_positive, check_rows
+from metricjax.checks import check_array, check_per_row, check_positive, check_rows
 from metricjax.functions import jitted
 from metricjax.numerics import first_largest, norm, normalize, widen
 from metricjax.prototypes import row_ids
@@ -259,6 +259,7 @@ def merged_centers(prototypes: Float[Array, "c k d"], **options: Unpack[RowOptio
     >>> float(merged_centers(jnp.stack([jnp.eye(2), jnp.ones((2, 2))])))  # (√2 / 2 + 0) / 2
     0.3536
     """
+    check_array("prototypes", prototypes, "an array [classes, prototypes of each, features]")
     if prototypes.ndim != 3:
         raise ValueError(f"prototypes has shape {prototypes.shape}; wanted [classes, prototypes of each, features]")
     return _over_rows(_half_mean_chord, prototypes, **options)
