@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Shaped
@@ -290,7 +291,9 @@ def static_or_traced(values: tuple, embeddings: Array) -> tuple:
     """Numbers and arrays as arrays of the computing dtype, anything else wrapped as `Static`."""
     dtype = computing_dtype(embeddings.dtype)
     is_static = lambda v: v is None or isinstance(v, bool | str) or callable(v)
-    return tuple(Static(by_content(v)) if is_static(v) else jnp.asarray(v, dtype=dtype) for v in values)
+    # A number goes to the device with the call: by itself it would take as long as everything else.
+    as_array = lambda v: np.asarray(v, dtype) if isinstance(v, int | float) else jnp.asarray(v, dtype=dtype)
+    return tuple(Static(by_content(v)) if is_static(v) else as_array(v) for v in values)
 
 
 def _with_a_row(batch: Batch) -> Batch:

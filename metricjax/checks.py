@@ -41,12 +41,13 @@ def check_array(name: str, x: Any, wanted: str) -> None:
 
 def check_order(labels: Any, **rows: Any) -> None:
     """Labels did not come where rows belong."""
-    check_array("labels", labels, "an array with one label per row")
     for name, x in rows.items():
-        check_array(name, x, "an array [rows, features]")
-        if x.ndim == 1 and labels.ndim == 2 and jnp.issubdtype(labels.dtype, jnp.floating):
-            shapes = f"{name} has shape {x.shape} and labels {labels.shape}"
-            raise ValueError(f"{shapes}: they came the other way round; wanted [rows, features] and one label per row")
+        if getattr(x, "ndim", 0) == 1 and getattr(labels, "ndim", 0) == 2:
+            check_array(name, x, "an array [rows, features]")
+            check_array("labels", labels, "an array with one label per row")
+            if jnp.issubdtype(labels.dtype, jnp.floating):
+                shapes, wanted = f"{name} has shape {x.shape} and labels {labels.shape}", "wanted the other way round"
+                raise ValueError(f"{shapes}; {wanted}, rows of features and then one label for each")
 
 
 def check_rows(name: str, x: Any, features: int | None = None) -> None:

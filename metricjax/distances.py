@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from metricjax.functions import offer
@@ -75,7 +76,7 @@ def geodesic(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n 
     return 2 * jnp.arctan2(safe_sqrt(1 - cosine), safe_sqrt(1 + cosine))
 
 
-def lp(p: float) -> Pairwise:
+def lp(p: ArrayLike) -> Pairwise:
     """‖x − y‖_p for a fixed p ≥ 1. It costs n·m·d powers instead of a matrix product.
 
     The same p gives the same function, so that nothing is compiled anew. p is static, as a distance is: a traced one is
@@ -120,7 +121,7 @@ def snr(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     return jnp.where(some, squared_euclidean.compare(x, y) / jnp.where(some, variance, 1), 0)
 
 
-def poincare(c: float = 1.0) -> Pairwise:
+def poincare(c: ArrayLike = 1.0) -> Pairwise:
     """Geodesic distance in the Poincaré ball of curvature −c (Nickel & Kiela 2017, arXiv:1705.08039).
 
     d = arcosh(1 + 2c‖x − y‖² / ((1 − c‖x‖²)(1 − c‖y‖²))) / √c. Points on or outside the ball of radius 1/√c count as

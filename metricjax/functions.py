@@ -68,7 +68,8 @@ def check_function(name: str, f: Any, role: str | None = None) -> None:
         wanted = f"what it makes, {name}={OFFERED[made][f.__name__]}"
         raise TypeError(f"{name} is {f.__name__} without its parentheses; wanted {wanted}")
     if own != role:
-        raise TypeError(f"{name} is {OFFERED[own][f.__name__]}, which is for `{own}`; wanted {names}")
+        which = OFFERED[own].get(f.__name__, repr(f))
+        raise TypeError(f"{name} is {which}, which is for `{own}`; wanted {names}")
 
 
 def _shown(value: Any) -> str:
@@ -202,7 +203,8 @@ def check_closed(functions: dict[str, Any], f: Callable, *arguments: Any) -> Any
     """What `f` returns, as shapes; its own `functions` must not use traced values but through its arguments."""
     jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(*arguments)
     if any(isinstance(constant, jax.core.Tracer) for constant in jaxpr.consts):
-        names = " or ".join(name for name, value in functions.items() if own_functions(value))
+        may = lambda value: any(not is_named(f) for f in own_functions(value))
+        names = " or ".join(name for name, value in functions.items() if may(value))
         raise TypeError(
             f"{names} uses a traced value that is not among its arguments; pass it as *hyper, or bind it to a miner, a "
             "selection, `same` or `given` as in jax.tree_util.Partial(f, value)"

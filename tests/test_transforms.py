@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from metricjax import transforms
 from metricjax.transforms import project_to_sphere
 
 
@@ -100,3 +101,49 @@ def test_vmap(rng):
     p = jnp.asarray(rng.standard_normal((3, 2, 4)), jnp.float32)
     update = lambda p: project_to_sphere().update(jnp.full_like(p, 0.1), optax.EmptyState(), p)[0]
     np.testing.assert_allclose(jax.vmap(update)(p), update(p), rtol=1e-6, atol=1e-7)
+
+
+def of_axis(name, **settings):
+    """A transformation that keeps vectors on the sphere, and takes two steps."""
+    made = getattr(transforms, name)
+    rate = () if name in ("project_to_sphere", "riemannian_gradient") else (0.3,)
+    optimizer = made(*rate, **settings)
+
+    def run(p, gradients):
+        state = optimizer.init(p)
+        for gradient in gradients:
+            updates, state = optimizer.update(gradient, state, p)
+            p = optax.apply_updates(p, updates)
+        return p, state
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["project_to_sphere", "riemannian_gradient", "riemannian_sgd", "riemannian_adam"])
+def test_axis_of_the_vectors(name, rng):
+    """The kernel [d, c] of a Flax layer, by columns, moves as its transpose does by rows, moments included."""
+    settings = {"momentum": 0.9} if name == "riemannian_sgd" else {}
+    p = jnp.asarray(rng.standard_normal((5, 3)), jnp.float32)
+    gradients = jnp.asarray(rng.standard_normal((2, 5, 3)), jnp.float32)
+    by_rows, state = of_axis(name, **settings)(p.T, jnp.swapaxes(gradients, 1, 2))
+    by_columns, own = of_axis(name, axis=0, **settings)(p, gradients)
+    np.testing.assert_array_equal(by_columns, by_rows.T)
+    for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b.T)
+    np.testing.assert_array_equal(of_axis(name, axis=1, **settings)(p.T, jnp.swapaxes(gradients, 1, 2))[0], by_rows)
+    if name != "riemannian_gradient":
+        assert np.abs(np.linalg.norm(by_columns, axis=0) - 1).max() < 1e-6
+    with pytest.raises(ValueError, match=rf"{name}: parameter .*shape \(5, 3\); wanted an axis 2"):
+        of_axis(name, axis=2)(p, gradients)
+
+
+def test_axis_beside_partition(rng):
+    params = {"prototypes": jnp.eye(3, 5), "kernel": jnp.eye(5, 3), "bias": jnp.zeros(3)}
+    steps = {"rows": transforms.riemannian_sgd(0.1), "columns": transforms.riemannian_sgd(0.1, axis=0)}
+    labels = {"prototypes": "rows", "kernel": "columns", "bias": "rest"}
+    optimizer = optax.partition({**steps, "rest": optax.sgd(0.1)}, labels)
+    gradients = jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape), a.dtype), params)
+    moved = optax.apply_updates(params, optimizer.update(gradients, optimizer.init(params), params)[0])
+    for name, axis in (("prototypes", 1), ("kernel", 0)):
+        np.testing.assert_allclose(np.linalg.norm(moved[name], axis=axis), 1, atol=1e-6)
+        assert np.abs(moved[name] - params[name]).max() > 0.01
