@@ -51,7 +51,8 @@ class AnchorOptions(TypedDict, total=False):
         dtype and trailing shape; `mj.relations` has multi-hot labels, hierarchies, cameras and ignored labels.
     miner: `(distances, positives, negatives) -> (positives, negatives)`, masks in, masks out, one row at a time,
         without a gradient; for a similarity s it gets 1 − s. A `jax.tree_util.Partial`, as those of `mj.mining` are,
-        may hold traced numbers and random keys; each row then gets a key of its own.
+        may hold traced numbers and random keys; each row then gets a key of its own. No function given here may
+        close over a traced value.
     reduction: function of the `Mean` of [n] totals and counts; default Σ total / Σ count. `mj.with_count` gives the
         count beside the loss. Any other costs a further matrix product in panels.
     block_size: anchors per panel; "auto" (dense while n × m is small, by the shapes alone), an int, or None (always
