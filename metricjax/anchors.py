@@ -6,8 +6,9 @@ columns are its positives and its negatives. A *row function* does that arithmet
     rows(scores [r, m], positives [r, m], negatives [r, m], *hyper) -> Mean (or several, whose quotients are added)
 
 and everything else is here: labels to masks, padding, self-exclusion, reference sets, mining, dense or blocked
-evaluation, devices, reduction. Row functions are module-level, so that the jit cache hits, and get hyper-parameters as
-arguments: numbers and arrays are traced (and have gradients), anything else (strings, functions, None) is static.
+evaluation, devices, reduction. Row functions get hyper-parameters as arguments: numbers and arrays are traced (and have
+gradients), anything else (strings, functions, None) is static. They use no other traced value, which panels could not
+differentiate, and return totals and counts of one entry a row: both are checked when a call is traced, at any size.
 """
 
 import math
@@ -18,18 +19,20 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax.checks import check_batch, check_fits
+from metricjax.functions import by_content, check_function, jitted
 from metricjax.mining import Triplets
 from metricjax.numerics import computing_dtype, widen
 from metricjax.pairwise import Pairwise, as_pairwise
 from metricjax.panels import added_panels, panels, prepared, summed_panels, summed_triplets, varying
 from metricjax.problems import Mean as Mean
-from metricjax.problems import Problem, Static, means_of
-from metricjax.reductions import OF_SUMS, PLAIN, of_all, quotient, reduced
+from metricjax.problems import Problem, Static, as_triplets, check_own_functions, means_of
+from metricjax.reductions import PLAIN, check_reduction, is_of_sums, of_all, quotient, reduced
 from metricjax.sides import LIST, Side, in_order_of_class, with_lists_if_short
 
 _DENSE = 2**16  # scores in the whole matrix up to which "auto" stays dense, which compiles faster
@@ -48,7 +51,8 @@ class AnchorOptions(TypedDict, total=False):
         dtype and trailing shape; `mj.relations` has multi-hot labels, hierarchies, cameras and ignored labels.
     miner: `(distances, positives, negatives) -> (positives, negatives)`, masks in, masks out, one row at a time,
         without a gradient; for a similarity s it gets 1 − s. A `jax.tree_util.Partial`, as those of `mj.mining` are,
-        may hold traced numbers and random keys; each row then gets a key of its own.
+        may hold traced numbers and random keys; each row then gets a key of its own. No function given here may
+        close over a traced value.
     reduction: function of the `Mean` of [n] totals and counts; default Σ total / Σ count. `mj.with_count` gives the
         count beside the loss. Any other costs a further matrix product in panels.
     block_size: anchors per panel; "auto" (dense while n × m is small, by the shapes alone), an int, or None (always
@@ -100,13 +104,14 @@ def over_anchors(
     `given(row_labels [r, ...], column_labels [m, ...])` is handed to the row function before the hyper-parameters: for
     what depends on labels in another way than by the masks.
     """
+    check_function("rows", rows)
     batch, relations, how = _sorted_out(embeddings, labels, options)
     score, is_similarity = _score(similarity, distance)
     kind: Literal["whole", "apart", "reaching"] = "apart" if apart else "reaching" if reaching else "whole"
     mirrored = by_pair and _is_symmetric(score, relations, how, batch)
-    problem = Problem(rows, score, is_similarity, kind, mirrored, given=as_partial(given), **relations)
+    problem = Problem(by_content(rows), score, is_similarity, kind, mirrored, given=as_partial(given), **relations)
     part = Part(problem, how, batch, static_or_traced(hyper, embeddings))
-    return part if how.reduction is as_part else _over_anchors(problem, how, batch, part.hyper)
+    return part if how.reduction is as_part else _over_anchors(how, problem, batch, part.hyper)
 
 
 def over_triplets(
@@ -128,12 +133,15 @@ def over_triplets(
     for one positive after the other: `negative_of(d_ap [r, 1], distances [r, m], negatives [r, m]) -> column [r]`.
     With `swap`, d_an is min(d_an, d_pn). `given` and options as for `over_anchors`.
     """
+    check_function("terms", terms)
+    check_function("triplets", select)
     batch, relations, how = _sorted_out(embeddings, labels, options)
     score, is_similarity = _score(None, distance)
     functions = {"select": as_partial(select), "given": as_partial(given), **relations}
     how = how._replace(reduction=quotient) if how.reduction is as_part else how
-    problem = Problem(terms, score, is_similarity, "triplets", swap=swap, negative_of=negative_of, **functions)
-    return _over_triplets(problem, how, batch, static_or_traced(hyper, embeddings))
+    static = {"swap": swap, "negative_of": by_content(negative_of)}
+    problem = Problem(by_content(terms), score, is_similarity, "triplets", **static, **functions)
+    return _over_triplets(how, problem, batch, static_or_traced(hyper, embeddings))
 
 
 class Batch(NamedTuple):
@@ -167,7 +175,7 @@ class Part:
 
     def value(self) -> Any:
         """The loss by itself."""
-        return _over_anchors(self.problem, self.how._replace(reduction=quotient), self.batch, self.hyper)
+        return _over_anchors(self.how._replace(reduction=quotient), self.problem, self.batch, self.hyper)
 
     def __add__(self, other: Any) -> Any:
         return self.value() + other
@@ -190,20 +198,21 @@ def as_part(mean: Mean) -> Float[Array, ""]:
     return quotient(mean)
 
 
-@jax.jit(static_argnums=1, inline=True)
-def _over_anchors(problem, how, batch, hyper):
+@jitted
+def _over_anchors(how, problem, batch, hyper):
+    n, batch = len(batch.embeddings), _with_a_row(batch)
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     size, rows = _panel_height(batch, how), None if _rows_are_columns(batch, how) else x
+    check_own_functions(problem, x, columns, hyper, row, column, plain=how.reduction in PLAIN)
     problem = prepared(problem, len(x) if size is None else size, rows, columns, row, column, how.axis_name)
     if problem.kind in ("apart", "reaching") and problem.same is None and len(columns) > LIST:
         row, column = in_order_of_class(row, column)
+    of_rows = lambda means: reduced(*_first(n, (means, weights)), how.reduction, how.axis_name)
     if size is None:
-        means = with_lists_if_short(partial(means_of, problem, x, columns, hyper), row, column, problem.lengths)
-        return reduced(means, weights, how.reduction, how.axis_name)
-    if how.reduction not in OF_SUMS:
-        means = panels(size, problem, rows, columns, hyper, row, column)
-        return reduced(means, weights, how.reduction, how.axis_name)
+        return of_rows(with_lists_if_short(partial(means_of, problem, x, columns, hyper), row, column, problem.lengths))
+    if not is_of_sums(how.reduction):
+        return of_rows(panels(size, problem, rows, columns, hyper, row, column))
     if how.reduction not in PLAIN:
         means = added_panels(size, problem, rows, columns, hyper, weights, row, column)
         return reduced(means, None, how.reduction, how.axis_name)
@@ -219,15 +228,17 @@ def _over_anchors(problem, how, batch, hyper):
     return reduced((Mean(total * sum(counts), sum(own)),), None, how.reduction, how.axis_name)
 
 
-@jax.jit(static_argnums=1, inline=True)
-def _over_triplets(problem, how, batch, hyper):
-    size = _panel_height(batch, how)
+@jitted
+def _over_triplets(how, problem, batch, hyper):
+    size = _panel_height(_with_a_row(batch), how)
     gathers = problem.negative_of is not None or not _selects_many(problem.select)
     if size is None or how.reduction not in PLAIN or not gathers:
-        return _over_anchors(problem, how, batch, hyper)
+        return _over_anchors(how, problem, batch, hyper)
+    batch = _with_a_row(batch)
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     rows = None if _rows_are_columns(batch, how) else x
+    check_own_functions(problem, x, columns, hyper, row, column, plain=True)
     problem = prepared(problem, size, rows, columns, row, column, how.axis_name)
     if problem.negative_of is not None and problem.same is None and len(columns) > LIST:
         row, column = in_order_of_class(row, column)
@@ -238,7 +249,7 @@ def _over_triplets(problem, how, batch, hyper):
 def _selects_many(select: Callable[[Array, Array, Array], Triplets], m: int = 64) -> bool:
     """Whether each row selects as many triplets as it has columns: then picking beats gathering embeddings."""
     scores, mask = jax.ShapeDtypeStruct((1, m), jnp.float32), jax.ShapeDtypeStruct((1, m), jnp.bool_)
-    return math.prod(jax.eval_shape(select, scores, mask, mask).valid.shape) >= m
+    return math.prod(as_triplets(jax.eval_shape(select, scores, mask, mask)).valid.shape) >= m
 
 
 # --- from the caller's arrays to rows and columns -------------------------------------------------------------------
@@ -250,8 +261,14 @@ def _sorted_out(embeddings: Array, labels: Array, options: AnchorOptions) -> tup
     if unknown := sorted(rest.keys() - known):
         raise TypeError(f"unknown options {unknown}; besides its own, a loss takes {sorted(known)}")
     batch = Batch(embeddings, labels, **{name: rest.pop(name) for name in Batch._fields if name in rest})
-    relations = {name: as_partial(rest.pop(name, None)) for name in ("same", "miner")}
+    relations = {name: rest.pop(name, None) for name in ("same", "miner")}
+    for name, f in relations.items():
+        if f is not None:
+            check_function(name, f)
+            relations[name] = as_partial(f)
     how = Settings(**rest)
+    if how.reduction is not quotient:
+        how = how._replace(reduction=check_reduction(how.reduction))
     check_batch(**batch._asdict(), same=relations["same"], block_size=how.block_size)
     check_fits("labels", batch.labels)
     check_fits("reference_labels", batch.reference_labels)
@@ -260,25 +277,44 @@ def _sorted_out(embeddings: Array, labels: Array, options: AnchorOptions) -> tup
 
 def as_partial(f: Callable | None) -> Partial | None:
     """A function as a pytree: without leaves, unless it is a `jax.tree_util.Partial` with numbers and keys bound."""
-    return f if f is None or isinstance(f, Partial) else Partial(f)
+    return None if f is None else by_content(f) if isinstance(f, Partial) else Partial(by_content(f))
 
 
 def _score(similarity, distance) -> tuple[Pairwise, bool]:
     if (similarity is None) == (distance is None):
         raise TypeError("give exactly one of `similarity` (larger is closer) and `distance` (smaller is closer)")
-    score = distance if similarity is None else similarity
-    if not callable(score):
-        raise TypeError(
-            f"{'distance' if similarity is None else 'similarity'} is {score!r}; wanted a function of (x, y)"
-        )
-    return as_pairwise(score), similarity is not None
+    if similarity is None:
+        return as_pairwise(distance, "distance"), False
+    return as_pairwise(similarity, "similarity"), True
 
 
 def static_or_traced(values: tuple, embeddings: Array) -> tuple:
     """Numbers and arrays as arrays of the computing dtype, anything else wrapped as `Static`."""
     dtype = computing_dtype(embeddings.dtype)
     is_static = lambda v: v is None or isinstance(v, bool | str) or callable(v)
-    return tuple(Static(v) if is_static(v) else jnp.asarray(v, dtype=dtype) for v in values)
+    # A number goes to the device with the call: by itself it would take as long as everything else.
+    as_array = lambda v: np.asarray(v, dtype) if isinstance(v, int | float) else jnp.asarray(v, dtype=dtype)
+    return tuple(Static(by_content(v)) if is_static(v) else as_array(v) for v in values)
+
+
+def _with_a_row(batch: Batch) -> Batch:
+    """The batch, whose empty sides get a row that does not exist: no arithmetic has to know of sides without rows."""
+    rows, columns = ("embeddings", "labels", "weights"), ("references", "reference_labels")
+    arrays = batch._asdict()
+    for names, where in ((rows, "where"), (columns, "reference_where")):
+        if arrays[names[0]] is not None and not len(arrays[names[0]]):
+            arrays |= {name: a_row_for_none(arrays[name]) for name in names} | {where: jnp.zeros(1, bool)}
+    return Batch(**arrays)
+
+
+def a_row_for_none(a: Any) -> Any:
+    """The array, or one row of zeros where it has none."""
+    return a if a is None or len(a) else jnp.zeros((1, *a.shape[1:]), a.dtype)
+
+
+def _first(n: int, tree: Any) -> Any:
+    """The rows that came, where one was added to none."""
+    return tree if n else jax.tree.map(lambda a: a[:0], tree)
 
 
 def _sides(score: Pairwise, batch: Batch, axis_name):

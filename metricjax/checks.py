@@ -10,11 +10,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_CONVERTED = {
+    "torch": "jnp.asarray({}.detach().cpu().numpy())",
+    "tensorflow": "jnp.asarray({}.numpy())",
+    "pandas": "jnp.asarray({}.to_numpy())",
+}
+
+
+def check_positive(**numbers: Any) -> None:
+    """What divides, or scales what is exponentiated, is positive; a traced number is not checked, and has to be."""
+    for name, value in numbers.items():
+        if value is None or isinstance(value, jax.core.Tracer):
+            continue
+        if not (value > 0 if isinstance(value, int | float) else np.all(np.asarray(value) > 0)):
+            raise ValueError(f"{name} is {value}; wanted a positive number")
+
+
+def check_array(name: str, x: Any, wanted: str) -> None:
+    """`x` is an array of JAX or NumPy."""
+    if isinstance(x, list | tuple):
+        how = f"np.asarray({name})" + f", or np.unique({name}, return_inverse=True)[1] of names" * ("label" in name)
+        raise TypeError(f"{name} is a {type(x).__name__}; wanted {wanted}: write {how}")
+    module = type(x).__module__.partition(".")[0]
+    if module in _CONVERTED:
+        how = _CONVERTED[module].format(name)
+        raise TypeError(f"{name} is a {type(x).__name__} of {module}; wanted an array of JAX: write {how}")
+    if not hasattr(x, "dtype"):
+        raise TypeError(f"{name} is a {type(x).__name__}; wanted {wanted}")
+
+
+def check_order(labels: Any, **rows: Any) -> None:
+    """Labels did not come where rows belong."""
+    for name, x in rows.items():
+        if getattr(x, "ndim", 0) == 1 and getattr(labels, "ndim", 0) == 2:
+            check_array(name, x, "an array [rows, features]")
+            check_array("labels", labels, "an array with one label per row")
+            if jnp.issubdtype(labels.dtype, jnp.floating):
+                shapes, wanted = f"{name} has shape {x.shape} and labels {labels.shape}", "wanted the other way round"
+                raise ValueError(f"{shapes}; {wanted}, rows of features and then one label for each")
+
 
 def check_rows(name: str, x: Any, features: int | None = None) -> None:
     """`x` is [rows, features] of floats."""
-    if not hasattr(x, "dtype"):
-        raise TypeError(f"{name} is a {type(x).__name__}; wanted an array [rows, features]")
+    check_array(name, x, "an array [rows, features]")
     if x.ndim != 2:
         raise ValueError(f"{name} has shape {x.shape}; wanted [rows, features]")
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -25,8 +63,7 @@ def check_rows(name: str, x: Any, features: int | None = None) -> None:
 
 def check_labels(name: str, labels: Any, rows: int, any_kind: bool = False) -> None:
     """`labels` holds one integer per row; with `any_kind` any dtype and trailing shape."""
-    if not hasattr(labels, "dtype"):
-        raise TypeError(f"{name} is a {type(labels).__name__}; wanted an array with one label per row")
+    check_array(name, labels, "an array with one label per row")
     if labels.ndim < 1 or labels.shape[0] != rows:
         raise ValueError(f"{name} has shape {labels.shape}; wanted one label for each of the {rows} rows")
     if not any_kind and jnp.issubdtype(labels.dtype, jnp.inexact):
@@ -34,7 +71,10 @@ def check_labels(name: str, labels: Any, rows: int, any_kind: bool = False) -> N
 
 
 def check_fits(name: str, labels: Any) -> None:
-    """Integers of a NumPy array fit into what JAX makes of it: it cuts them to 32 bits without a word."""
+    """A NumPy array is one of numbers, and integers fit into what JAX makes of it: it cuts them without a word."""
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "USOT":
+        how = f"np.unique({name}, return_inverse=True)[1]"
+        raise TypeError(f"{name} has dtype {labels.dtype}; wanted numbers: write {how} for names")
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu" and labels.size:
         taken = jax.dtypes.canonicalize_dtype(labels.dtype)
         limits = np.iinfo(taken)
@@ -46,6 +86,7 @@ def check_per_row(name: str, a: Any, rows: int, kind: type = jnp.bool_) -> None:
     """`a` is None or holds one value of the wanted kind per row."""
     if a is None:
         return
+    check_array(name, a, "an array with one value per row")
     wanted = "booleans" if kind is jnp.bool_ else "floats"
     if a.shape != (rows,):
         raise ValueError(f"{name} has shape {a.shape}; wanted ({rows},), one value per row")
@@ -65,6 +106,7 @@ def check_batch(
     block_size: int | str | None,
 ) -> None:
     """The arguments of a pair-based loss fit together."""
+    check_order(labels, embeddings=embeddings)
     check_rows("embeddings", embeddings)
     n, d = embeddings.shape
     check_labels("labels", labels, n, any_kind=same is not None)
@@ -103,6 +145,7 @@ def check_class_batch(
     name: str = "prototypes",
 ) -> None:
     """The arguments of a class-based loss fit together; with `several` prototypes [c, k, d] of each class."""
+    check_order(labels, embeddings=embeddings, **{name: prototypes})
     check_rows("embeddings", embeddings)
     n, d = embeddings.shape
     if not several:
@@ -115,6 +158,8 @@ def check_class_batch(
     check_fits("labels", labels)
     check_per_row("where", where, n)
     check_per_row("weights", weights, n, jnp.floating)
+    if classes is not None:
+        check_array("classes", classes, "an array with one id per prototype")
     if classes is not None and (classes.shape != (len(prototypes),) or not jnp.issubdtype(classes.dtype, jnp.integer)):
         got = f"{classes.dtype}{list(classes.shape)}"
         raise ValueError(f"classes is {got}; wanted one integer id for each of the {len(prototypes)} {name} given")

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from metricjax import similarities
 from metricjax.anchors import existing
 from metricjax.checks import check_per_row, check_rows
+from metricjax.functions import jitted
 from metricjax.numerics import first_largest, normalize, widen
 from metricjax.pairwise import as_pairwise
 from metricjax.panels import sweep
@@ -214,13 +215,12 @@ def connected_components(
     ([0, 1, 0, 0], [0, 1, 2, 2])
     """
     _check(embeddings, where)
-    if not callable(similarity):
-        raise TypeError(f"similarity is {similarity!r}; wanted a function of (x, y)")
+    score = as_pairwise(similarity, "similarity")
     _check_threshold(threshold)
-    return _components(as_pairwise(similarity), embeddings, threshold, where)
+    return _components(score, embeddings, threshold, where)
 
 
-@jax.jit(static_argnums=0, inline=True)
+@jitted
 def _components(score, embeddings, threshold, where):
     rows, real = _rows(embeddings, where)
     n, threshold = len(rows), jnp.asarray(threshold, rows.dtype)

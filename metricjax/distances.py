@@ -6,14 +6,21 @@ Use float64 where that matters. Gradients are 0, never NaN, between equal points
 """
 
 import functools
-from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from metricjax.functions import offer
 from metricjax.numerics import normalize, safe_sqrt
-from metricjax.pairwise import pairwise
+from metricjax.pairwise import Pairwise, pairwise
+
+_distance = functools.partial(pairwise, kind="distance")
+_KEPT = 256  # distances made by one function
 
 
 def _gram(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
@@ -21,7 +28,7 @@ def _gram(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]
     return jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)
 
 
-@pairwise()
+@_distance()
 def squared_euclidean(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """‖x − y‖², from one matrix product of rows centred on the mean of `y` (the uncentred form cancels)."""
     center = lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))
@@ -30,7 +37,7 @@ def squared_euclidean(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[A
     return jnp.maximum(squares - 2 * _gram(x, y), 0)
 
 
-@pairwise()
+@_distance()
 def euclidean(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """‖x − y‖.
 
@@ -41,25 +48,25 @@ def euclidean(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n
     return safe_sqrt(squared_euclidean.compare(x, y))
 
 
-@pairwise(embed=normalize)
+@_distance(embed=normalize)
 def cosine(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """1 − cos θ, from 0 (same direction) to 2; 1 where either is the zero vector."""
     return jnp.maximum(1 - _gram(x, y), 0)
 
 
-@pairwise(embed=normalize)
+@_distance(embed=normalize)
 def squared_chord(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """‖x/‖x‖ − y/‖y‖‖² = 2 − 2 cos θ: what FaceNet measures (Schroff et al. 2015, arXiv:1503.03832)."""
     return 2 * jnp.maximum(1 - _gram(x, y), 0)
 
 
-@pairwise(embed=normalize)
+@_distance(embed=normalize)
 def chord(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """‖x/‖x‖ − y/‖y‖‖ = 2 sin(θ/2): the Euclidean distance after normalising."""
     return safe_sqrt(squared_chord.compare(x, y))
 
 
-@pairwise(embed=normalize)
+@_distance(embed=normalize)
 def geodesic(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """The angle θ in radians, 0 to π, as 2 atan2(√(1 − cos θ), √(1 + cos θ)); π/2 where either is the zero vector.
 
@@ -69,18 +76,25 @@ def geodesic(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n 
     return 2 * jnp.arctan2(safe_sqrt(1 - cosine), safe_sqrt(1 + cosine))
 
 
-@functools.cache
-def lp(p: float) -> Callable[..., Float[Array, "n m"]]:
+def lp(p: ArrayLike) -> Pairwise:
     """‖x − y‖_p for a fixed p ≥ 1. It costs n·m·d powers instead of a matrix product.
+
+    The same p gives the same function, so that nothing is compiled anew. p is static, as a distance is: a traced one is
+    refused.
 
     >>> import jax.numpy as jnp
     >>> lp(1)(jnp.array([[0.0, 0.0]]), jnp.array([[3.0, -4.0]])).tolist()
     [[7.0]]
     """
-    if p < 1:
+    return _lp(_number("lp: p", p))
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _lp(p: float) -> Pairwise:
+    if not p >= 1:
         raise ValueError(f"lp: p is {p}; a distance needs p >= 1")
 
-    @pairwise()
+    @_distance()
     def lp_distance(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """‖x − y‖_p."""
         difference = jnp.abs(x[:, None] - y[None])
@@ -96,7 +110,7 @@ def _decentre(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     return x - jnp.mean(x, axis=-1, keepdims=True)
 
 
-@pairwise(embed=_decentre, symmetric=False)
+@_distance(embed=_decentre, symmetric=False)
 def snr(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Signal-to-noise ratio distance var(x − y) / var(x), variances over the features; 0 where var(x) = 0.
 
@@ -107,21 +121,25 @@ def snr(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     return jnp.where(some, squared_euclidean.compare(x, y) / jnp.where(some, variance, 1), 0)
 
 
-@functools.cache
-def poincare(c: float = 1.0) -> Callable[..., Float[Array, "n m"]]:
+def poincare(c: ArrayLike = 1.0) -> Pairwise:
     """Geodesic distance in the Poincaré ball of curvature −c (Nickel & Kiela 2017, arXiv:1705.08039).
 
     d = arcosh(1 + 2c‖x − y‖² / ((1 − c‖x‖²)(1 − c‖y‖²))) / √c. Points on or outside the ball of radius 1/√c count as
-    lying just inside it.
+    lying just inside it. As for `lp`, c is static, and the same c gives the same function.
 
     >>> import jax.numpy as jnp
     >>> poincare(1.0)(jnp.array([[0.0, 0.0]]), jnp.array([[0.5, 0.0]])).tolist()  # 2 artanh(1/2)
     [[1.0986]]
     """
+    return _poincare(_number("poincare: c", c))
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _poincare(c: float) -> Pairwise:
     if not c > 0:
         raise ValueError(f"poincare: c is {c}; the ball has curvature -c with c > 0")
 
-    @pairwise()
+    @_distance()
     def poincare_distance(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """Geodesic distance in the Poincaré ball."""
         x_gap, y_gap = (jnp.maximum(1 - c * jnp.sum(jnp.square(a), axis=-1), 1e-5) for a in (x, y))
@@ -129,3 +147,16 @@ def poincare(c: float = 1.0) -> Callable[..., Float[Array, "n m"]]:
         return jnp.log1p(z + safe_sqrt(z * (z + 2))) / c**0.5
 
     return poincare_distance
+
+
+def _number(name: str, value: Any) -> float:
+    """A number that is known while tracing, as Python has it."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(f"{name} is traced; wanted a number, as a distance is static")
+    return value if isinstance(value, int | float) else np.asarray(value).item()
+
+
+for _one in (squared_euclidean, euclidean, cosine, squared_chord, chord, geodesic, snr):
+    offer("distance", _one)
+for _maker in (lp, poincare):
+    offer("distance", _maker, made=True)

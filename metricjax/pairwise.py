@@ -2,27 +2,45 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 from jaxtyping import Array, Float
 
+from metricjax.functions import by_content, check_function
 from metricjax.numerics import widen
+
+Kind = Literal["distance", "similarity"]
 
 
 class Pairwise:
     """`f(x, y) = compare(embed(x), embed(y))`, jitted, in at least float32.
 
     `embed` maps rows one by one (for a cosine: normalises them), so that a driver which compares panels of rows with
-    all columns embeds each row once. `symmetric` says that f(x, y) = f(y, x)ᵀ.
+    all columns embeds each row once. `symmetric` says that f(x, y) = f(y, x)ᵀ. `role` is "distance" (smaller is closer)
+    or "similarity" (larger is closer), and not there where nothing is known of it. Those of the same parts are equal.
     """
 
-    def __init__(self, embed: Callable[[Array], Array], compare: Callable[[Array, Array], Array], symmetric: bool):
+    role: Kind
+
+    def __init__(
+        self,
+        embed: Callable[[Array], Array],
+        compare: Callable[[Array, Array], Array],
+        symmetric: bool,
+        kind: Kind | None = None,
+    ):
         functools.update_wrapper(self, compare)
         self.name = getattr(compare, "__name__", repr(compare))
-        self.embed, self.compare, self.symmetric = embed, compare, symmetric
-        self._all_pairs = jax.jit(lambda x, y: compare(embed(widen(x)), embed(widen(y))), inline=True)
+        self.embed, self.compare, self.symmetric = by_content(embed), by_content(compare), symmetric
+        if kind is not None:
+            self.role = kind
 
-    def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    def __call__(
+        self, x: Float[Array, "n d"] | None = None, y: Float[Array, "m d"] | None = None
+    ) -> Float[Array, "n m"]:
+        if x is None or y is None:
+            raise TypeError(f"{self.name} has no settings; give it as it stands, or two sets of rows to compare")
         for name, a in (("x", x), ("y", y)):
             if a.ndim != 2:
                 raise ValueError(f"{self.name}: {name} has shape {a.shape}; wanted [rows, features]")
@@ -30,18 +48,38 @@ class Pairwise:
             raise ValueError(f"{self.name}: x has {x.shape[1]} features, y has {y.shape[1]}; they must agree")
         return self._all_pairs(x, y)
 
+    @functools.cached_property
+    def _all_pairs(self) -> Callable[[Array, Array], Array]:
+        return jax.jit(lambda x, y: self.compare(self.embed(widen(x)), self.embed(widen(y))), inline=True)
+
+    def __hash__(self) -> int:
+        return hash((self.embed, self.compare, self.symmetric))
+
+    def __eq__(self, other: Any) -> bool:
+        parts = lambda f: (f.embed, f.compare, f.symmetric)
+        return self is other or (isinstance(other, Pairwise) and parts(self) == parts(other))
+
     def __repr__(self) -> str:
         return f"<{self.__module__}.{self.name}>"
 
 
+def _as_it_is(x: Array) -> Array:
+    return x
+
+
 def pairwise(
-    embed: Callable[[Array], Array] = lambda x: x, symmetric: bool = True
+    embed: Callable[[Array], Array] = _as_it_is, symmetric: bool = True, kind: Kind | None = None
 ) -> Callable[[Callable[[Array, Array], Array]], Pairwise]:
     """Make an all-pairs function of a `compare(x, y)` that gets rows already passed through `embed`."""
-    return lambda compare: Pairwise(embed, compare, symmetric)
+
+    def made(compare: Callable[[Array, Array], Array]) -> Pairwise:
+        return Pairwise(embed, compare, symmetric, kind)
+
+    return made
 
 
-@functools.lru_cache(maxsize=1024)
-def as_pairwise(f: Callable[[Array, Array], Array]) -> Pairwise:
-    """A user's own all-pairs function as a `Pairwise`; the same one again for the same function."""
-    return f if isinstance(f, Pairwise) else Pairwise(lambda x: x, f, symmetric=False)
+def as_pairwise(f: Callable[[Array, Array], Array], kind: Kind | None = None) -> Pairwise:
+    """An all-pairs function as a `Pairwise`: a public one that is of the other `kind` is refused, one's own taken."""
+    if kind is not None:
+        check_function(kind, f)
+    return f if isinstance(f, Pairwise) else Pairwise(_as_it_is, f, symmetric=False)

@@ -11,7 +11,9 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from metricjax.functions import check_closed, own_functions
 from metricjax.mining.compound import mined
+from metricjax.mining.triplets import Triplets
 from metricjax.pairwise import Pairwise
 from metricjax.sides import LIST, Side, listed_positives, summed_over_positives
 
@@ -94,6 +96,7 @@ def scores_and_masks(problem: Problem, x, columns, row: Side, column: Side):
     scores = problem.score.compare(x, columns)
     same = problem.same or (lambda a, b: jnp.all(a == b))
     related = jax.vmap(lambda a: jax.vmap(lambda b: same(a, b))(column.labels))(row.labels)
+    _check_pairs("same", related if isinstance(related, tuple) else (related,), scores, "one boolean, or two")
     match, differ = related if isinstance(related, tuple) else (related, ~related)
     exist = row.where[:, None] & column.where[None]
     other = exist & (row.ids[:, None] != column.ids[None])
@@ -101,8 +104,26 @@ def scores_and_masks(problem: Problem, x, columns, row: Side, column: Side):
     if problem.miner is not None:
         row_of = partial(distances_of, problem, columns)
         distances = as_distances(problem, scores)
-        positives, negatives = mined(keyed(problem.miner, row), distances, positives, negatives, row_of)
+        masks = mined(keyed(problem.miner, row), distances, positives, negatives, row_of)
+        _check_pairs("miner", masks, scores, "the masks (positives, negatives); what selects goes to `triplets`")
+        positives, negatives = masks
     return scores, positives, negatives
+
+
+def _check_pairs(name: str, found: Any, scores: Float[Array, "r m"], wanted: str) -> None:
+    """`found` are booleans of all pairs, one array or two."""
+    arrays = list(found) if type(found) in (tuple, list) else [found]
+    alike = all(getattr(a, "shape", None) == scores.shape and a.dtype == jnp.bool_ for a in arrays)
+    if not alike or len(arrays) > 2 or (name == "miner" and len(arrays) != 2):
+        returned = shown(found if len(arrays) > 1 else arrays[0])
+        raise TypeError(f"{name} returned {returned} for pairs {list(scores.shape)}; wanted booleans: {wanted}")
+
+
+def shown(value: Any) -> str:
+    """What a function returned, in words."""
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__}({', '.join(map(shown, value))})"
+    return f"{value.dtype}{list(value.shape)}" if hasattr(value, "dtype") else repr(value)
 
 
 def as_distances(problem: Problem, scores: Float[Array, "r m"]) -> Float[Array, "r m"]:
@@ -136,7 +157,39 @@ def means_of(problem: Problem, x, columns, hyper, row: Side, column: Side) -> tu
             means = problem.rows(scores, positives, negatives, reach, *hyper)
         else:
             means = problem.rows(pick(scores), listed, scores, negatives, *hyper)
-    return tuple(counted(mean, x) for mean in ((means,) if isinstance(means, Mean) else means))
+    return tuple(counted(mean, x) for mean in as_means(means))
+
+
+def as_means(found: Any) -> tuple[Mean, ...]:
+    """What a row function returned, once it is known to be Means of arrays."""
+    means = (found,) if isinstance(found, Mean) else found
+    one = lambda mean: isinstance(mean, Mean) and all(hasattr(a, "dtype") for a in mean)
+    if not (isinstance(means, tuple | list) and means and all(map(one, means))):
+        wanted = "Mean(total, count), arrays of one entry a row, or a tuple of such"
+        raise TypeError(f"the row function returned {shown(found)}; wanted {wanted}")
+    return tuple(means)
+
+
+def check_own_functions(problem: Problem, x, columns, hyper, row: Side, column: Side, plain: bool) -> None:
+    """Users' functions use no traced value but their arguments, and Means have one entry a row: at any size, alike.
+
+    They are traced once more, for a number of rows that nothing else has. If `plain`, an entry is a number.
+    """
+    own = {"the row function": (problem.rows, unwrapped(hyper)), "similarity or distance": problem.score.compare}
+    own |= {"same": problem.same, "miner": problem.miner, "triplets": problem.select, "given": problem.given}
+    if not own_functions(tuple(own.values())):
+        return
+    r = len(columns) + 1
+
+    def of_some(problem, x, columns, hyper, row, column):
+        x, row = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], (r, *a.shape[1:])), (x, row))
+        return means_of(problem, x, columns, hyper, row, column)
+
+    for mean in check_closed(own, of_some, problem, x, columns, hyper, row, column):
+        for name, a in zip(mean._fields, mean, strict=True):
+            if a.shape[:1] != (r,) or (plain and a.ndim > 1):
+                wanted = f"one entry for each of the {r} rows, [{r}]"
+                raise ValueError(f"the row function returned a Mean whose {name} has shape {a.shape}; wanted {wanted}")
 
 
 def given_of(problem: Problem, row: Side, column: Side) -> tuple:
@@ -168,7 +221,8 @@ def mean_of_ends(problem: Problem, x, ends, hyper, valid) -> Mean:
     d_ap, d_an = pair(x, ends[0]), pair(x, ends[1])
     if problem.swap:
         d_an = jnp.minimum(d_an, jax.vmap(lambda a, b: pair(a, b[:, None])[:, 0])(*ends))
-    return counted(problem.rows(d_ap, d_an, valid, *hyper), x)
+    (mean,) = as_means(problem.rows(d_ap, d_an, valid, *hyper))
+    return counted(mean, x)
 
 
 def _means_of_triplets(problem: Problem, scores, positives, negatives, columns, hyper, row: Side) -> Mean:
@@ -190,5 +244,13 @@ def _means_of_triplets(problem: Problem, scores, positives, negatives, columns, 
 def chosen_triplets(problem: Problem, scores, positives, negatives, row: Side):
     """Columns of the positive and the negative, and validity, each [r, t]."""
     assert problem.select is not None
-    chosen = keyed(problem.select, row)(scores, positives, negatives)
+    chosen = as_triplets(keyed(problem.select, row)(scores, positives, negatives))
     return jax.tree.map(lambda a: a.reshape(len(scores), -1), (chosen.positive, chosen.negative, chosen.valid))
+
+
+def as_triplets(found: Any) -> Triplets:
+    """What a selection returned, once it is known to be triplets."""
+    if not isinstance(found, Triplets):
+        wanted = "mj.mining.Triplets(anchor, positive, negative, valid); what keeps pairs goes to `miner`"
+        raise TypeError(f"triplets returned {shown(found)}; wanted {wanted}")
+    return found

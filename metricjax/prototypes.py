@@ -20,18 +20,19 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from metricjax.anchors import Mean, existing, static_or_traced
-from metricjax.checks import check_class_batch
+from metricjax.anchors import Mean, a_row_for_none, existing, static_or_traced
+from metricjax.checks import check_array, check_class_batch
 from metricjax.class_blocks import Scores, Sweep, dense, how_many, in_blocks, take, take_and_pass
 from metricjax.classes import add_classes as add_classes
 from metricjax.classes import class_means as class_means
 from metricjax.classes import none_unknown
 from metricjax.classes import sample as sample
+from metricjax.functions import by_content, check_closed, check_function, jitted, own_functions
 from metricjax.numerics import logsumexp, norm, softplus, widen
-from metricjax.pairwise import Pairwise
+from metricjax.pairwise import Pairwise, as_pairwise
 from metricjax.panels import varying
-from metricjax.problems import unwrapped
-from metricjax.reductions import Loss, as_mean, of_all, quotient, reduced
+from metricjax.problems import shown, unwrapped
+from metricjax.reductions import Loss, as_mean, check_reduction, of_all, quotient, reduced
 
 _DENSE = 2**22  # scores up to which "auto" stays dense, which is faster
 _BLOCK = 2**21  # scores in one block above that
@@ -113,7 +114,13 @@ def over_prototypes(
     given = dict[str, Any](options)
     where, weights, classes = (given.pop(name, None) for name in ("where", "weights", "classes"))
     ignore_above, smoothing = (given.pop(name, None) for name in ("ignore_above", "label_smoothing"))
-    how = Settings(target, others, similarity, pool, join, **given)
+    if (reduction := given.get("reduction", quotient)) is not quotient:
+        given["reduction"] = check_reduction(reduction)
+    for name, f in (("target", target), ("others", others), ("pool", pool)):
+        if f is not None or name == "target":
+            check_function(name, f)
+    functions = by_content(target), by_content(others), as_pairwise(similarity, "similarity"), by_content(pool)
+    how = Settings(*functions, join, **given)
     check_class_batch(embeddings, labels, jax.tree.leaves(prototypes)[0], where, weights, classes, pool is not None)
     how.check(how_many(prototypes), classes is not None, smoothing is not None)
     arrays = (embeddings, labels, prototypes, where, weights, classes, tuple(jnp.asarray(a) for a in rows))
@@ -158,9 +165,13 @@ class Targets(NamedTuple):
     real: Bool[Array, " c"] | None
 
 
-@jax.jit(static_argnums=0, inline=True)
+@jitted
 def _over_prototypes(how: Settings, arrays, hyper):
     embeddings, labels, prototypes, where, weights, classes, rows = arrays
+    came = len(embeddings)
+    if not came:  # a row that does not exist: no arithmetic has to know of none
+        embeddings, labels, *rows = map(a_row_for_none, (embeddings, labels, *rows))
+        where, weights = jnp.zeros(1, bool), a_row_for_none(weights)
     axis, n = how.axis_name, len(embeddings)
     x = how.similarity.embed(existing(widen(embeddings), where))
     rows = tuple(existing(a.astype(x.dtype), where) for a in rows)
@@ -171,6 +182,7 @@ def _over_prototypes(how: Settings, arrays, hyper):
     size = _block_size(how, len(all_x), x.shape[1], how_many(prototypes))
     own_rows, prototypes = (take if size is None else take_and_pass)(prototypes, jnp.maximum(to.own, 0))
     scores = Scores(how.similarity, how.pool, fast_cosines=size is not None)
+    _check_own_functions(how, scores, all_x, prototypes, rows, own_hyper)
     alone = lambda tree: jax.tree.map(lambda a: a[None], tree)
     here = jax.vmap(lambda x, w: scores(alone(x), alone(w), own_hyper)[0, 0])(all_x, own_rows)
     own = varying((_joined(jnp.where(to.own >= 0, here, 0), axis), x))[0]
@@ -186,7 +198,29 @@ def _over_prototypes(how: Settings, arrays, hyper):
         total = _total(how.join, logit, log_sum, plain, smoothing)
     exists = mine(to.known) if where is None else where & mine(to.known)
     mean = Mean(jnp.where(exists, total, 0), exists.astype(x.dtype))
-    return reduced((mean,), None if weights is None else weights.astype(x.dtype), how.reduction, axis)
+    mean, weights = jax.tree.map(lambda a: a[:came], (mean, None if weights is None else weights.astype(x.dtype)))
+    return reduced((mean,), weights, how.reduction, axis)
+
+
+def _check_own_functions(how: Settings, scores: Scores, x, prototypes, rows, hyper) -> None:
+    """Users' functions use no traced value but their arguments, and return what they should: in both forms, alike."""
+    own = {"target": how.target, "others": how.others, "similarity": how.similarity.compare, "pool": how.pool}
+    if not own_functions(tuple(own.values())):
+        return
+    r, c = how_many(prototypes) + 1, how_many(prototypes)
+
+    def of_some(x, prototypes, rows, hyper):
+        x, *rows = (jnp.broadcast_to(a[:1], (r, *a.shape[1:])) for a in (x, *rows))
+        z = scores(x, prototypes, hyper)
+        numbers = z[:, 0], *rows
+        target = how.target(*numbers, *hyper)
+        return target, None if how.others is None else how.others(z, *(a[:, None] for a in numbers), *hyper)
+
+    found = check_closed(own, of_some, x, prototypes, rows, hyper)
+    for name, value, shape in zip(("target", "others"), found, ((r,), (r, c)), strict=True):
+        if value is not None and getattr(value, "shape", None) != shape:
+            wanted = f"a logit for each, {list(shape)}"
+            raise ValueError(f"{name} returned {shown(value)} for scores {list(shape)}; wanted {wanted}")
 
 
 def _total(join: str, logit, log_sum, plain, smoothing):
@@ -275,6 +309,7 @@ def the_own(own: Float[Array, " n"], *rows: Array) -> Float[Array, " n"]:
 
 
 def row_lengths(embeddings: Float[Array, "n d"], options: Any) -> Float[Array, " n"]:
+    check_array("embeddings", embeddings, "an array [rows, features]")
     return norm(existing(widen(embeddings), options.get("where")))[:, 0]
 
 
@@ -286,6 +321,7 @@ def row_ids(embeddings: Float[Array, "n d"], options: Any) -> Int[Array, " n"]:
 
 def class_count(prototypes: Float[Array, "c *k d"], options: Any) -> ArrayLike:
     """How many classes take part."""
+    check_array("prototypes", prototypes, "an array [classes, features]")
     axis, number, classes = (options.get(name) for name in ("axis_name", "num_classes", "classes"))
     if classes is not None:
         return _joined(jnp.sum(none_unknown(classes, num_classes=number) >= 0), axis)

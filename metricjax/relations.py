@@ -12,14 +12,18 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
+from metricjax.functions import offered
+
 Relation = Callable[[Array, Array], Array | tuple[Array, Array]]
 
 
+@offered("same")
 def equal(a: Shaped[Array, "..."], b: Shaped[Array, "..."]) -> Bool[Array, ""]:
     """The same label."""
     return jnp.all(a == b)
 
 
+@offered("same")
 def share_any(a: Bool[Array, " k"], b: Bool[Array, " k"]) -> Bool[Array, ""]:
     """Multi-hot labels with a class in common.
 
@@ -30,11 +34,13 @@ def share_any(a: Bool[Array, " k"], b: Bool[Array, " k"]) -> Bool[Array, ""]:
     return jnp.any(a & b)
 
 
+@offered("same")
 def share_all(a: Bool[Array, " k"], b: Bool[Array, " k"]) -> Bool[Array, ""]:
     """Multi-hot labels with the same classes, at least one."""
     return jnp.all(a == b) & jnp.any(a)
 
 
+@offered("grade")
 def overlap(a: Bool[Array, " k"], b: Bool[Array, " k"]) -> Float[Array, ""]:
     """A grade of multi-hot labels: classes in common over classes in either, from 0 to 1 (Jaccard index).
 
@@ -46,7 +52,8 @@ def overlap(a: Bool[Array, " k"], b: Bool[Array, " k"]) -> Float[Array, ""]:
     return jnp.sum(a & b, dtype=jnp.float32) / jnp.maximum(either, 1)
 
 
-@functools.cache
+@offered("same", made=True)
+@functools.lru_cache(maxsize=256)
 def same_level(level: int) -> Relation:
     """Labels [levels], from coarse to fine: the same down to `level`, counted from 0.
 
@@ -57,6 +64,7 @@ def same_level(level: int) -> Relation:
     return lambda a, b: jnp.all(a[: level + 1] == b[: level + 1])
 
 
+@offered("grade")
 def depth(a: Shaped[Array, " levels"], b: Shaped[Array, " levels"]) -> Float[Array, ""]:
     """A grade of labels from coarse to fine: the share of levels on which they agree before they first differ.
 
@@ -67,6 +75,7 @@ def depth(a: Shaped[Array, " levels"], b: Shaped[Array, " levels"]) -> Float[Arr
     return jnp.mean(jnp.cumprod((a == b).astype(jnp.float32)))
 
 
+@offered("same")
 def across_cameras(a: Shaped[Array, " 2"], b: Shaped[Array, " 2"]) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
     """Labels [person, camera]: the same person seen by another camera, against another person.
 
@@ -75,7 +84,8 @@ def across_cameras(a: Shaped[Array, " 2"], b: Shaped[Array, " 2"]) -> tuple[Bool
     return (a[0] == b[0]) & (a[1] != b[1]), a[0] != b[0]
 
 
-@functools.cache
+@offered("same", made=True)
+@functools.lru_cache(maxsize=256)
 def ignoring(label: int, same: Relation = equal) -> Relation:
     """`same` where neither label is `label` (−1, say); pairs with it are left out.
 

@@ -3,11 +3,12 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from metricjax.functions import offer
 from metricjax.numerics import normalize
 from metricjax.pairwise import pairwise
 
 
-@pairwise()
+@pairwise(kind="similarity")
 def dot(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Inner product, x·y.
 
@@ -18,7 +19,7 @@ def dot(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     return jnp.matmul(x, y.T)
 
 
-@pairwise(embed=normalize)
+@pairwise(embed=normalize, kind="similarity")
 def cosine(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Cosine of the angle, x·y / (‖x‖‖y‖); 0 where either is the zero vector. Rounding may exceed ±1 by 1e-6.
 
@@ -27,3 +28,7 @@ def cosine(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"
     [[1.0, 0.0]]
     """
     return jnp.matmul(x, y.T)
+
+
+for _one in (cosine, dot):
+    offer("similarity", _one)

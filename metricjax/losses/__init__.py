@@ -2,6 +2,10 @@
 
 Losses of two views take `(x, y)` instead, and regularisers `embeddings` alone.
 
+A batch without rows, and references without any, give 0 with gradients of 0, and a state as it was. Temperatures and
+scales, and what else divides or has a logarithm taken, are positive: a number that is not is a ValueError that names
+it; a traced one is not checked.
+
 What changes for a user of PyTorch Metric Learning ("is a bug": its result on such input is not that of its formula).
 `circle`, `intra_pair_variance`, `multi_similarity`, `threshold_consistent_margin`, `vicreg` and `zero_mean` have its
 formulas and its defaults; of losses over classes `cosface`, `large_margin_softmax`, `normalized_softmax`,

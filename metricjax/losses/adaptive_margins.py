@@ -13,7 +13,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Key
 
 from metricjax import similarities
-from metricjax.anchors import Mean
+from metricjax.anchors import Mean, a_row_for_none
+from metricjax.checks import check_array, check_positive
 from metricjax.losses.margin_softmax import angle, others_scaled, scaled, turned, with_margin
 from metricjax.numerics import computing_dtype, safe_sqrt
 from metricjax.prototypes import SoftmaxOptions, class_count, gathered, over_prototypes, row_ids, row_lengths, the_own
@@ -24,6 +25,7 @@ State = Float[Array, "..."]
 
 def _kept(state: State | None, embeddings: Array, initial: Any) -> tuple[State, jnp.dtype]:
     """The state in the dtype that losses are computed in, and the dtype it came in."""
+    check_array("embeddings", embeddings, "an array [rows, features]")
     dtype = computing_dtype(embeddings.dtype)
     first = jnp.asarray(initial, dtype)
     if state is None:
@@ -98,6 +100,7 @@ def curricularface(
     >>> float(loss), float(t)  # no hard class: log(1 + e^-cos 0.5); 0.99 · 0.5 + 0.01
     (0.3477, 0.505)
     """
+    check_positive(scale=scale)
     t, dtype = _kept(state, embeddings, 0.0)
     own, exists = _target_cosines(embeddings, labels, prototypes, options)
     t = _followed(t, _mean(own, exists), momentum, jnp.any(exists))
@@ -149,6 +152,7 @@ def adaface(
     >>> float(loss), state.tolist()  # log(1 + e^-(cos 0.001 - 0.4))
     (0.4375, [20.0, 99.0])
     """
+    check_positive(scale=scale)
     (mean, deviation), dtype = _kept(state, embeddings, (20.0, 100.0))
     length = jnp.clip(lax.stop_gradient(row_lengths(embeddings, options)), 0.001, 100)
     lengths, exists = _values(length, embeddings, labels, prototypes, options)
@@ -194,6 +198,7 @@ def magface(
     >>> float(loss)  # log(1 + e^-cos 0.45) + 35 (1/10 + 10/110²)
     3.8699
     """
+    check_positive(scale=scale, **{f"norms[{i}]": length for i, length in enumerate(norms)})
     length = row_lengths(embeddings, options)
     low, high, least, most, weight = (jnp.asarray(a, length.dtype) for a in (*norms, *margins, regularizer))
     length = jnp.clip(length, low, high)
@@ -246,9 +251,11 @@ def elasticface(
     >>> float(elasticface(*arrays, scale=1.0, deviation=0.0))  # log(1 + e^-cos 0.5)
     0.3477
     """
+    check_positive(scale=scale)
     if variant not in ("arc", "cos"):
         raise ValueError(f"variant is {variant!r}; wanted 'arc' or 'cos'")
     target = _row_margin_target if variant == "arc" else _row_offset_target
+    check_array("embeddings", embeddings, "an array [rows, features]")
     ids, dtype = row_ids(embeddings, options), computing_dtype(embeddings.dtype)
     center = jnp.asarray({"arc": 0.5, "cos": 0.35}[variant] if margin is None else margin, dtype)
     drawn = center + jnp.asarray(deviation, dtype) * _draws(key, ids, dtype)
@@ -309,7 +316,7 @@ def adacos(
     each: SoftmaxOptions = {**options, "weights": None, "reduction": as_mean, "label_smoothing": None}
     log_sums = over_prototypes(_nothing, others_scaled, *arrays, similarity=similarity, join="log_odds", **each).total
     log_b = jax.nn.logsumexp(log_sums, where=exists) - jnp.log(_at_least_one(count, own))
-    angles = jnp.sort(jnp.where(exists, jnp.arccos(jnp.clip(own, -1, 1)), jnp.inf))
+    angles = a_row_for_none(jnp.sort(jnp.where(exists, jnp.arccos(jnp.clip(own, -1, 1)), jnp.inf)))
     middle = jnp.array([(count - 1) // 2, count // 2]).astype(jnp.int32)
     median = jnp.mean(angles[jnp.maximum(middle, 0)])
     new = (log_b / jnp.cos(jnp.minimum(jnp.pi / 4, median))).astype(s.dtype)

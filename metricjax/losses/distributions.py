@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from metricjax import distances, mining, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
+from metricjax.checks import check_positive, check_rows
 from metricjax.reductions import Loss, of_sums
 
 
@@ -154,9 +155,11 @@ def dynamic_soft_margin(
     >>> float(loss)  # 0.4142 · −√2
     -0.5858
     """
+    check_positive(limit=limit)
     if state.ndim != 1 or len(state) < 2:
         raise ValueError(f"state has shape {state.shape}; wanted one number for each of at least 2 nodes")
     how: dict[str, Any] = {"distance": distance, **options}
+    check_rows("embeddings", embeddings)
     held = lax.stop_gradient(embeddings)
     seen = over_triplets(_gap_terms, triplets, held, labels, state, limit, **{**how, "reduction": _means})
     begun, some = jnp.any(state > 0), jnp.any(seen > 0)

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Shaped
 
 from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_anchors
+from metricjax.checks import check_positive, check_rows
+from metricjax.functions import by_content, check_function
 from metricjax.numerics import logsumexp, safe_sqrt, softplus
 from metricjax.reductions import Loss
 
@@ -42,6 +44,7 @@ def nt_xent(
     >>> float(nt_xent(z, jnp.array([0, 0, 1]), temperature=1.0))  # log(1 + 1/e)
     0.3133
     """
+    check_positive(temperature=temperature)
     return over_anchors(_nt_xent_rows, embeddings, labels, temperature, similarity=similarity, apart=True, **options)
 
 
@@ -119,8 +122,10 @@ def decoupled_contrastive(
     >>> float(decoupled_contrastive(z, jnp.array([0, 0, 1]), temperature=1.0))  # −1 + log e^0
     -1.0
     """
+    check_positive(temperature=temperature, sigma=sigma)
     log_mean = None
     if sigma is not None:
+        check_rows("embeddings", embeddings)
         own: dict[str, Any] = {**options, "reduction": _log_mean_exp}
         log_mean = over_anchors(
             _log_exp_rows, lax.stop_gradient(embeddings), labels, sigma, similarity=similarity, apart=True, **own
@@ -156,12 +161,12 @@ def _supcon(logits, positives, other_logits, negatives, weights, some, variant) 
     return Mean(jnp.where(some, everything - jnp.where(some, pulled, 0), 0), some)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def _all_pairs(relation: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
     return lambda rows, columns: jax.vmap(lambda a: jax.vmap(lambda b: relation(a, b))(columns))(rows)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def _related(grade: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
     return lambda a, b: grade(a, b) > 0
 
@@ -191,11 +196,14 @@ def supcon(
     >>> float(supcon(z, jnp.array([0, 0, 1]), temperature=1.0))  # log(1 + 1/e)
     0.3133
     """
+    check_positive(temperature=temperature)
     if variant not in ("out", "in"):
         raise ValueError(f"variant is {variant!r}; wanted 'out' or 'in', where the sum over positives stands")
     hyper = (temperature, variant)
     if grade is None:
         return over_anchors(_supcon_rows, embeddings, labels, *hyper, similarity=similarity, apart=True, **options)
+    check_function("grade", grade)
+    grade = by_content(grade)
     if options.get("same") is None:
         options["same"] = _related(grade)
     return over_anchors(
@@ -231,6 +239,7 @@ def nca(
     >>> float(nca(z, jnp.array([0, 0, 1])))  # log(1 + 1/e)
     0.3133
     """
+    check_positive(temperature=temperature)
     return over_anchors(_nca_rows, embeddings, labels, temperature, distance=distance, apart=True, **options)
 
 
@@ -262,6 +271,7 @@ def tuplet_margin(
     >>> float(tuplet_margin(z, y, scale=1.0, weights=jnp.array([1.0, 0.0, 0.0])))  # log(1 + e^{1 − 0.0998})
     1.2413
     """
+    check_positive(scale=scale)
     hyper = (margin, scale)
     return over_anchors(_tuplet_rows, embeddings, labels, *hyper, similarity=similarities.cosine, apart=True, **options)
 
@@ -293,6 +303,7 @@ def multi_similarity(
     >>> float(multi_similarity(z, jnp.array([0, 0])))  # log(1 + e) / 2
     0.6566
     """
+    check_positive(alpha=alpha, beta=beta)
     return over_anchors(
         _multi_similarity_rows, embeddings, labels, alpha, beta, base, similarity=similarity, apart=True, **options
     )
@@ -336,6 +347,7 @@ def unified_pair(
     >>> float(unified_pair(z, jnp.array([0, 0, 1]), scale=1.0))  # log(1 + e^{0 − (1 − 1)})
     0.6931
     """
+    check_positive(scale=scale)
     hyper = (scale, positive_margin, negative_margin, positive_weight, negative_weight)
     return over_anchors(_unified_rows, embeddings, labels, *hyper, similarity=similarity, apart=True, **options)
 

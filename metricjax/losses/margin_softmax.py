@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from metricjax import similarities
 from metricjax.anchors import existing
-from metricjax.checks import check_class_batch
+from metricjax.checks import check_array, check_class_batch, check_positive
 from metricjax.numerics import normalize, safe_sqrt, widen
 from metricjax.pairwise import pairwise
 from metricjax.prototypes import SoftmaxOptions, over_prototypes, targets
@@ -77,6 +77,7 @@ def softmax(
     1.3863
     """
     if bias is not None:
+        check_array("prototypes", prototypes, "an array [classes, features]")
         if bias.shape != prototypes.shape[:1]:
             raise ValueError(f"bias has shape {bias.shape}; wanted one value for each of {len(prototypes)} prototypes")
         affine = (prototypes, bias)
@@ -101,6 +102,7 @@ def normalized_softmax(
     >>> float(normalized_softmax(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2), temperature=1.0))  # log(1 + 1/e)
     0.3133
     """
+    check_positive(temperature=temperature)
     scale = 1 / jnp.asarray(temperature)
     return over_prototypes(
         scaled, others_scaled, embeddings, labels, prototypes, scale, similarity=similarities.cosine, **options
@@ -132,6 +134,7 @@ def cosface(
     >>> float(cosface(z, jnp.array([0]), jnp.eye(2), scale=1.0))  # log(1 + e^0.35)
     0.8834
     """
+    check_positive(scale=scale)
     arrays = (embeddings, labels, prototypes)
     return over_prototypes(
         less_margin, others_scaled, *arrays, scale, margin, similarity=similarities.cosine, **options
@@ -166,6 +169,7 @@ def arcface(
     >>> float(arcface(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2), scale=1.0))  # log(1 + e^-cos 0.5)
     0.3477
     """
+    check_positive(scale=scale)
     arrays, similarity = (embeddings, labels, prototypes, scale, margin, easy_margin, gradient), similarities.cosine
     return over_prototypes(_arcface_target, others_scaled, *arrays, similarity=similarity, **options)
 
@@ -194,6 +198,7 @@ def combined_margin(
     >>> float(combined_margin(z, y, w, scale=1.0, margins=(1, 0.5, 0.1)))  # log(1 + e^(0.1 - cos 0.5))
     0.3781
     """
+    check_positive(scale=scale)
     if len(margins) != 3:
         raise ValueError(f"margins has {len(margins)} numbers; wanted three: factor, angle and offset")
     arrays = (embeddings, labels, prototypes)
@@ -229,6 +234,7 @@ def sub_center_arcface(
     >>> float(sub_center_arcface(jnp.eye(2), jnp.array([0, 0]), prototypes, scale=1.0))  # log(1 + e^-cos 0.5)
     0.3477
     """
+    check_positive(scale=scale)
     arrays, similarity = (embeddings, labels, prototypes, scale, margin, easy_margin, gradient), similarities.cosine
     return over_prototypes(_arcface_target, others_scaled, *arrays, similarity=similarity, pool=_nearest, **options)
 
@@ -304,6 +310,7 @@ def circle_class(
     >>> float(circle_class(z, jnp.array([0]), jnp.eye(2), scale=1.0))  # log(1 + e^{-0.0625 - 0.0625})
     0.6326
     """
+    check_positive(scale=scale)
     arrays = (embeddings, labels, prototypes)
     return over_prototypes(
         _circle_target, _circle_others, *arrays, scale, margin, similarity=similarities.cosine, **options

@@ -7,6 +7,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from metricjax import similarities
+from metricjax.checks import check_positive
 from metricjax.losses.margin_softmax import Gradient, angle, others_scaled, scaled, with_gradient
 from metricjax.numerics import norm, softplus
 from metricjax.pairwise import pairwise
@@ -160,6 +161,7 @@ def sphereface_r(
     >>> float(sphereface_r(z, jnp.array([0]), jnp.eye(2), scale=1.0, margin=2.0))  # log(1 + e^{cos π/4 - cos π/2})
     1.1079
     """
+    check_positive(scale=scale, margin=margin)
     if variant not in ("v1", "v2"):
         raise ValueError(f"variant is {variant!r}; wanted 'v1' or 'v2'")
     target, others = (_r1_target, others_scaled) if variant == "v1" else (scaled, _r2_others)
@@ -209,6 +211,7 @@ def sphereface2(
     >>> float(loss)  # (log(1 + 1/e) + log(1 + e^-0.75)) / 2
     0.3501
     """
+    check_positive(scale=scale, power=power)
     if bias is None:
         bias = sphereface2_bias(class_count(prototypes, options), scale, margin, power, balance)
     arrays = (embeddings, labels, prototypes, scale, margin, power, balance, bias)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
+from metricjax.checks import check_positive
 from metricjax.mining import Triplets
 from metricjax.numerics import logsumexp
 from metricjax.reductions import Loss
@@ -280,6 +281,7 @@ def log_ratio(
     >>> float(log_ratio(z, jnp.array([0.0, 10.0, 20.0])))  # distances in proportion
     0.0
     """
+    check_positive(epsilon=epsilon)
     if options.get("same") is not None:
         raise TypeError("log_ratio compares labels by label_distance; it takes no `same`")
     options["same"] = _never

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Integer
 
 from metricjax import similarities
 from metricjax.anchors import Mean, over_anchors
-from metricjax.checks import check_class_batch
+from metricjax.checks import check_class_batch, check_positive
 from metricjax.classes import none_unknown
 from metricjax.losses.margin_softmax import less_margin, others_scaled
 from metricjax.numerics import logsumexp, softplus
@@ -65,6 +65,7 @@ def proxy_nca_pp(
     >>> float(proxy_nca_pp(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2), temperature=1.0))  # log(1 + e^-2)
     0.1269
     """
+    check_positive(temperature=temperature)
     arrays, similarity = (embeddings, labels, prototypes, temperature), similarities.cosine
     return over_prototypes(_minus_chord, _minus_chords, *arrays, similarity=similarity, **options)
 
@@ -100,6 +101,7 @@ def proxy_anchor(
     >>> float(loss)  # log(1 + e^-1), and (0 + log(1 + e^0)) / 2
     0.6598
     """
+    check_positive(scale=scale)
     given = dict[str, Any](options)
     for name in ("weights", "ignore_above"):
         if given.pop(name, None) is not None:
@@ -144,6 +146,7 @@ def soft_triple(
     >>> float(soft_triple(jnp.eye(2)[:1], jnp.array([0]), prototypes, scale=1.0, margin=0.0))
     0.3133
     """
+    check_positive(scale=scale, gamma=gamma)
     arrays, similarity = (embeddings, labels, prototypes, scale, gamma, margin), similarities.cosine
     return over_prototypes(less_margin, others_scaled, *arrays, similarity=similarity, pool=_relaxed, **options)
 
@@ -210,6 +213,7 @@ def uniface(
     >>> float(uniface(jnp.eye(2)[:1], jnp.array([0]), jnp.eye(2), scale=1.0, margin=0.0, bias=0.0))  # and log 2
     1.0064
     """
+    check_positive(scale=scale)
     bias = jnp.log(10 * jnp.asarray(class_count(prototypes, options), float)) if bias is None else bias
     arrays, similarity = (embeddings, labels, prototypes, scale, margin, bias, balance), similarities.cosine
     return over_prototypes(_uniface_target, _uniface_others, *arrays, similarity=similarity, join="sum", **options)

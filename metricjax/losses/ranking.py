@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_anchors
+from metricjax.checks import check_positive
 from metricjax.losses.pairs import hinge_mean
 from metricjax.numerics import next_marked
 from metricjax.panels import varying
@@ -103,6 +104,7 @@ def smooth_ap(
     >>> float(smooth_ap(z, jnp.array([0, 0, 1])))
     0.5
     """
+    check_positive(temperature=temperature)
     return over_anchors(_smooth_ap_rows, embeddings, labels, temperature, similarity=similarity, apart=True, **options)
 
 
@@ -144,6 +146,7 @@ def recall_at_k(
     >>> float(recall_at_k(z, jnp.array([0, 0, 1]), ks=(1,)))  # 1 − σ(−1)
     0.7311
     """
+    check_positive(temperature=temperature, k_temperature=k_temperature, **{f"ks[{i}]": k for i, k in enumerate(ks)})
     if not ks:
         raise ValueError("ks is empty; wanted at least one k")
     hyper = (ks, temperature, k_temperature)
@@ -205,6 +208,7 @@ def roadmap(
     >>> float(roadmap(z, jnp.array([0, 0, 1]), calibration=1.0))  # 0.9 − 0 and √½ − 0.6
     1.0071
     """
+    check_positive(temperature=temperature)
     hyper = (temperature, slope, delta, positive_margin, negative_margin, calibration, average)
     return over_anchors(_roadmap_rows, embeddings, labels, *hyper, similarity=similarity, apart=True, **options)
 
@@ -252,6 +256,7 @@ def pnp(
     >>> float(pnp(z, jnp.array([0, 0, 1])))  # 1 − 1/2⁴
     0.9375
     """
+    check_positive(temperature=temperature, b=b)
     if variant not in _PENALTIES:
         raise ValueError(f"variant is {variant!r}; wanted one of {sorted(_PENALTIES)}")
     hyper = (variant, temperature, alpha, b)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, Literal, TypedDict, Unpack
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
@@ -11,10 +10,11 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, existing, over_anchors
-from metricjax.checks import check_per_row, check_rows
+from metricjax.checks import check_array, check_per_row, check_positive, check_rows
+from metricjax.functions import jitted
 from metricjax.numerics import first_largest, norm, normalize, widen
 from metricjax.prototypes import row_ids
-from metricjax.reductions import Loss, of_all, quotient, reduced
+from metricjax.reductions import Loss, check_reduction, of_all, quotient, reduced
 
 
 class RowOptions(TypedDict, total=False):
@@ -97,12 +97,14 @@ def koleo(
     >>> float(koleo(jnp.array([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])))  # -log √2
     -0.3466
     """
+    check_positive(epsilon=epsilon)
     check_rows("embeddings", embeddings)
-    return _koleo(embeddings, epsilon, block_size, **options)
+    return _koleo((block_size, *_static(**options)), embeddings, epsilon, *_masks(**options))
 
 
-@jax.jit(static_argnames=("block_size", "reduction", "axis_name"), inline=True)
-def _koleo(embeddings, epsilon, block_size, where=None, weights=None, reduction=quotient, axis_name=None):
+@jitted
+def _koleo(how, embeddings, epsilon, where, weights):
+    block_size, reduction, axis_name = how
     n = len(embeddings)
     alike, fixed = jnp.zeros(n, jnp.int32), lax.stop_gradient(embeddings)
     how = {"where": where, "block_size": block_size, "axis_name": axis_name}
@@ -142,9 +144,24 @@ def spread_out(
     return jnp.square(first) + jnp.maximum(second - 1 / embeddings.shape[1], 0)
 
 
-@jax.jit(static_argnums=0, static_argnames=("reduction", "axis_name"), inline=True)
-def _over_rows(terms, embeddings, *hyper, where=None, weights=None, reduction=quotient, axis_name=None):
+def _static(where=None, weights=None, reduction=quotient, axis_name=None) -> tuple:
+    """Of `RowOptions`, those that are static."""
+    return check_reduction(reduction), axis_name
+
+
+def _masks(where=None, weights=None, reduction=quotient, axis_name=None) -> tuple:
+    """Of `RowOptions`, those that are arrays."""
+    return where, weights
+
+
+def _over_rows(terms, embeddings, *hyper, **options):
     """The mean of `terms(x [n, d], *hyper) -> [n]` over rows, with all of `RowOptions`."""
+    return _jitted_over_rows((terms, *_static(**options)), embeddings, hyper, *_masks(**options))
+
+
+@jitted
+def _jitted_over_rows(how, embeddings, hyper, where, weights):
+    terms, reduction, axis_name = how
     check_per_row("where", where, len(embeddings))
     x = existing(widen(embeddings), where)
     there = jnp.ones(len(x), bool) if where is None else where
@@ -242,6 +259,7 @@ def merged_centers(prototypes: Float[Array, "c k d"], **options: Unpack[RowOptio
     >>> float(merged_centers(jnp.stack([jnp.eye(2), jnp.ones((2, 2))])))  # (√2 / 2 + 0) / 2
     0.3536
     """
+    check_array("prototypes", prototypes, "an array [classes, prototypes of each, features]")
     if prototypes.ndim != 3:
         raise ValueError(f"prototypes has shape {prototypes.shape}; wanted [classes, prototypes of each, features]")
     return _over_rows(_half_mean_chord, prototypes, **options)

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from metricjax import distances, similarities
-from metricjax.anchors import AnchorOptions, Mean, over_anchors
+from metricjax.anchors import AnchorOptions, Mean, a_row_for_none, over_anchors
 from metricjax.losses.pairs import check_average, hinge_mean
 from metricjax.mining import batch_hard
 from metricjax.numerics import logsumexp, softplus
@@ -75,6 +75,7 @@ def lifted_structure(
     rest = ("same", "miner", "block_size", "axis_name")
     how: dict[str, Any] = {name: value for name, value in options.items() if name in rest} | {"where": where}
     near = over_anchors(_near_rows, *columns, margin, distance=distance, apart=True, reduction=_values, **how)
+    near = a_row_for_none(near)  # as the driver does for columns
     return over_anchors(_lifted_rows, embeddings, labels, margin, near, distance=distance, reaching=True, **options)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from metricjax import distances, similarities
 from metricjax.anchors import Mean, existing, over_anchors, static_or_traced
-from metricjax.checks import check_per_row, check_rows
+from metricjax.checks import check_per_row, check_positive, check_rows
 from metricjax.numerics import logsumexp, normalize, safe_sqrt, softplus, widen
 from metricjax.reductions import Loss, quotient, reduced
 
@@ -63,6 +63,7 @@ def info_nce(
     >>> float(info_nce(jnp.eye(2), jnp.eye(2), temperature=1.0))  # log(1 + 1/e)
     0.3133
     """
+    check_positive(temperature=temperature)
     scale = 1 / jnp.asarray(temperature)
     return _over_views(_info_nce_rows, x, y, scale, similarity=similarity, options=options)
 
@@ -85,6 +86,7 @@ def clip(
     >>> float(clip(jnp.eye(2), jnp.eye(2), scale=1.0))  # log(1 + 1/e) in either direction
     0.3133
     """
+    check_positive(scale=scale)
     forth = _over_views(_info_nce_rows, x, y, scale, similarity=similarity, options=options)
     back = _over_views(_info_nce_rows, y, x, scale, similarity=similarity, options=options)
     return jax.tree.map(lambda a, b: (a + b) / 2, forth, back)
@@ -116,6 +118,7 @@ def siglip(
     >>> float(siglip(jnp.eye(2), jnp.eye(2), scale=1.0, bias=0.0))  # log(1 + 1/e) + log 2
     1.0064
     """
+    check_positive(scale=scale)
     return _over_views(_siglip_rows, x, y, scale, bias, similarity=similarity, options=options)
 
 
@@ -125,7 +128,8 @@ def _least_rows(squares, others, none):
 
 
 def _least(mean: Mean) -> Float[Array, ""]:
-    return jnp.min(jnp.where(mean.count > 0, mean.total / jnp.where(mean.count > 0, mean.count, 1), jnp.inf))
+    least = jnp.where(mean.count > 0, mean.total / jnp.where(mean.count > 0, mean.count, 1), jnp.inf)
+    return jnp.min(least, initial=jnp.inf)
 
 
 def _gaussian_rows(squares, others, none, t, least):

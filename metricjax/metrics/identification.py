@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
+from metricjax.functions import jitted
 from metricjax.metrics.panels import check_flat_labels, check_set, positive_ints
 from metricjax.metrics.verification import real_scores
 from metricjax.numerics import widen
@@ -147,7 +147,8 @@ def identification(
         mates = np.searchsorted(owners, people[panel[0]]), np.searchsorted(owners, people[panel[-1]], side="right")
         blocks = jnp.array([mates[0] // width, -(-mates[1] // width)], jnp.int32)
         who = jnp.asarray(people[panel], jnp.int32)
-        parts.append(_search(as_pairwise(similarity), width, queries[panel], who, gallery, rows, owned, blocks))
+        how = as_pairwise(similarity, "similarity"), width
+        parts.append(_search(how, queries[panel], who, gallery, rows, owned, blocks))
     ahead, mate, other = (np.concatenate(part)[np.argsort(by_person)] for part in zip(*parts, strict=True))
     if np.any(np.isnan(mate) | np.isnan(other)):
         raise ValueError("similarity gives NaN for finite rows; nobody can be identified by it")
@@ -213,13 +214,14 @@ def _numbered(query_labels: np.ndarray, gallery_labels: np.ndarray) -> tuple[np.
     return queries, np.where(people[place] == gallery_labels, place, len(people))
 
 
-@jax.jit(static_argnums=(0, 1))
-def _search(score: Pairwise, width: int, queries, people, gallery, rows, owners, mates):
+@jitted
+def _search(how: tuple[Pairwise, int], queries, people, gallery, rows, owners, mates):
     """(how many others score at least as high as the best mate, its score, the best other score) of each query.
 
     Blocks of `width` of the gallery's `rows` are scored in turn: first those of `mates`, first and past the last, which
     give the scores of the mates, then all. It is one loop, so that a score is the same to the last bit both times.
     """
+    score, width = how
     x = score.embed(widen(queries))
     before = mates[1] - mates[0]
     lanes = math.gcd(width, _LANES)

@@ -1,7 +1,6 @@
 """Verification of whole sets: all pairs of rows, streamed in square tiles of scores that are counted and forgotten."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import chain, pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from metricjax import similarities
 from metricjax.checks import check_batch
+from metricjax.functions import jitted
 from metricjax.metrics.panels import check_finite, check_flat_labels
 from metricjax.metrics.thresholds import ErrorRates, as_threshold
 from metricjax.metrics.verification import PairScores, Roc
@@ -74,7 +74,7 @@ class Pairs:
         masks: Any = on_host(where), on_host(reference_where)
         both: Any = on_host(labels), on_host(reference_labels)
         check_batch(x, both[0], masks[0], None, y, both[1], masks[1], None, None)
-        self.similarity = as_pairwise(similarity)
+        self.similarity = as_pairwise(similarity, "similarity")
         self.alone = y is None
         self.rows = self._rows("embeddings", x, "labels", both[0], masks[0])
         self.columns = self.rows if y is None else self._rows("references", y, "reference_labels", both[1], masks[1])
@@ -128,12 +128,12 @@ class Pairs:
         return np.dtype(self.rows.blocks[0].dtype) if self.rows.blocks else np.dtype(np.float32)
 
 
-@partial(jax.jit, static_argnums=0)
+@jitted
 def _embedded(embed, rows):
     return embed(widen(rows))
 
 
-@partial(jax.jit, static_argnums=0)
+@jitted
 def _scores(compare, rows, columns):
     scores = compare(rows, columns).astype(rows.dtype)
     return scores, jnp.all(jnp.isfinite(scores))

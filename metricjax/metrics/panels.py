@@ -9,6 +9,7 @@ import numpy as np
 
 from metricjax import similarities
 from metricjax.checks import check_fits, check_labels, check_rows
+from metricjax.functions import by_content, check_function, jitted
 
 
 def check_set(
@@ -50,7 +51,7 @@ def on_device(name: str, labels: Any) -> jax.Array:
     return jnp.asarray(labels)
 
 
-@jax.jit(static_argnums=0)
+@jitted
 def _scores(similarity, rows, columns):
     scores = similarity(rows, columns)
     return scores, jnp.any(jnp.isnan(scores))
@@ -63,7 +64,8 @@ def panels(
     columns: jax.Array | None = None,
 ) -> Iterator[tuple[int, jax.Array]]:
     """(first row, scores [rows, n]) for panels of at most `height` rows; the columns are the rows unless given."""
-    columns = embeddings if columns is None else columns
+    check_function("similarity", similarity)
+    similarity, columns = by_content(similarity), embeddings if columns is None else columns
     for start in range(0, len(embeddings), height):
         scores, broken = _scores(similarity, embeddings[start : start + height], columns)
         if broken:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer
@@ -10,7 +9,9 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from metricjax import similarities
 from metricjax.anchors import existing
 from metricjax.checks import check_batch
+from metricjax.functions import jitted
 from metricjax.metrics.panels import on_device, positive_ints
+from metricjax.pairwise import as_pairwise
 from metricjax.reductions import Mean, of_all
 from metricjax.search.neighbours import top_k
 
@@ -75,11 +76,13 @@ def retrieval_means(
         raise ValueError("references has no rows, or embeddings where they are searched; wanted at least one")
     reference_labels = on_device("reference_labels", reference_labels)
     queries, searched = (embeddings, labels, where, own), (references, reference_labels, reference_where)
-    return _means(ks, largest_class, similarity, axis_name, queries, searched)
+    similarity = as_pairwise(similarity, "similarity")
+    return _means((ks, largest_class, similarity, axis_name), queries, searched)
 
 
-@jax.jit(static_argnums=(0, 1, 2, 3), inline=True)
-def _means(ks, largest_class, similarity, axis_name, queries, searched) -> dict[str, Mean]:
+@jitted
+def _means(how, queries, searched) -> dict[str, Mean]:
+    ks, largest_class, similarity, axis_name = how
     (x, labels, where, own), (y, reference_labels, reference_where) = queries, searched
     if own is None:
         own = jnp.full(len(x), -1, jnp.int32)

@@ -11,11 +11,13 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from metricjax.functions import offered
 from metricjax.mining.masks import Masks
 from metricjax.numerics import ordered_integers
 from metricjax.sides import summed_over_positives
 
 
+@offered("miner", made=True)
 def angular(angle: ArrayLike = math.pi / 9) -> Partial:
     """Keeps the pairs that are part of a triplet whose angle at the negative is wide: tan⁻¹(d_ap / 2 d_cn) > `angle`.
 
@@ -52,6 +54,7 @@ def _angular(angle, distances, positives, negatives, row_of) -> Masks:
     return kept_positives > 0, kept_negatives > 0
 
 
+@offered("miner", made=True)
 def hard_fraction(fraction: ArrayLike = 0.5) -> Partial:
     """Keeps the hardest share of all positive pairs of the batch, and of all negative pairs.
 
@@ -116,6 +119,7 @@ def _digits(keys, where, limit, shift):
     return jnp.zeros(_SIZE + 1, jnp.int32).at[place].add(1)[:_SIZE]
 
 
+@offered("miner", made=True)
 def chain(*miners: Callable[[Array, Array, Array], Masks]) -> Partial:
     """Mask miners one after the other: each gets what the one before it kept.
 
@@ -134,6 +138,7 @@ def _chained(miners, distances, positives, negatives, row_of=None) -> Masks:
     return positives, negatives
 
 
+@offered("miner", made=True)
 def switch(index: ArrayLike, miners: Sequence[Callable[[Array, Array, Array], Masks]]) -> Partial:
     """The mask miner that stands at `index`, which may be traced: a schedule under `jit`.
 

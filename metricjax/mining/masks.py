@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from metricjax.functions import offered
 from metricjax.mining.triplets import first_greater
 from metricjax.numerics import ordered_integers
 
@@ -29,6 +30,7 @@ def _farthest(distances: Float[Array, "n m"], where: Bool[Array, "n m"]) -> Floa
     return jnp.max(distances, axis=1, keepdims=True, where=where, initial=-jnp.inf)
 
 
+@offered("miner", made=True)
 def multi_similarity(epsilon: ArrayLike = 0.1) -> Partial:
     """Keeps positives with d_ap + ε > min_n d_an and negatives with d_an − ε < max_p d_ap.
 
@@ -52,6 +54,7 @@ def _multi_similarity(epsilon, distances, positives, negatives) -> Masks:
     return hard_positives, negatives & (distances - epsilon < _farthest(distances, positives))
 
 
+@offered("miner", made=True)
 def pair_margin(positive: ArrayLike = 0.2, negative: ArrayLike = 0.8) -> Partial:
     """Keeps positives with d_ap > `positive` and negatives with d_an < `negative`, each pair by itself.
 
@@ -71,6 +74,7 @@ def _pair_margin(positive, negative, distances, positives, negatives) -> Masks:
     return positives & (distances > positive), negatives & (distances < negative)
 
 
+@offered("miner", made=True)
 def batch_easy_hard(
     positive: Strategy = "easy",
     negative: Strategy = "semi_hard",
@@ -142,6 +146,7 @@ def _hardest(strategy, hardness, where):
     return where & (hardness == _farthest(hardness, where))
 
 
+@offered("miner", made=True)
 def rank_range(negatives: Range | None, positives: Range | None = None) -> Partial:
     """Keeps the first-th to last-th hardest of each anchor's negatives, and of its positives: `(first, last)` each.
 
@@ -176,6 +181,7 @@ def _ranked(limits, distances, where):
     return where & (keys >= at(first)) & (keys <= at(last))
 
 
+@offered("miner", made=True)
 def triplet_margin(margin: ArrayLike = 0.2, kind: Literal["all", "hard", "semi_hard", "easy"] = "all") -> Partial:
     """Keeps the pairs that are part of a triplet of one kind, told by t = d_an − d_ap.
 

@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
+from metricjax.functions import offered
 from metricjax.numerics import first_largest, ordered_integers
 
 
@@ -43,6 +44,7 @@ def _one_each(positive: Int[Array, " n"], negative: Int[Array, " n"], positives,
     return Triplets(jnp.arange(positive.size, dtype=jnp.int32), positive, negative, valid)
 
 
+@offered("triplets")
 def batch_hard(
     distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]
 ) -> Triplets:
@@ -56,6 +58,7 @@ def batch_hard(
     return _one_each(_farthest(distances, positives), _closest(distances, negatives), positives, negatives)
 
 
+@offered("triplets")
 def easy_positive_hard_negative(
     distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]
 ) -> Triplets:
@@ -86,6 +89,7 @@ def _one_for_each_positive(negative: Int[Array, "n m"], valid: Bool[Array, "n m"
     return Triplets(anchor, positive, negative, valid)
 
 
+@offered("triplets")
 def semi_hard(distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]) -> Triplets:
     """For each anchor and positive the closest negative that is farther than the positive, else the farthest negative.
 
@@ -117,6 +121,7 @@ def semi_hard_negative(
     return lax.cond(jnp.all(some), lambda: closest, fall_back)
 
 
+@offered("triplets")
 def semi_hard_of_hardest(
     distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]
 ) -> Triplets:
@@ -136,6 +141,7 @@ def semi_hard_of_hardest(
     return _one_each(positive, _closest(distances, farther), positives, farther)
 
 
+@offered("triplets", made=True)
 def semi_hard_within(margin: ArrayLike = 0.2) -> Partial:
     """For each anchor and positive the closest negative with d_ap < d_an < d_ap + margin, where there is one.
 
@@ -158,6 +164,7 @@ def _semi_hard_within(margin, distances, positives, negatives) -> Triplets:
     return _one_for_each_positive(closest, positives & farther & near)
 
 
+@offered("triplets", made=True)
 def distance_weighted(
     key: Key[Array, "..."], dimension: ArrayLike, *, cutoff: ArrayLike = 0.5, upper: ArrayLike = 1.4
 ) -> Partial:
@@ -212,6 +219,7 @@ def row_keys(key: Key[Array, "..."], n: int) -> Key[Array, " n"]:
     return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n))
 
 
+@offered("triplets")
 def all_triplets(
     distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]
 ) -> Triplets:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from metricjax import similarities
 from metricjax.anchors import existing
 from metricjax.checks import check_per_row, check_rows
+from metricjax.functions import jitted
 from metricjax.numerics import widen
 from metricjax.pairwise import Pairwise, as_pairwise
 from metricjax.panels import varying
@@ -70,9 +71,9 @@ def top_k(
     check_per_row("where", where, len(references))
     if similarity is not None and distance is not None:
         raise TypeError("give one of `similarity` (larger is closer) and `distance` (smaller is closer)")
-    score = distance or similarity or similarities.cosine
-    if not callable(score):
-        raise TypeError(f"{'similarity' if distance is None else 'distance'} is {score!r}; wanted a function of (x, y)")
+    score = similarity if distance is None else distance
+    score = similarities.cosine if score is None else score
+    score = as_pairwise(score, "similarity" if distance is None else "distance")
     if not (block_size == "auto" or (isinstance(block_size, int) and block_size > 0)):
         raise ValueError(f"block_size is {block_size!r}; wanted 'auto' or a positive int")
     devices = 1 if axis_name is None else lax.axis_size(axis_name)
@@ -83,7 +84,7 @@ def top_k(
         raise TypeError(f"k is {k!r}; wanted an int, which is static")
     if not 1 <= k <= most:
         raise ValueError(f"k is {k}; wanted 1 to {most}, the number of references")
-    search = Search(as_pairwise(score), distance is not None, k, exclude_self, block_size, axis_name)
+    search = Search(score, distance is not None, k, exclude_self, block_size, axis_name)
     return _top_k(search, *lax.stop_gradient((queries, references)), where)
 
 
@@ -102,7 +103,7 @@ class Search(NamedTuple):
         return -s if self.is_distance else s
 
 
-@jax.jit(static_argnums=0, inline=True)
+@jitted
 def _top_k(search: Search, queries, references, where) -> Neighbours:
     n, m, axis_name = len(queries), len(references), search.axis_name
     device = 0 if axis_name is None else lax.axis_index(axis_name)
