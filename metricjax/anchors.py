@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax.checks import check_batch, check_fits
 from metricjax.mining import Triplets
-from metricjax.numerics import computing_dtype, widen
+from metricjax.numerics import computing_dtype, spoilt, widen
 from metricjax.pairwise import Pairwise, as_pairwise
 from metricjax.panels import added_panels, panels, prepared, summed_panels, summed_triplets, varying
 from metricjax.problems import Mean as Mean
@@ -193,6 +193,7 @@ def as_part(mean: Mean) -> Float[Array, ""]:
 @jax.jit(static_argnums=1, inline=True)
 def _over_anchors(problem, how, batch, hyper):
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
+    reduce = _seeing_nan(x, columns, batch, how)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     size, rows = _panel_height(batch, how), None if _rows_are_columns(batch, how) else x
     problem = prepared(problem, len(x) if size is None else size, rows, columns, row, column, how.axis_name)
@@ -200,23 +201,23 @@ def _over_anchors(problem, how, batch, hyper):
         row, column = in_order_of_class(row, column)
     if size is None:
         means = with_lists_if_short(partial(means_of, problem, x, columns, hyper), row, column, problem.lengths)
-        return reduced(means, weights, how.reduction, how.axis_name)
+        return reduce(means, weights)
     if how.reduction not in OF_SUMS:
         means = panels(size, problem, rows, columns, hyper, row, column)
-        return reduced(means, weights, how.reduction, how.axis_name)
+        return reduce(means, weights)
     if how.reduction not in PLAIN:
         means = added_panels(size, problem, rows, columns, hyper, weights, row, column)
-        return reduced(means, None, how.reduction, how.axis_name)
+        return reduce(means, None)
     if len(jax.eval_shape(lambda *a: means_of(problem, *a), x, columns, hyper, row, column)) == 1:
         mean = summed_panels(size, problem, rows, columns, hyper, (weights,), row, column)
-        return reduced((mean,), None, how.reduction, how.axis_name)
+        return reduce((mean,), None)
     # Each total is divided by its own count, so that counts have to be known before totals are added.
     fixed = lax.stop_gradient((rows, columns, hyper))
     own = [jnp.sum(mean.count * weights) for mean in panels(size, problem, *fixed, row, column)]
     counts = own if how.axis_name is None else lax.psum(own, how.axis_name)
     shares = tuple(weights / jnp.where(count > 0, count, 1) for count in counts)
     total = summed_panels(size, problem, rows, columns, hyper, shares, row, column).total
-    return reduced((Mean(total * sum(counts), sum(own)),), None, how.reduction, how.axis_name)
+    return reduce((Mean(total * sum(counts), sum(own)),), None)
 
 
 @jax.jit(static_argnums=1, inline=True)
@@ -226,13 +227,14 @@ def _over_triplets(problem, how, batch, hyper):
     if size is None or how.reduction not in PLAIN or not gathers:
         return _over_anchors(problem, how, batch, hyper)
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
+    reduce = _seeing_nan(x, columns, batch, how)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     rows = None if _rows_are_columns(batch, how) else x
     problem = prepared(problem, size, rows, columns, row, column, how.axis_name)
     if problem.negative_of is not None and problem.same is None and len(columns) > LIST:
         row, column = in_order_of_class(row, column)
     mean = summed_triplets(size, problem, rows, columns, hyper, weights, row, column)
-    return reduced((mean,), None, how.reduction, how.axis_name)
+    return reduce((mean,), None)
 
 
 def _selects_many(select: Callable[[Array, Array, Array], Triplets], m: int = 64) -> bool:
@@ -302,6 +304,14 @@ def _sides(score: Pairwise, batch: Batch, axis_name):
 def existing(x: Float[Array, "n ..."], where: Bool[Array, " n"] | None) -> Float[Array, "n ..."]:
     """Rows that do not exist become 0: whatever stood there, NaN included, reaches neither value nor gradient."""
     return x if where is None else jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+
+
+def _seeing_nan(x, columns, batch: Batch, how: Settings) -> Callable[..., Any]:
+    """`reduced` of Means whose totals are NaN if a row that exists holds NaN, whatever was selected and compared."""
+    spoil = spoilt(columns) if batch.references is None else spoilt(columns) + spoilt(x)
+    return lambda means, weights: reduced(
+        tuple(mean._replace(total=mean.total + spoil) for mean in means), weights, how.reduction, how.axis_name
+    )
 
 
 def _panel_height(batch: Batch, how: Settings) -> int | None:

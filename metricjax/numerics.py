@@ -26,12 +26,12 @@ def finite_rows(x: Float[Array, "... d"]) -> Bool[Array, "..."]:
 
 
 @jax.custom_jvp
-def spoilt(x: Float[Array, "... d"]) -> Float[Array, ""]:
+def spoilt(x: Float[Array, "..."]) -> Float[Array, ""]:
     """0 with gradient 0; NaN, and so is all of its gradient, if `x` holds NaN or infinity.
 
     Added to a loss, it shows what comparisons and selections hide: those with NaN are False.
     """
-    return jnp.where(jnp.all(finite_rows(x)), 0, jnp.nan).astype(x.dtype)
+    return jnp.sum(x * 0)
 
 
 @spoilt.defjvp

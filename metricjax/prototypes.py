@@ -27,7 +27,7 @@ from metricjax.classes import add_classes as add_classes
 from metricjax.classes import class_means as class_means
 from metricjax.classes import none_unknown
 from metricjax.classes import sample as sample
-from metricjax.numerics import logsumexp, norm, softplus, widen
+from metricjax.numerics import logsumexp, norm, softplus, spoilt, widen
 from metricjax.pairwise import Pairwise
 from metricjax.panels import varying
 from metricjax.problems import unwrapped
@@ -185,7 +185,7 @@ def _over_prototypes(how: Settings, arrays, hyper):
         plain = mine(_joined(plain, axis))
         total = _total(how.join, logit, log_sum, plain, smoothing)
     exists = mine(to.known) if where is None else where & mine(to.known)
-    mean = Mean(jnp.where(exists, total, 0), exists.astype(x.dtype))
+    mean = Mean(jnp.where(exists, total, 0) + spoilt(all_x), exists.astype(x.dtype))
     return reduced((mean,), None if weights is None else weights.astype(x.dtype), how.reduction, axis)
 
 
