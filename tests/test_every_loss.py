@@ -279,6 +279,31 @@ def test_degenerate_batches_of_classes(loss, name, debug_nans):
         assert not np.any(gradient)
 
 
+@pytest.mark.parametrize(
+    "name, block_size", [*((name, None) for name in (*PAIRS, *CLASSES, *VIEWS)), *((name, 4) for name in PATHS)]
+)
+def test_nan_in_a_row_that_exists_is_seen(name, block_size):
+    """Value and gradient are NaN, all of it, whatever is selected, hidden by a comparison or not active."""
+    z, y, _ = batch(21)
+    case, options = {**PAIRS, **CLASSES, **VIEWS}[name], {"block_size": block_size} if block_size else {}
+    arrays = {"x": z, "y": z[::-1], "labels": y}
+    arguments = tuple(arrays[taken] for taken in case.takes) if name in VIEWS else inputs(case, 21)
+    there = jnp.arange(N) != 3
+    f = jax.jit(jax.value_and_grad(lambda z, where: case(z, *arguments[1:], where=where, **options)))
+    for broken in (jnp.nan, jnp.inf):
+        holes = arguments[0].at[3, 1].set(broken)
+        value, gradient = f(holes, jnp.ones(N, bool))
+        assert np.isnan(value)
+        assert np.isnan(gradient).all()
+        assert_finite(f(holes, there))
+
+
+@class_paths
+def test_nan_in_a_prototype_is_seen(case):
+    z, y, prototypes = inputs(case, 22)
+    assert np.isnan(case(z, y, prototypes.at[1].set(jnp.nan), block_size=2))
+
+
 @class_paths
 def test_label_that_is_no_class_is_left_out(case):
     z, y, prototypes = inputs(case)

@@ -170,7 +170,7 @@ def sphereface_r(
 def _raised(cosine, power):
     """g(c) = 2 ((c + 1) / 2)^t − 1, with the cosine kept inside ±1: near −1 a power has no gradient."""
     half = jnp.clip((cosine + 1) / 2, 0, 1)
-    some = half > 0
+    some = ~(half <= 0)  # and NaN
     return 2 * jnp.where(some, jnp.where(some, half, 1) ** power, 0) - 1
 
 
