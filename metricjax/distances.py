@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from metricjax.numerics import normalize, safe_sqrt
+from metricjax.numerics import lifted, normalize, ratio, safe_sqrt
 from metricjax.pairwise import pairwise
 
 
@@ -102,9 +102,12 @@ def snr(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
 
     Not symmetric: `x` holds the anchors (Yuan et al. 2019, arXiv:1904.02616).
     """
+    most = lambda a: jnp.max(jnp.abs(a), initial=0)
+    _, power = lifted(jnp.stack([most(x), most(y)])[None])  # the same for all, so that squares are in range
+    x, y = x * power, y * power
     variance = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    some = variance > 0
-    return jnp.where(some, squared_euclidean.compare(x, y) / jnp.where(some, variance, 1), 0)
+    some = ~(variance <= 0)
+    return jnp.where(some, ratio(squared_euclidean.compare(x, y), jnp.where(some, variance, 1)), 0)
 
 
 @functools.cache

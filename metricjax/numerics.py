@@ -46,6 +46,7 @@ def safe_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(some, jnp.sqrt(jnp.where(some, x, 1)), 0)
 
 
+@jax.jit(inline=True)
 def lifted(x: Float[Array, "... d"]) -> tuple[Float[Array, "... d"], Float[Array, "... 1"]]:
     """x · 2ᵏ and 2ᵏ, which brings each row's largest magnitude near 1 and so its squares into range.
 
@@ -61,7 +62,8 @@ def lifted(x: Float[Array, "... d"]) -> tuple[Float[Array, "... d"], Float[Array
     power = lax.bitcast_convert_type(jnp.clip(most - exponent, 1, most) << info.nmant, x.dtype)
     bits = as_bits(x)
     size = bits & jnp.iinfo(kind).max
-    fraction = lax.bitcast_convert_type(size | as_bits(jnp.ones((), x.dtype)), x.dtype) - 1  # of `tiny`
+    one_and = (size & (2**info.nmant - 1)) | as_bits(jnp.ones((), x.dtype))
+    fraction = lax.bitcast_convert_type(one_and, x.dtype) - 1  # of `tiny`
     subnormal = jnp.where(bits < 0, -fraction, fraction) * (power * info.tiny)
     usable = jnp.where(exponent > 0, power, 0)
     return jnp.where((size > 0) & (size >> info.nmant == 0), subnormal, x * usable), power
@@ -71,6 +73,19 @@ def norm(x: Float[Array, "... d"]) -> Float[Array, "... 1"]:
     """Euclidean length of each row, kept as an axis of size 1; gradient 0 at a zero row."""
     near_one, power = lifted(x)
     return safe_sqrt(jnp.sum(jnp.square(near_one), axis=-1, keepdims=True)) / 2 * (2 / power)
+
+
+@jax.custom_jvp
+def ratio(a: Float[Array, "*#n"], b: Float[Array, "*#n"]) -> Float[Array, "*#n"]:
+    """a / b, with a gradient that squares neither: it is in range wherever the value is."""
+    return a / b
+
+
+@ratio.defjvp
+def _ratio_jvp(primals, tangents):
+    (a, b), (da, db) = primals, tangents
+    value = ratio(a, b)
+    return value, (da - value * db) / b
 
 
 def inverse_length(x: Float[Array, "n d"]) -> Float[Array, " n"]:

@@ -247,7 +247,8 @@ def barlow_twins(
     """Barlow Twins: Σ_k (1 − C_kk)² + λ Σ_{k≠l} C_kl², with C_kl the correlation of feature k of x and feature l of y.
 
     λ is `redundancy`. Features are standardised over the batch as (x − mean) / √(variance + ε); one that does not vary
-    has correlation 0. The loss is 0 with fewer than two rows. `where` and `axis_name` are as in `vicreg`.
+    has correlation 0. The loss is 0 with fewer than two rows. Squares have to be in range: features below 10¹⁸ in
+    float32; where variances are not far above ε, the scale counts. `where` and `axis_name` are as in `vicreg`.
 
     Zbontar et al. 2021, arXiv:2103.03230 (λ = 0.005; the authors' code: 0.0051). ε is that of the code's batch
     normalisation; the paper has none.
