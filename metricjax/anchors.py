@@ -39,7 +39,8 @@ _PANEL = 2**20  # scores in one panel above that
 class AnchorOptions(TypedDict, total=False):
     """Options of every pair-based loss.
 
-    where: [n] bool, rows that exist; a padded batch gives exactly the value and gradient of the unpadded one.
+    where: [n] bool, rows that exist; a padded batch gives exactly the value and gradient of the unpadded one. One that
+        exists and holds NaN or infinity makes the loss and its gradient NaN.
     weights: [n], multiplies each anchor's total and count.
     references, reference_labels, reference_where: the columns [m, d], [m], [m], where they are not the batch itself.
         An anchor's own column is left out only without them.

@@ -41,7 +41,8 @@ class PrototypeOptions(TypedDict, total=False):
     """Options of every class-based loss.
 
     where: [n] bool, rows that exist; a padded batch gives exactly the value and gradient of the unpadded one. A row
-        whose label is no class (−1, say) counts as not existing; its numbers must be finite.
+        whose label is no class (−1, say) counts as not existing; its numbers must be finite, as NaN or infinity makes
+        the loss and its gradient NaN.
     weights: [n], multiplies each row's total and count.
     reduction: function of the `Mean` of [n] totals and counts; default Σ total / Σ count.
     block_size: classes at a time, of which no more scores are held; "auto" (default: dense up to 4 million scores,
