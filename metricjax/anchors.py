@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from metricjax.checks import check_batch, check_fits
 from metricjax.functions import by_content, check_function, jitted
 from metricjax.mining import Triplets
-from metricjax.numerics import computing_dtype, widen
+from metricjax.numerics import computing_dtype, spoilt, widen
 from metricjax.pairwise import Pairwise, as_pairwise
 from metricjax.panels import added_panels, panels, prepared, summed_panels, summed_triplets, varying
 from metricjax.problems import Mean as Mean
@@ -42,7 +42,8 @@ _PANEL = 2**20  # scores in one panel above that
 class AnchorOptions(TypedDict, total=False):
     """Options of every pair-based loss.
 
-    where: [n] bool, rows that exist; a padded batch gives exactly the value and gradient of the unpadded one.
+    where: [n] bool, rows that exist; a padded batch gives exactly the value and gradient of the unpadded one. One that
+        exists and holds NaN or infinity makes the loss and its gradient NaN.
     weights: [n], multiplies each anchor's total and count.
     references, reference_labels, reference_where: the columns [m, d], [m], [m], where they are not the batch itself.
         An anchor's own column is left out only without them.
@@ -202,30 +203,31 @@ def as_part(mean: Mean) -> Float[Array, ""]:
 def _over_anchors(how, problem, batch, hyper):
     n, batch = len(batch.embeddings), _with_a_row(batch)
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
+    reduce = _seeing_nan(x, columns, batch, how)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     size, rows = _panel_height(batch, how), None if _rows_are_columns(batch, how) else x
     check_own_functions(problem, x, columns, hyper, row, column, plain=how.reduction in PLAIN)
     problem = prepared(problem, len(x) if size is None else size, rows, columns, row, column, how.axis_name)
     if problem.kind in ("apart", "reaching") and problem.same is None and len(columns) > LIST:
         row, column = in_order_of_class(row, column)
-    of_rows = lambda means: reduced(*_first(n, (means, weights)), how.reduction, how.axis_name)
+    of_rows = lambda means: reduce(*_first(n, (means, weights)))
     if size is None:
         return of_rows(with_lists_if_short(partial(means_of, problem, x, columns, hyper), row, column, problem.lengths))
     if not is_of_sums(how.reduction):
         return of_rows(panels(size, problem, rows, columns, hyper, row, column))
     if how.reduction not in PLAIN:
         means = added_panels(size, problem, rows, columns, hyper, weights, row, column)
-        return reduced(means, None, how.reduction, how.axis_name)
+        return reduce(means, None)
     if len(jax.eval_shape(lambda *a: means_of(problem, *a), x, columns, hyper, row, column)) == 1:
         mean = summed_panels(size, problem, rows, columns, hyper, (weights,), row, column)
-        return reduced((mean,), None, how.reduction, how.axis_name)
+        return reduce((mean,), None)
     # Each total is divided by its own count, so that counts have to be known before totals are added.
     fixed = lax.stop_gradient((rows, columns, hyper))
     own = [jnp.sum(mean.count * weights) for mean in panels(size, problem, *fixed, row, column)]
     counts = own if how.axis_name is None else lax.psum(own, how.axis_name)
     shares = tuple(weights / jnp.where(count > 0, count, 1) for count in counts)
     total = summed_panels(size, problem, rows, columns, hyper, shares, row, column).total
-    return reduced((Mean(total * sum(counts), sum(own)),), None, how.reduction, how.axis_name)
+    return reduce((Mean(total * sum(counts), sum(own)),), None)
 
 
 @jitted
@@ -236,6 +238,7 @@ def _over_triplets(how, problem, batch, hyper):
         return _over_anchors(how, problem, batch, hyper)
     batch = _with_a_row(batch)
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
+    reduce = _seeing_nan(x, columns, batch, how)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     rows = None if _rows_are_columns(batch, how) else x
     check_own_functions(problem, x, columns, hyper, row, column, plain=True)
@@ -243,7 +246,7 @@ def _over_triplets(how, problem, batch, hyper):
     if problem.negative_of is not None and problem.same is None and len(columns) > LIST:
         row, column = in_order_of_class(row, column)
     mean = summed_triplets(size, problem, rows, columns, hyper, weights, row, column)
-    return reduced((mean,), None, how.reduction, how.axis_name)
+    return reduce((mean,), None)
 
 
 def _selects_many(select: Callable[[Array, Array, Array], Triplets], m: int = 64) -> bool:
@@ -338,6 +341,14 @@ def _sides(score: Pairwise, batch: Batch, axis_name):
 def existing(x: Float[Array, "n ..."], where: Bool[Array, " n"] | None) -> Float[Array, "n ..."]:
     """Rows that do not exist become 0: whatever stood there, NaN included, reaches neither value nor gradient."""
     return x if where is None else jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+
+
+def _seeing_nan(x, columns, batch: Batch, how: Settings) -> Callable[..., Any]:
+    """`reduced` of Means whose totals are NaN if a row that exists holds NaN, whatever was selected and compared."""
+    spoil = spoilt(columns) if batch.references is None else spoilt(columns) + spoilt(x)
+    return lambda means, weights: reduced(
+        tuple(mean._replace(total=mean.total + spoil) for mean in means), weights, how.reduction, how.axis_name
+    )
 
 
 def _panel_height(batch: Batch, how: Settings) -> int | None:

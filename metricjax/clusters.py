@@ -15,7 +15,7 @@ from metricjax import similarities
 from metricjax.anchors import existing
 from metricjax.checks import check_per_row, check_rows
 from metricjax.functions import jitted
-from metricjax.numerics import first_largest, normalize, widen
+from metricjax.numerics import finite_rows, first_largest, normalize, widen
 from metricjax.pairwise import as_pairwise
 from metricjax.panels import sweep
 
@@ -38,8 +38,7 @@ def _check_threshold(threshold: ArrayLike) -> None:
 
 def _rows(embeddings, where):
     """All rows, 0 in place of those that do not exist or hold NaN or infinity; and which are left."""
-    real = jnp.all(jnp.isfinite(embeddings), axis=1)
-    real = real if where is None else real & where
+    real = finite_rows(embeddings) if where is None else finite_rows(embeddings) & where
     return existing(widen(embeddings), real), real
 
 

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from metricjax.functions import offer
-from metricjax.numerics import normalize, safe_sqrt
+from metricjax.numerics import lifted, normalize, ratio, safe_sqrt
 from metricjax.pairwise import Pairwise, pairwise
 
 _distance = functools.partial(pairwise, kind="distance")
@@ -116,9 +116,12 @@ def snr(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
 
     Not symmetric: `x` holds the anchors (Yuan et al. 2019, arXiv:1904.02616).
     """
+    most = lambda a: jnp.max(jnp.abs(a), initial=0)
+    _, power = lifted(jnp.stack([most(x), most(y)])[None])  # the same for all, so that squares are in range
+    x, y = x * power, y * power
     variance = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    some = variance > 0
-    return jnp.where(some, squared_euclidean.compare(x, y) / jnp.where(some, variance, 1), 0)
+    some = ~(variance <= 0)
+    return jnp.where(some, ratio(squared_euclidean.compare(x, y), jnp.where(some, variance, 1)), 0)
 
 
 def poincare(c: ArrayLike = 1.0) -> Pairwise:

@@ -19,22 +19,73 @@ def widen(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x.astype(computing_dtype(x.dtype))
 
 
+def finite_rows(x: Float[Array, "... d"]) -> Bool[Array, "..."]:
+    """Which rows hold neither NaN nor infinity."""
+    zeros = jnp.zeros((x.shape[-1], 1), x.dtype)  # times these, NaN and infinity are NaN
+    return jnp.matmul(x, zeros, precision=lax.Precision.HIGHEST)[..., 0] == 0  # several times faster than `isfinite`
+
+
+@jax.custom_jvp
+def spoilt(x: Float[Array, "..."]) -> Float[Array, ""]:
+    """0 with gradient 0; NaN, and so is all of its gradient, if `x` holds NaN or infinity.
+
+    Added to a loss, it shows what comparisons and selections hide: those with NaN are False.
+    """
+    return jnp.sum(x * 0)
+
+
+@spoilt.defjvp
+def _spoilt_jvp(primals, tangents):
+    value = spoilt(*primals)
+    return value, value * jnp.sum(tangents[0])
+
+
 def safe_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """√max(x, 0), with gradient 0 where x ≤ 0 (the slope of √ is infinite at 0)."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    """√max(x, 0), with gradient 0 where x ≤ 0 (the slope of √ is infinite at 0); NaN stays NaN."""
+    some = ~(x <= 0)
+    return jnp.where(some, jnp.sqrt(jnp.where(some, x, 1)), 0)
 
 
-def _largest(x: Float[Array, "... d"]) -> Float[Array, "... 1"]:
-    """The largest magnitude of each row, or 1 for a zero row: dividing by it keeps squares in range."""
-    largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True, initial=0))
-    return jnp.where(largest > jnp.finfo(x.dtype).tiny, largest, 1)
+@jax.jit(inline=True)
+def lifted(x: Float[Array, "... d"]) -> tuple[Float[Array, "... d"], Float[Array, "... 1"]]:
+    """x · 2ᵏ and 2ᵏ, which brings each row's largest magnitude near 1 and so its squares into range.
+
+    Subnormal numbers, which processors take for 0, are read from their bits. They have gradient 0, and so has a row of
+    nothing else.
+    """
+    info = jnp.finfo(x.dtype)
+    kind = {16: jnp.int16, 32: jnp.int32, 64: jnp.int64}[info.bits]
+    as_bits = lambda a: lax.bitcast_convert_type(lax.stop_gradient(a), kind)
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True, initial=0)
+    exponent = as_bits(largest) >> info.nmant
+    most = 2**info.nexp - 2
+    power = lax.bitcast_convert_type(jnp.clip(most - exponent, 1, most) << info.nmant, x.dtype)
+    bits = as_bits(x)
+    size = bits & jnp.iinfo(kind).max
+    one_and = (size & (2**info.nmant - 1)) | as_bits(jnp.ones((), x.dtype))
+    fraction = lax.bitcast_convert_type(one_and, x.dtype) - 1  # of `tiny`
+    subnormal = jnp.where(bits < 0, -fraction, fraction) * (power * info.tiny)
+    usable = jnp.where(exponent > 0, power, 0)
+    return jnp.where((size > 0) & (size >> info.nmant == 0), subnormal, x * usable), power
 
 
 def norm(x: Float[Array, "... d"]) -> Float[Array, "... 1"]:
     """Euclidean length of each row, kept as an axis of size 1; gradient 0 at a zero row."""
-    largest = _largest(x)
-    return largest * safe_sqrt(jnp.sum(jnp.square(x / largest), axis=-1, keepdims=True))
+    near_one, power = lifted(x)
+    return safe_sqrt(jnp.sum(jnp.square(near_one), axis=-1, keepdims=True)) / 2 * (2 / power)
+
+
+@jax.custom_jvp
+def ratio(a: Float[Array, "*#n"], b: Float[Array, "*#n"]) -> Float[Array, "*#n"]:
+    """a / b, with a gradient that squares neither: it is in range wherever the value is."""
+    return a / b
+
+
+@ratio.defjvp
+def _ratio_jvp(primals, tangents):
+    (a, b), (da, db) = primals, tangents
+    value = ratio(a, b)
+    return value, (da - value * db) / b
 
 
 def inverse_length(x: Float[Array, "n d"]) -> Float[Array, " n"]:
@@ -43,21 +94,24 @@ def inverse_length(x: Float[Array, "n d"]) -> Float[Array, " n"]:
     square = jnp.matmul(jnp.square(x), ones, precision=lax.Precision.HIGHEST)[:, 0]  # faster than a sum
     info = jnp.finfo(x.dtype)
     in_range = jnp.all((square > info.tiny) & (square < info.max))
-    some = lambda length: jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)
+    some = lambda length: jnp.where(length == 0, 0, 1 / jnp.where(length == 0, 1, length))
     return lax.cond(in_range, lambda: lax.rsqrt(square), lambda: some(norm(x)[:, 0]))
 
 
 def normalize(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-    """Each row divided by its Euclidean length; a zero row stays zero, with gradient 0."""
-    scaled = x / _largest(x)
-    square = jnp.sum(jnp.square(scaled), axis=-1, keepdims=True)
-    positive = square > 0
-    return scaled * jnp.where(positive, lax.rsqrt(jnp.where(positive, square, 1)), 0)
+    """Each row divided by its Euclidean length, whatever that is; a zero row stays zero, with gradient 0.
+
+    Subnormal numbers count in the value and have gradient 0.
+    """
+    near_one, _ = lifted(x)
+    square = jnp.sum(jnp.square(near_one), axis=-1, keepdims=True)
+    some = square != 0
+    return near_one * jnp.where(some, lax.rsqrt(jnp.where(some, square, 1)), 0)
 
 
 @jax.custom_jvp
 def softplus(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """log(1 + exp(x)), with finite value and gradient for any x but +∞; half the cost of JAX's, which handles NaN."""
+    """log(1 + exp(x)), with finite value and gradient for any finite x and −∞; half the cost of JAX's."""
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
@@ -65,11 +119,14 @@ softplus.defjvps(lambda tangent, value, x: tangent * jax.nn.sigmoid(x))
 
 
 def logsumexp(x: Float[Array, "n m"], where: Bool[Array, "n m"]) -> Float[Array, " n"]:
-    """log Σ exp(x) over the entries of each row that `where` marks; −∞ with gradient 0 for a row without any."""
+    """log Σ exp(x) over the entries of each row that `where` marks; −∞ with gradient 0 for a row without any.
+
+    NaN among the marked stays NaN.
+    """
     top = lax.stop_gradient(jnp.max(x, axis=-1, where=where, initial=-jnp.inf))
     top = jnp.where(jnp.isfinite(top), top, 0)
     total = jnp.sum(jnp.exp(jnp.where(where, x - top[:, None], -jnp.inf)), axis=-1)
-    some = total > 0
+    some = total != 0
     return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + top, -jnp.inf)
 
 

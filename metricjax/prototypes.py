@@ -28,7 +28,7 @@ from metricjax.classes import class_means as class_means
 from metricjax.classes import none_unknown
 from metricjax.classes import sample as sample
 from metricjax.functions import by_content, check_closed, check_function, jitted, own_functions
-from metricjax.numerics import logsumexp, norm, softplus, widen
+from metricjax.numerics import logsumexp, norm, softplus, spoilt, widen
 from metricjax.pairwise import Pairwise, as_pairwise
 from metricjax.panels import varying
 from metricjax.problems import shown, unwrapped
@@ -42,7 +42,8 @@ class PrototypeOptions(TypedDict, total=False):
     """Options of every class-based loss.
 
     where: [n] bool, rows that exist; a padded batch gives exactly the value and gradient of the unpadded one. A row
-        whose label is no class (−1, say) counts as not existing; its numbers must be finite.
+        whose label is no class (−1, say) counts as not existing; its numbers must be finite, as NaN or infinity makes
+        the loss and its gradient NaN.
     weights: [n], multiplies each row's total and count.
     reduction: function of the `Mean` of [n] totals and counts; default Σ total / Σ count.
     block_size: classes at a time, of which no more scores are held; "auto" (default: dense up to 4 million scores,
@@ -197,7 +198,7 @@ def _over_prototypes(how: Settings, arrays, hyper):
         plain = mine(_joined(plain, axis))
         total = _total(how.join, logit, log_sum, plain, smoothing)
     exists = mine(to.known) if where is None else where & mine(to.known)
-    mean = Mean(jnp.where(exists, total, 0), exists.astype(x.dtype))
+    mean = Mean(jnp.where(exists, total, 0) + spoilt(all_x), exists.astype(x.dtype))
     mean, weights = jax.tree.map(lambda a: a[:came], (mean, None if weights is None else weights.astype(x.dtype)))
     return reduced((mean,), weights, how.reduction, axis)
 

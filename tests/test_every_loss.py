@@ -279,6 +279,67 @@ def test_degenerate_batches_of_classes(loss, name, debug_nans):
         assert not np.any(gradient)
 
 
+@pytest.mark.parametrize(
+    "name, block_size", [*((name, None) for name in (*PAIRS, *CLASSES, *VIEWS)), *((name, 4) for name in PATHS)]
+)
+def test_nan_in_a_row_that_exists_is_seen(name, block_size):
+    """Value and gradient are NaN, all of it, whatever is selected, hidden by a comparison or not active."""
+    z, y, _ = batch(21)
+    case, options = {**PAIRS, **CLASSES, **VIEWS}[name], {"block_size": block_size} if block_size else {}
+    arrays = {"x": z, "y": z[::-1], "labels": y}
+    arguments = tuple(arrays[taken] for taken in case.takes) if name in VIEWS else inputs(case, 21)
+    there = jnp.arange(N) != 3
+    f = jax.jit(jax.value_and_grad(lambda z, where: case(z, *arguments[1:], where=where, **options)))
+    for broken in (jnp.nan, jnp.inf):
+        holes = arguments[0].at[3, 1].set(broken)
+        value, gradient = f(holes, jnp.ones(N, bool))
+        assert np.isnan(value)
+        assert np.isnan(gradient).all()
+        assert_finite(f(holes, there))
+
+
+@class_paths
+def test_nan_in_a_prototype_is_seen(case):
+    z, y, prototypes = inputs(case, 22)
+    assert np.isnan(case(z, y, prototypes.at[1].set(jnp.nan), block_size=2))
+
+
+# Losses that the lengths of embeddings change, by definition; or at some scales, which their docstrings give.
+SCALED = (
+    "n_pairs", "nca", "lifted_structure", "generalized_lifted_structure", "centroid_triplet",
+    "centroid_triplet-hardest", "softmax", "large_margin_softmax", "sphereface", "sphereface-3", "adaface", "magface",
+    "center", "log_ratio", "vicreg", "barlow_twins", "embedding_norm", "zero_mean",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in (*PAIRS, *CLASSES, *VIEWS) if name not in SCALED])
+def test_the_scale_of_embeddings_does_not_count(name):
+    case, (z, y, _) = {**PAIRS, **CLASSES, **VIEWS}[name], batch(24)
+    arrays = {"x": z, "y": z[::-1], "labels": y}
+    arguments = tuple(arrays[taken] for taken in case.takes) if name in VIEWS else inputs(case, 24)
+    rest = lambda scale: [scale * a if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arguments[1:]]
+    f = jax.jit(jax.value_and_grad(lambda z, *rest: case(z, *rest)))
+    value, gradient = f(arguments[0], *rest(1))
+    for scale in (1e-30, 1e-20, 1e-10, 1e10, 1e20, 1e30):
+        factor = np.float32(scale)
+        scaled_value, scaled_gradient = f(arguments[0] * factor, *rest(factor))
+        close(scaled_value, value, rtol=1e-4, atol=1e-5)
+        most = max(1e-3, np.abs(gradient).max())
+        close(np.asarray(scaled_gradient, np.float64) * scale / most, gradient / most, rtol=1e-3, atol=1e-4)
+
+
+def test_large_margin_softmax_at_every_length(x64):
+    """Against float64, where squares of lengths are in range."""
+    z, y, prototypes = batch(24)
+    f = jax.jit(jax.value_and_grad(mj.losses.large_margin_softmax))
+    for scale in (1e-30, 1e-20, 1e-10, 1e10, 1e20, 1e30):
+        rows = z * np.float32(scale)
+        value, gradient = f(rows, y, prototypes)
+        wide, expected = f(rows.astype(jnp.float64), y, prototypes.astype(jnp.float64))
+        close(float(value) / float(wide), 1, rtol=1e-4)
+        close(gradient, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
 @class_paths
 def test_label_that_is_no_class_is_left_out(case):
     z, y, prototypes = inputs(case)

@@ -186,6 +186,7 @@ WRONG = {
     "k": (lambda: mj.metrics.retrieval(Z, np.zeros(3, int), ks=(0,)), ValueError, r"ks is \(0,\)"),
     "no genuine": (lambda: mj.metrics.pair_scores(Z, np.arange(3)), ValueError, "no two rows of the same person"),
     "no impostors": (lambda: mj.metrics.pair_scores(Z, np.zeros(3, int)), ValueError, "one person only"),
+    "nan pairs": (lambda: mj.metrics.pair_scores(Z * np.nan, np.zeros(3, int)), ValueError, "embeddings holds NaN"),
     "float labels": (lambda: mj.metrics.retrieval(Z, np.zeros(3)), TypeError, "labels has dtype float64"),
     "text": (lambda: mj.metrics.roc_auc(["1", "2"], [True, False]), TypeError, "scores has dtype <U1; wanted real"),
     "complex": (lambda: mj.metrics.roc_auc([1j, 2j], [True, False]), TypeError, "scores has dtype complex128"),

@@ -26,6 +26,53 @@ def test_zero_and_subnormal_rows_have_no_gradient(debug_nans):
     np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(numerics.norm(x)))(jnp.zeros((1, 3))), 0)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_normalize_of_any_finite_row(dtype, x64):
+    """From the smallest subnormal number to the largest one, which processors may flush to 0."""
+    info = np.finfo(dtype)
+    rows = [[scale * 0.6, -scale * 0.8, 0] for scale in (2**-125 if dtype == np.float32 else 2.0**-1021, 1.0, info.max)]
+    rows += [[info.smallest_subnormal, 0, 0], [3 * info.smallest_subnormal, -info.smallest_subnormal, 0]]
+    rows += [[info.tiny / 3, -info.tiny, 2 * info.tiny], [info.max, info.max, -info.max], [info.max, 1, info.tiny / 2]]
+    x = np.array(rows, dtype)
+    parts = np.frexp(x)  # exact where numbers are subnormal
+    wide = np.ldexp(
+        parts[0].astype(np.float64), parts[1] - np.max(parts[1], axis=1, where=x != 0, initial=-2000)[:, None]
+    )
+    exact = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    for f in (numerics.normalize, jax.jit(numerics.normalize)):
+        np.testing.assert_allclose(f(jnp.asarray(x)), exact, rtol=1e-6, atol=1e-7)
+    gradient = jax.grad(lambda x: jnp.sum(numerics.normalize(x)))(jnp.asarray(x))
+    assert np.isfinite(gradient).all()
+
+
+def test_normalize_has_a_gradient_at_zero_entries():
+    np.testing.assert_allclose(jax.jacobian(numerics.normalize)(jnp.array([2.0, 0])), [[0, 0], [0, 0.5]])
+
+
+def test_nan_and_infinity_pass_on():
+    x = jnp.array([[1.0, 2.0], [jnp.nan, 1.0], [jnp.inf, 1.0], [0.0, 0.0]])
+    for f in (numerics.normalize, numerics.norm, lambda x: numerics.inverse_length(x)[:, None]):
+        assert np.isnan(np.asarray(f(x))).any(axis=1)[:2].tolist() == [False, True]
+    np.testing.assert_array_equal(numerics.safe_sqrt(x[:, :1])[:, 0], [1, np.nan, np.inf, 0])
+    np.testing.assert_array_equal(np.isnan(jax.grad(lambda x: jnp.sum(numerics.norm(x)))(x)).any(axis=1)[:2], [0, 1])
+    np.testing.assert_array_equal(np.isnan(jax.grad(lambda x: jnp.sum(numerics.safe_sqrt(x)))(x))[1], [True, False])
+    np.testing.assert_array_equal(np.isnan(numerics.softplus(x)), np.isnan(x))
+    there = jnp.array([[True, True], [True, False], [False, True], [False, False]])
+    np.testing.assert_array_equal(np.isnan(numerics.logsumexp(x, there)), [False, True, False, False])
+    np.testing.assert_array_equal(numerics.finite_rows(x), [True, False, False, True])
+    assert numerics.finite_rows(jnp.array([[3e38, -3e38]]))[0]
+
+
+def test_spoilt(debug_nans):
+    x = jnp.array([[1.0, 3e38], [3e38, 3e38]])
+    value, gradient = jax.value_and_grad(numerics.spoilt)(x)
+    assert value == 0 and not np.any(gradient)
+    with jax.debug_nans(False):
+        for broken in (jnp.nan, jnp.inf):
+            value, gradient = jax.value_and_grad(numerics.spoilt)(x.at[0, 1].set(broken))
+            assert np.isnan(value) and np.isnan(gradient).all()
+
+
 def test_norm_equals_numpy(rng):
     x = rng.standard_normal((4, 5)).astype(np.float32)
     np.testing.assert_allclose(numerics.norm(jnp.asarray(x))[:, 0], np.linalg.norm(x, axis=1), rtol=1e-6)

@@ -106,6 +106,35 @@ def test_nan_is_no_neighbour_and_what_does_not_exist_may_be_anything(size, rng):
         assert not np.any(np.isin(found.indices, np.arange(0, 1000, 30)))
 
 
+def _blind(x, y):
+    """A distance of one's own, which takes NaN for 0."""
+    return jnp.nan_to_num(mj.distances.squared_chord(x, y))
+
+
+EVERY_DISTANCE = {
+    **{name: getattr(mj.distances, name) for name in ("euclidean", "squared_euclidean", "cosine", "chord", "geodesic")},
+    **{"squared_chord": mj.distances.squared_chord, "snr": mj.distances.snr, "own": _blind},
+    **{"lp": mj.distances.lp(3.0), "poincare": mj.distances.poincare(1.0)},
+}
+
+
+@pytest.mark.parametrize("name", EVERY_DISTANCE)
+def test_a_row_with_nan_or_infinity_is_nobodys_neighbour_for_any_distance(name):
+    distance, rows = EVERY_DISTANCE[name], 0.3 * jnp.eye(6, 4) + 0.05 * jnp.arange(24.0).reshape(6, 4) % 0.3
+    queries = rows[:4] + 0.01
+    for broken in (jnp.nan, jnp.inf, -jnp.inf):
+        for holes in (rows.at[5].set(broken).at[0, 2].set(broken), rows.at[0].set(broken).at[5, 0].set(broken)):
+            found = top_k(queries, holes, 6, distance=distance)
+            there = jnp.array([False, True, True, True, True, False])
+            expected = top_k(queries, rows, 6, distance=distance, where=there)
+            np.testing.assert_array_equal(found.indices, expected.indices)
+            np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-6)
+            assert np.isin(found.indices[:, :4], [1, 2, 3, 4]).all() and np.all(found.indices[:, 4:] == -1)
+        lost = top_k(queries.at[1, 3].set(broken), rows, 2, distance=distance)
+        assert np.all(lost.indices[1] == -1) and np.all(lost.scores[1] == np.inf)
+        np.testing.assert_array_equal(lost.indices[::2], top_k(queries, rows, 2, distance=distance).indices[::2])
+
+
 @pytest.mark.parametrize("name, size", [("euclidean", "auto"), ("geodesic", 90), ("snr", 90), ("lp", 90)])
 def test_distances(name, size, rng):
     x, y = (jnp.asarray(rng.standard_normal((n, 5)), jnp.float32) for n in (9, 700))

@@ -140,3 +140,25 @@ def test_from_images_to_the_roc(rng):
     pairs = np.array([(a, b) for a in range(12) for b in range(a)])
     curve = mj.metrics.roc(pair_similarities(found, pairs), pairs[:, 0] // 2 == pairs[:, 1] // 2)
     assert (curve.genuine, curve.impostors, curve.tar_at_far(1 / 60)) == (6, 60, 1)
+
+
+@pytest.mark.parametrize("scale", [1e-45, 1e-40, 1e-38, 1e-20, 1e20, 1e38, 3e38])
+def test_a_template_of_any_finite_embedding_is_a_unit_vector(scale):
+    x = np.array([[1, -1, 0], [1, 0, 0], [1, -1, 1]], np.float32) * np.float32(scale)
+    exact = (x != 0) * np.sign(x) / np.linalg.norm(x != 0, axis=1, keepdims=True)
+    alone = templates(x, np.arange(3), np.zeros(3, np.int32))
+    np.testing.assert_allclose(alone.embeddings, exact, atol=1e-6)
+    both = templates(x, np.array([4, 4, 4]), np.arange(3), weights=np.array([1.0, 1.0, 0.0]))
+    np.testing.assert_allclose(both.embeddings, np.array([[2, -1, 0]]) / np.sqrt(5), atol=1e-6)
+    gallery = mj.search.Gallery.empty(3, 3).enrol(jnp.asarray(x), jnp.arange(3))
+    np.testing.assert_allclose(gallery.templates, exact, atol=1e-6)
+    found = gallery.identify(jnp.asarray(x))
+    assert found.ids[:, 0].tolist() == [0, 1, 2]
+    np.testing.assert_allclose(found.scores[:, 0], 1, atol=1e-6)
+    np.testing.assert_allclose(gallery.verify(jnp.asarray(x), jnp.arange(3)), 1, atol=1e-6)
+
+
+def test_an_image_of_weight_zero_does_not_set_the_scale_of_a_template():
+    x = np.array([[3e-30, 4e-30], [0, 1e30]], np.float32)
+    found = templates(x, np.array([0, 0]), np.array([0, 1]), weights=np.array([1.0, 0.0]))
+    np.testing.assert_allclose(found.embeddings, [[0.6, 0.8]], rtol=1e-6)

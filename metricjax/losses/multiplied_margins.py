@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Integer
 from metricjax import similarities
 from metricjax.checks import check_positive
 from metricjax.losses.margin_softmax import Gradient, angle, others_scaled, scaled, with_gradient
-from metricjax.numerics import norm, softplus
+from metricjax.numerics import norm, ratio, softplus
 from metricjax.pairwise import pairwise
 from metricjax.prototypes import (
     PrototypeOptions,
@@ -39,7 +39,7 @@ def _prototype_lengths(x, y):
 
 def _large_margin_target(own, row_length, class_length, margin, annealing):
     product = row_length * class_length
-    cosine = own / jnp.where(product > 0, product, 1)
+    cosine = ratio(own, jnp.where(product == 0, 1, product))
     return product * _multiplied(cosine, margin, annealing)
 
 
@@ -58,7 +58,8 @@ def large_margin_softmax(
 ) -> Loss:
     """L-softmax: softmax over w_j·x with the target ‖w_y‖ ‖x‖ (λ cos θ_y + ψ(θ_y)) / (1 + λ), mean over rows.
 
-    ψ(θ) = (−1)^k cos mθ − 2k with k = ⌊mθ/π⌋, which falls with θ; λ is `annealing`. Options: `SoftmaxOptions`.
+    ψ(θ) = (−1)^k cos mθ − 2k with k = ⌊mθ/π⌋, which falls with θ; λ is `annealing`. Products ‖w_j‖ ‖x‖ have to be in
+    the range of float32, 10⁻³⁷ to 10³⁷. Options: `SoftmaxOptions`.
 
     Liu et al. 2016, arXiv:1612.02295 (m = 4, and less for hard data).
 
@@ -93,7 +94,8 @@ def sphereface(
     """SphereFace (A-softmax): softmax over ‖x‖ cos θ_j, target ‖x‖ (λ cos θ_y + ψ(θ_y)) / (1 + λ), mean over rows.
 
     ψ(θ) = (−1)^k cos mθ − 2k with k = ⌊mθ/π⌋. It hardly trains from the start without λ, the `annealing`, which
-    `sphereface_annealing` lets fall from 1000 to 5. Options: `SoftmaxOptions`.
+    `sphereface_annealing` lets fall from 1000 to 5. ‖x‖ is the scale of the logits: of float32 rows longer than 10⁶
+    these are too coarse for a softmax, and from 10⁹ on the loss may be infinite. Options: `SoftmaxOptions`.
 
     Liu et al. 2017, arXiv:1704.08063 (m = 4).
 
@@ -172,7 +174,7 @@ def sphereface_r(
 def _raised(cosine, power):
     """g(c) = 2 ((c + 1) / 2)^t − 1, with the cosine kept inside ±1: near −1 a power has no gradient."""
     half = jnp.clip((cosine + 1) / 2, 0, 1)
-    some = half > 0
+    some = ~(half <= 0)  # and NaN
     return 2 * jnp.where(some, jnp.where(some, half, 1) ** power, 0) - 1
 
 

@@ -12,7 +12,7 @@ from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, existing, over_anchors
 from metricjax.checks import check_array, check_per_row, check_positive, check_rows
 from metricjax.functions import jitted
-from metricjax.numerics import first_largest, norm, normalize, widen
+from metricjax.numerics import first_largest, norm, normalize, spoilt, widen
 from metricjax.prototypes import row_ids
 from metricjax.reductions import Loss, check_reduction, of_all, quotient, reduced
 
@@ -114,7 +114,7 @@ def _koleo(how, embeddings, epsilon, where, weights):
     if axis_name is not None:
         index, some = (lax.dynamic_slice_in_dim(a, lax.axis_index(axis_name) * n, n) for a in (index, some))
     gaps = norm(x - columns[index.astype(jnp.int32)])[:, 0]
-    terms = -jnp.log(gaps + jnp.asarray(epsilon, x.dtype))
+    terms = -jnp.log(gaps + jnp.asarray(epsilon, x.dtype)) + spoilt(columns)
     return _mean_of(terms, some > 0, weights, reduction, axis_name)
 
 
@@ -166,7 +166,7 @@ def _jitted_over_rows(how, embeddings, hyper, where, weights):
     x = existing(widen(embeddings), where)
     there = jnp.ones(len(x), bool) if where is None else where
     values = terms(x, *(jnp.asarray(h, x.dtype) for h in hyper))
-    return _mean_of(values, there, weights, reduction, axis_name)
+    return _mean_of(values + spoilt(x), there, weights, reduction, axis_name)
 
 
 def _mean_of(terms, there, weights, reduction, axis_name):

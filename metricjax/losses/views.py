@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from metricjax import distances, similarities
 from metricjax.anchors import Mean, existing, over_anchors, static_or_traced
 from metricjax.checks import check_per_row, check_positive, check_rows
-from metricjax.numerics import logsumexp, normalize, safe_sqrt, softplus, widen
+from metricjax.numerics import logsumexp, normalize, safe_sqrt, softplus, spoilt, widen
 from metricjax.reductions import Loss, quotient, reduced
 
 
@@ -171,10 +171,12 @@ def _alignment_uniformity(block_size, axis_name, arrays, hyper):
     x = widen(x)
     y = y.astype(x.dtype)
     there = jnp.ones(len(x), bool) if where is None else where
-    squares = jnp.sum(jnp.square(normalize(existing(x, where)) - normalize(existing(y, where))), axis=-1)
+    units = [normalize(existing(view, where)) for view in (x, y)]
+    squares = jnp.sum(jnp.square(units[0] - units[1]), axis=-1)
     apart = there & (squares > 0)
     powers = jnp.where(apart, jnp.where(apart, squares, 1) ** (alpha / 2), 0)
     own_weights = None if weights is None else weights.astype(x.dtype)
+    powers += sum(map(spoilt, units))
     alignment = reduced((Mean(powers, there.astype(x.dtype)),), own_weights, quotient, axis_name)
     alike, how = jnp.zeros(len(x), jnp.int32), {"distance": distances.squared_chord, "block_size": block_size}
     how |= {"where": where, "weights": weights, "axis_name": axis_name}
@@ -223,12 +225,12 @@ def vicreg(
 @jax.jit(static_argnums=0, inline=True)
 def _vicreg(axis_name, x, y, where, hyper):
     invariance, variance, covariance, epsilon = hyper
-    (x, y), views, n = _centred(axis_name, x, y, where)
+    (x, y), views, n, spoil = _centred(axis_name, x, y, where)
     size = n * x.shape[1]
     squares = lax.square(x - y)
     moments = [(jnp.sum(jnp.square(view), axis=0), view.T @ view) for view in views]
     squares, moments = _summed((jnp.sum(squares), moments), axis_name)
-    loss = invariance * squares / jnp.maximum(size, 1)
+    loss = invariance * squares / jnp.maximum(size, 1) + spoil
     for power, products in moments:
         degrees = jnp.maximum(n - 1, 1)
         hinge = jnp.mean(jnp.maximum(1 - safe_sqrt(power / degrees + epsilon), 0))
@@ -249,7 +251,8 @@ def barlow_twins(
     """Barlow Twins: Σ_k (1 − C_kk)² + λ Σ_{k≠l} C_kl², with C_kl the correlation of feature k of x and feature l of y.
 
     λ is `redundancy`. Features are standardised over the batch as (x − mean) / √(variance + ε); one that does not vary
-    has correlation 0. The loss is 0 with fewer than two rows. `where` and `axis_name` are as in `vicreg`.
+    has correlation 0. The loss is 0 with fewer than two rows. Squares have to be in range: features below 10¹⁸ in
+    float32; where variances are not far above ε, the scale counts. `where` and `axis_name` are as in `vicreg`.
 
     Zbontar et al. 2021, arXiv:2103.03230 (λ = 0.005; the authors' code: 0.0051). ε is that of the code's batch
     normalisation; the paper has none.
@@ -266,14 +269,14 @@ def barlow_twins(
 @jax.jit(static_argnums=0, inline=True)
 def _barlow_twins(axis_name, x, y, where, hyper):
     redundancy, epsilon = hyper
-    _, (x, y), n = _centred(axis_name, x, y, where)
+    _, (x, y), n, spoil = _centred(axis_name, x, y, where)
     powers, products = _summed(([jnp.sum(jnp.square(view), axis=0) for view in (x, y)], x.T @ y), axis_name)
     count = jnp.maximum(n, 1)
     deviations = [safe_sqrt(power / count + epsilon) for power in powers]
     scales = [jnp.where(deviation > 0, 1 / jnp.where(deviation > 0, deviation, 1), 0) for deviation in deviations]
     correlations = products / count * scales[0][:, None] * scales[1][None]
     diagonal = jnp.sum(jnp.square(1 - jnp.diagonal(correlations)))
-    return jnp.where(n > 1, diagonal + redundancy * _off_diagonal_squares(correlations), 0)
+    return jnp.where(n > 1, diagonal + redundancy * _off_diagonal_squares(correlations), 0) + spoil
 
 
 # --- what the losses share ------------------------------------------------------------------------------------------
@@ -310,13 +313,14 @@ def _summed(tree: Any, axis_name: str | tuple[str, ...] | None) -> Any:
 
 
 def _centred(axis_name, x, y, where):
-    """Both views, both less the mean of each feature (rows that do not exist are 0), and the number of pairs."""
+    """Both views, both less the mean of each feature (rows that do not exist are 0), the number of pairs, `spoilt`."""
     x = existing(widen(x), where)
     y = existing(y.astype(x.dtype), where)
     there = jnp.ones_like(x[:, 0]) if where is None else where.astype(x.dtype)
-    n, sums = _summed((jnp.sum(there), [jnp.sum(view, axis=0, keepdims=True) for view in (x, y)]), axis_name)
+    sums = [jnp.sum(view, axis=0, keepdims=True) for view in (x, y)]
+    n, sums, spoil = _summed((jnp.sum(there), sums, spoilt(x) + spoilt(y)), axis_name)
     centred = [existing(view - total / jnp.maximum(n, 1), where) for view, total in zip((x, y), sums, strict=True)]
-    return (x, y), centred, n
+    return (x, y), centred, n, spoil
 
 
 def _off_diagonal_squares(a: Float[Array, "d d"]) -> Float[Array, ""]:

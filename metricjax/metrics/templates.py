@@ -14,7 +14,7 @@ from metricjax import similarities
 from metricjax.checks import check_per_row
 from metricjax.metrics.identification import Searches, identification
 from metricjax.metrics.panels import check_flat_labels, check_set
-from metricjax.numerics import normalize, widen
+from metricjax.numerics import lifted, normalize, widen
 
 _PAIRS = 2**12  # at a time
 
@@ -157,8 +157,15 @@ def _ids(name: str, ids: np.ndarray) -> np.ndarray:
 
 @jax.jit(static_argnums=0)
 def _pooled(count: int, embeddings, share, template) -> Float[Array, "t d"]:
-    """Σ of the shares of a template's images: dividing by the number of images of each medium makes that its mean."""
-    return normalize(jax.ops.segment_sum(widen(embeddings) * share[:, None], template, count))
+    """Σ of the shares of a template's images: dividing by the number of images of each medium makes that its mean.
+
+    Images of any scale: each template's largest number is brought near 1 first.
+    """
+    near_one, power = lifted(widen(embeddings))
+    power = jnp.where(share > 0, power[:, 0], jnp.finfo(power.dtype).max)
+    common = jax.ops.segment_min(power, template, count)[template]
+    share = jnp.where(share > 0, share * (common / power), 0)
+    return normalize(jax.ops.segment_sum(near_one * share[:, None], template, count))
 
 
 @jax.jit

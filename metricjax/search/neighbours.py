@@ -13,7 +13,7 @@ from metricjax import similarities
 from metricjax.anchors import existing
 from metricjax.checks import check_per_row, check_rows
 from metricjax.functions import jitted
-from metricjax.numerics import widen
+from metricjax.numerics import finite_rows, widen
 from metricjax.pairwise import Pairwise, as_pairwise
 from metricjax.panels import varying
 from metricjax.reductions import of_all
@@ -107,14 +107,16 @@ class Search(NamedTuple):
 def _top_k(search: Search, queries, references, where) -> Neighbours:
     n, m, axis_name = len(queries), len(references), search.axis_name
     device = 0 if axis_name is None else lax.axis_index(axis_name)
-    x = of_all(search.score.embed(widen(queries)), axis_name)
+    sound = finite_rows(queries)
+    x = of_all(search.score.embed(existing(widen(queries), sound)), axis_name)
     depth = search.k + search.exclude_self  # one more, of which itself may be left out
     best = _among(search, min(depth, m), x, references, where)
     if axis_name is not None:
         best = _of_all_devices(best, depth, m, axis_name)
     if search.exclude_self:
         best = _without(best, device * n + jnp.arange(n, dtype=jnp.int32))
-    return best._replace(scores=_plain_zeros(-best.scores)) if search.is_distance else best
+    scores, indices = (jnp.where(sound[:, None], a, nothing) for a, nothing in zip(best, (-jnp.inf, -1), strict=True))
+    return Neighbours(_plain_zeros(-scores) if search.is_distance else scores, indices)
 
 
 def _among(search: Search, k: int, x, references, where) -> Neighbours:
@@ -127,26 +129,18 @@ def _among(search: Search, k: int, x, references, where) -> Neighbours:
 
     def step(best, start, size):
         part = lambda a: lax.dynamic_slice_in_dim(a, start, size)
-        real = None if where is None else part(where)
-        y = search.score.embed(existing(part(references).astype(x.dtype), real))
+        rows = part(references)
+        real = finite_rows(rows) if where is None else finite_rows(rows) & part(where)
+        y = search.score.embed(existing(rows.astype(x.dtype), real))
+        whole = jnp.all(real)
 
         def panel(block):
             x, best = block
             scores = search.closeness(x, y)
-            # A row with NaN or infinity shows in any of its scores: to look for NaN in all of them takes too long.
-            sound = jnp.all(jnp.isfinite(scores[:1])) & jnp.all(jnp.isfinite(scores[:, :1]))
-            masked = lambda scores, mask: _merged(best, jnp.where(mask, scores, -jnp.inf), start)
-
-            def without_broken():
-                finite = jnp.all(jnp.isfinite(y), axis=1) if real is None else jnp.all(jnp.isfinite(y), axis=1) & real
-                scores = search.closeness(x, existing(y, finite))  # again: NaN may have spread from row to row
-                return masked(scores, finite[None] & ~jnp.isnan(scores))
-
-            plain = lambda: _merged(best, scores, start)
-            if real is None:
-                return lax.cond(sound, plain, without_broken)
-            present = lambda: masked(scores, real[None])
-            return lax.switch(jnp.where(sound, jnp.where(jnp.all(real), 0, 1), 2), (plain, present, without_broken))
+            # Overflow shows as NaN in most scores of a row: to look for it in all of them takes too long.
+            sound = whole & ~jnp.any(jnp.isnan(scores[:1])) & ~jnp.any(jnp.isnan(scores[:, :1]))
+            known = lambda: jnp.where(real[None] & ~jnp.isnan(scores), scores, -jnp.inf)
+            return lax.cond(sound, lambda: _merged(best, scores, start), lambda: _merged(best, known(), start))
 
         return lax.map(panel, (x, best))
 
