@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from metricjax.checks import check_batch, check_fits
 from metricjax.functions import by_content, check_function, jitted
 from metricjax.mining import Triplets
-from metricjax.numerics import computing_dtype, spoilt, widen
+from metricjax.numerics import computing_dtype, spoiling, spoilt, widen
 from metricjax.pairwise import Pairwise, as_pairwise
 from metricjax.panels import added_panels, panels, prepared, summed_panels, summed_triplets, varying
 from metricjax.problems import Mean as Mean
@@ -203,7 +203,7 @@ def as_part(mean: Mean) -> Float[Array, ""]:
 def _over_anchors(how, problem, batch, hyper):
     n, batch = len(batch.embeddings), _with_a_row(batch)
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
-    reduce = _seeing_nan(x, columns, batch, how)
+    x, columns, reduce = _seeing_nan(x, columns, batch, how)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     size, rows = _panel_height(batch, how), None if _rows_are_columns(batch, how) else x
     check_own_functions(problem, x, columns, hyper, row, column, plain=how.reduction in PLAIN)
@@ -238,7 +238,7 @@ def _over_triplets(how, problem, batch, hyper):
         return _over_anchors(how, problem, batch, hyper)
     batch = _with_a_row(batch)
     x, columns, row, column, weights = _sides(problem.score, batch, how.axis_name)
-    reduce = _seeing_nan(x, columns, batch, how)
+    x, columns, reduce = _seeing_nan(x, columns, batch, how)
     x, columns, weights, hyper = varying((x, columns, weights, hyper))
     rows = None if _rows_are_columns(batch, how) else x
     check_own_functions(problem, x, columns, hyper, row, column, plain=True)
@@ -343,12 +343,15 @@ def existing(x: Float[Array, "n ..."], where: Bool[Array, " n"] | None) -> Float
     return x if where is None else jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
 
 
-def _seeing_nan(x, columns, batch: Batch, how: Settings) -> Callable[..., Any]:
-    """`reduced` of Means whose totals are NaN if a row that exists holds NaN, whatever was selected and compared."""
-    spoil = spoilt(columns) if batch.references is None else spoilt(columns) + spoilt(x)
-    return lambda means, weights: reduced(
-        tuple(mean._replace(total=mean.total + spoil) for mean in means), weights, how.reduction, how.axis_name
-    )
+def _seeing_nan(x, columns, batch: Batch, how: Settings) -> tuple[Array, Array, Callable[..., Any]]:
+    """Rows and columns whose gradients, and `reduced` of Means whose totals, are NaN if a row that exists holds NaN.
+
+    So it shows whatever was selected and compared.
+    """
+    spoil = lax.stop_gradient(spoilt(columns) if batch.references is None else spoilt(columns) + spoilt(x))
+    seen = lambda mean: mean._replace(total=mean.total + spoil)
+    reduce = lambda means, weights: reduced(tuple(map(seen, means)), weights, how.reduction, how.axis_name)
+    return spoiling(x, spoil), spoiling(columns, spoil), reduce
 
 
 def _panel_height(batch: Batch, how: Settings) -> int | None:

@@ -31,7 +31,7 @@ def spoilt(x: Float[Array, "..."]) -> Float[Array, ""]:
 
     Added to a loss, it shows what comparisons and selections hide: those with NaN are False.
     """
-    return jnp.sum(x * 0)
+    return jnp.where(jnp.all(jnp.isfinite(x)), 0, jnp.nan).astype(x.dtype)  # a sum of x · 0 takes the memory of x
 
 
 @spoilt.defjvp
@@ -40,22 +40,35 @@ def _spoilt_jvp(primals, tangents):
     return value, value * jnp.sum(tangents[0])
 
 
+@jax.custom_jvp
+def spoiling(x: Float[Array, "..."], spoil: Float[Array, ""]) -> Float[Array, "..."]:
+    """`x`, whose gradient is NaN throughout if `spoil` is NaN, and as it is if 0: takes no memory, as a sum would."""
+    return x
+
+
+@spoiling.defjvp
+def _spoiling_jvp(primals, tangents):
+    x, spoil = primals
+    return x, tangents[0] * (1 + spoil)
+
+
 def safe_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """√max(x, 0), with gradient 0 where x ≤ 0 (the slope of √ is infinite at 0); NaN stays NaN."""
     some = ~(x <= 0)
     return jnp.where(some, jnp.sqrt(jnp.where(some, x, 1)), 0)
 
 
+@jax.custom_jvp
 @jax.jit(inline=True)
 def lifted(x: Float[Array, "... d"]) -> tuple[Float[Array, "... d"], Float[Array, "... 1"]]:
     """x · 2ᵏ and 2ᵏ, which brings each row's largest magnitude near 1 and so its squares into range.
 
-    Subnormal numbers, which processors take for 0, are read from their bits. They have gradient 0, and so has a row of
-    nothing else.
+    2ᵏ counts as constant. Subnormal numbers, which processors take for 0, are read from their bits; a row of nothing
+    else has gradient 0.
     """
     info = jnp.finfo(x.dtype)
     kind = {16: jnp.int16, 32: jnp.int32, 64: jnp.int64}[info.bits]
-    as_bits = lambda a: lax.bitcast_convert_type(lax.stop_gradient(a), kind)
+    as_bits = lambda a: lax.bitcast_convert_type(a, kind)
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True, initial=0)
     exponent = as_bits(largest) >> info.nmant
     most = 2**info.nexp - 2
@@ -65,8 +78,18 @@ def lifted(x: Float[Array, "... d"]) -> tuple[Float[Array, "... d"], Float[Array
     one_and = (size & (2**info.nmant - 1)) | as_bits(jnp.ones((), x.dtype))
     fraction = lax.bitcast_convert_type(one_and, x.dtype) - 1  # of `tiny`
     subnormal = jnp.where(bits < 0, -fraction, fraction) * (power * info.tiny)
-    usable = jnp.where(exponent > 0, power, 0)
-    return jnp.where((size > 0) & (size >> info.nmant == 0), subnormal, x * usable), power
+    return jnp.where((size > 0) & (size >> info.nmant == 0), subnormal, x * _normal(power)), power
+
+
+def _normal(power):
+    """The power of two of a row, 0 where the row has no normal number."""
+    return jnp.where(power < 2.0 ** (jnp.finfo(power.dtype).maxexp - 1), power, 0)
+
+
+@lifted.defjvp
+def _lifted_jvp(primals, tangents):
+    near_one, power = lifted(*primals)
+    return (near_one, power), (tangents[0] * _normal(power), jnp.zeros_like(power))
 
 
 def norm(x: Float[Array, "... d"]) -> Float[Array, "... 1"]:

@@ -63,7 +63,7 @@ class Pairwise:
         return f"<{self.__module__}.{self.name}>"
 
 
-def _as_it_is(x: Array) -> Array:
+def _as_it_is(x: Any) -> Any:
     return x
 
 

@@ -16,7 +16,7 @@ from metricjax.anchors import existing
 from metricjax.checks import check_labels, check_per_row, check_rows
 from metricjax.classes import none_unknown
 from metricjax.files import read_arrays, write_arrays
-from metricjax.numerics import computing_dtype, normalize, widen
+from metricjax.numerics import computing_dtype, finite_rows, normalize, widen
 from metricjax.search.neighbours import top_k
 
 
@@ -219,7 +219,7 @@ def _places(gallery: Gallery, ids: Int[Array, " n"]) -> Int[Array, " n"]:
 def _enrolled(gallery: Gallery, embeddings, ids, weights) -> Gallery:
     x = widen(embeddings)
     weights = jnp.ones(len(x), x.dtype) if weights is None else weights.astype(x.dtype)
-    counts = (weights > 0) & jnp.isfinite(weights) & jnp.all(jnp.isfinite(x), axis=1)
+    counts = (weights > 0) & jnp.isfinite(weights) & finite_rows(x)
     images = normalize(existing(x, counts)) * jnp.where(counts, weights, 0)[:, None]
     ids = none_unknown(ids, counts)
 
@@ -252,7 +252,7 @@ def _removed(gallery: Gallery, ids) -> Gallery:
 @jax.jit(inline=True)
 def _verified(gallery: Gallery, queries, ids):
     places = _places(gallery, none_unknown(ids))
-    finite = jnp.all(jnp.isfinite(queries), axis=1)
+    finite = finite_rows(queries)
     x = normalize(widen(existing(queries, finite)))
     templates = normalize(gallery.sums[jnp.minimum(places, len(gallery.ids) - 1)]).astype(x.dtype)
     return jnp.where(finite & (places < len(gallery.ids)), jnp.sum(x * templates, axis=1), -jnp.inf)
