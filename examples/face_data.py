@@ -164,7 +164,7 @@ class Batches:
         if args.batch is not None and len(args.batch) == 1:
             sampler = partial(mj.samplers.uniform_batches, len(source), *args.batch, seed=args.seed)
         else:
-            people, each = args.batch or (min(20, len(source.people)), 2)
+            people, each = args.batch or (min(40, len(source.people)), 2)
             sampler = partial(mj.samplers.pk_batches, source.labels, people, each, seed=args.seed)
         if self.next_index:
             sampler = partial(_shifted, sampler, self.next_index)

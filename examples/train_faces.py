@@ -36,7 +36,7 @@ from tqdm import tqdm
 import metricjax as mj
 
 FARS = (0.1, 0.01, 0.001)
-STEPS = 800
+STEPS = 500
 LOG_EVERY = 10
 MOST_COMPARED = 5000  # images, by their raw pixels too
 COLLAPSED, PATIENCE = 0.05, 10  # so little spread (1 is even) in so many logged steps is a collapse
@@ -56,7 +56,7 @@ def arguments(argv=None) -> argparse.Namespace:
     data("--test-folds", default="1,2", help=folds)
     best = "verification set, or how many people to keep for it: the checkpoint of least equal error rate is used"
     data("--validation", metavar="SET.bin | PEOPLE", help=best)
-    batch = "people and images of each (default 20 2), or one number: images drawn evenly; of all devices together"
+    batch = "people and images of each (default 40 2), or one number: images drawn evenly; of all devices together"
     data("--batch", type=int, nargs="+", metavar=("P", "K"), help=batch)
     data("--workers", type=int, default=0, help="processes that read and decode, besides threads")
     how = "people: a mirrored face is another person; random: each image or not, by chance; none"
