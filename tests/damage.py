@@ -1,8 +1,9 @@
 """Files as disks, networks and attackers leave them, made of whole ones."""
 
 import io
+import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -77,3 +78,15 @@ def altered(arrays: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[
     else:
         return changed if rng.integers(2) else {**changed, f"{name}_": old}
     return {**changed, name: new}
+
+
+def spoiled(path: pathlib.Path, arrays: Mapping[str, np.ndarray], seeds: Iterable[int]) -> Iterator[bool]:
+    """The .npz file `path`, spoiled anew for each seed; whether its bytes are damaged, or it is whole with others."""
+    whole = path.read_bytes()
+    for seed in seeds:
+        rng, is_damaged = np.random.default_rng(seed), bool(seed % 3)
+        if is_damaged:
+            path.write_bytes(damaged(whole, rng))
+        else:
+            np.savez(path, **altered(arrays, rng))
+        yield is_damaged
