@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 import metricjax as mj
 from benchmarks.report import save
 from metricjax import sphere
-from metricjax.numerics import inverse_length, normalize, safe_sqrt
-from metricjax.pairwise import Pairwise, pairwise
+from metricjax.ground.numerics import inverse_length, normalize, safe_sqrt
+from metricjax.ground.pairwise import Pairwise, pairwise
 
 # --- distances of points that are on the sphere already -------------------------------------------------------------
 

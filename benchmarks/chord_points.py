@@ -42,7 +42,7 @@ from benchmarks.chord_geometry import (
 from benchmarks.report import save
 from benchmarks.statistics import holm, mean_and_half_width, wilcoxon, wilson
 from metricjax import variants
-from metricjax.numerics import normalize
+from metricjax.ground.numerics import normalize
 
 ANGLES = (0.2, 0.45, 0.9)  # 0.45 is FaceNet's margin of 0.2, where positives coincide
 REFERENCES = ("near", "far")

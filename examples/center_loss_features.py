@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import metricjax as mj
-from metricjax.extras import extra
+from metricjax.ground.extras import extra
 
 with extra("examples"):
     import optax

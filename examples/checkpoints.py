@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 import people_of_run
 from face_trainer import Trainer
 
-from metricjax.names import some
+from metricjax.ground.names import some
 
 
 class Checkpoints:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import metricjax as mj
-from metricjax.extras import extra
+from metricjax.ground.extras import extra
 from metricjax.variants import Task, Variant
 
 with extra("faces"):

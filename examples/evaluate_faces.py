@@ -18,7 +18,7 @@ import numpy as np
 import people_of_run
 
 import metricjax as mj
-from metricjax.files import read_arrays as arrays_of
+from metricjax.ground.files import read_arrays as arrays_of
 
 FARS = (0.1, 0.01, 0.001, 0.0001)
 

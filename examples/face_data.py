@@ -12,7 +12,7 @@ import people_of_run
 from tqdm import tqdm
 
 import metricjax as mj
-from metricjax.names import some
+from metricjax.ground.names import some
 
 ORL = (112, 92)  # height and width of its photographs
 USUAL = (112, 112)  # of what everybody else has

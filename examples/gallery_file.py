@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import metricjax as mj
-from metricjax.files import beside, read_arrays, remove_parts, write_arrays
+from metricjax.ground.files import beside, read_arrays, remove_parts, write_arrays
 from metricjax.search.gallery import ARRAYS, of_arrays
 
 CAPACITY = 64  # places of a new gallery
@@ -60,7 +60,7 @@ class People:
         gallery = self.gallery
         while len(gallery.ids) < len(known):
             more = mj.search.Gallery.empty(2 * len(gallery.ids), embeddings.shape[1])
-            gallery = mj.classes.add_classes(gallery, more)
+            gallery = mj.prototypes.add_classes(gallery, more)
         gallery = gallery.enrol(jnp.asarray(embeddings), jnp.asarray(ids))
         return dataclasses.replace(self, gallery=gallery, names=known, photographs=count.tolist())
 

@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from metricjax.files import replacing
+from metricjax.ground.files import replacing
 
 
 def write(path: pathlib.Path, value: Any) -> None:

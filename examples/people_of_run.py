@@ -15,7 +15,7 @@ import json_file
 import numpy as np
 
 import metricjax as mj
-from metricjax.names import some
+from metricjax.ground.names import some
 
 FILE = "people.json"
 GROUPS = ("trained on", "validation")  # people that a checkpoint was made by, or chosen by

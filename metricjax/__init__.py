@@ -17,12 +17,12 @@ from metricjax import sphere as sphere
 from metricjax.anchors import Mean as Mean
 from metricjax.anchors import over_anchors as over_anchors
 from metricjax.anchors import over_triplets as over_triplets
-from metricjax.caching import cached as cached
-from metricjax.composition import matryoshka as matryoshka
-from metricjax.composition import weighted_sum as weighted_sum
-from metricjax.mesh import over_mesh as over_mesh
+from metricjax.compose import cached as cached
+from metricjax.compose import matryoshka as matryoshka
+from metricjax.compose import over_mesh as over_mesh
+from metricjax.compose import weighted_sum as weighted_sum
+from metricjax.engine.reductions import with_count as with_count
 from metricjax.prototypes import over_prototypes as over_prototypes
-from metricjax.reductions import with_count as with_count
 
 _WITH_EXTRAS = ("data", "encoders", "plots", "transforms", "variants")  # imported on first use, each needs an extra
 

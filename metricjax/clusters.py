@@ -12,12 +12,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from metricjax import similarities
-from metricjax.anchors import existing
-from metricjax.checks import check_per_row, check_rows
-from metricjax.functions import jitted
-from metricjax.numerics import finite_rows, first_largest, normalize, widen
-from metricjax.pairwise import as_pairwise
-from metricjax.panels import sweep
+from metricjax.engine.panels import sweep
+from metricjax.engine.selecting import first_largest
+from metricjax.ground.checks import check_per_row, check_rows
+from metricjax.ground.functions import jitted
+from metricjax.ground.numerics import existing, finite_rows, normalize, widen
+from metricjax.ground.pairwise import as_pairwise
 
 _PANEL = 2**21  # scores at a time
 _TILE = 1024  # rows and columns of a tile of scores

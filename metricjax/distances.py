@@ -15,9 +15,9 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from metricjax.functions import offer
-from metricjax.numerics import lifted, normalize, ratio, safe_sqrt
-from metricjax.pairwise import Pairwise, pairwise
+from metricjax.ground.functions import offer
+from metricjax.ground.numerics import lifted, normalize, ratio, safe_sqrt
+from metricjax.ground.pairwise import Pairwise, pairwise
 
 _distance = functools.partial(pairwise, kind="distance")
 _KEPT = 256  # distances made by one function

@@ -9,33 +9,25 @@ where `own` is each row's score against its own class. The driver joins both int
 else is here: labels to targets, padding, blocks of classes, classes split over devices or sampled, reduction.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
-from metricjax.anchors import Mean, a_row_for_none, existing, static_or_traced
-from metricjax.checks import check_array, check_class_batch
-from metricjax.class_blocks import Scores, Sweep, dense, how_many, in_blocks, take, take_and_pass
-from metricjax.classes import add_classes as add_classes
-from metricjax.classes import class_means as class_means
-from metricjax.classes import none_unknown
-from metricjax.classes import sample as sample
-from metricjax.functions import by_content, check_closed, check_function, jitted, own_functions
-from metricjax.numerics import logsumexp, norm, softplus, spoilt, widen
-from metricjax.pairwise import Pairwise, as_pairwise
-from metricjax.panels import varying
-from metricjax.problems import shown, unwrapped
-from metricjax.reductions import Loss, as_mean, check_reduction, of_all, quotient, reduced
-
-_DENSE = 2**22  # scores up to which "auto" stays dense, which is faster
-_BLOCK = 2**21  # scores in one block above that
+from metricjax.engine import devices
+from metricjax.engine.class_blocks import how_many
+from metricjax.engine.devices import of_all
+from metricjax.engine.pairs import Mean, static_or_traced
+from metricjax.engine.prototypes import Settings, none_unknown, over_all_prototypes
+from metricjax.engine.reductions import Loss, check_reduction, quotient
+from metricjax.ground.checks import check_class_batch, check_class_labels, check_per_row, check_rows
+from metricjax.ground.functions import by_content, check_function
+from metricjax.ground.numerics import existing, normalize, widen
+from metricjax.ground.pairwise import Pairwise, as_pairwise
 
 
 class PrototypeOptions(TypedDict, total=False):
@@ -125,206 +117,134 @@ def over_prototypes(
     check_class_batch(embeddings, labels, jax.tree.leaves(prototypes)[0], where, weights, classes, pool is not None)
     how.check(how_many(prototypes), classes is not None, smoothing is not None)
     arrays = (embeddings, labels, prototypes, where, weights, classes, tuple(jnp.asarray(a) for a in rows))
-    return _over_prototypes(how, arrays, static_or_traced((ignore_above, smoothing, *hyper), embeddings))
+    return over_all_prototypes(how, arrays, static_or_traced((ignore_above, smoothing, *hyper), embeddings))
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is static of one call."""
-
-    target: Callable[..., Array]
-    others: Callable[..., Array] | None
-    similarity: Pairwise
-    pool: Callable[..., Array] | None
-    join: str
-    reduction: Callable[[Mean], Any] = quotient
-    block_size: int | str | None = "auto"
-    axis_name: str | tuple[str, ...] | None = None
-    num_classes: int | None = None
-
-    def check(self, given: int, sampled: bool, smooth: bool) -> None:
-        """Options fit together, and the number of prototypes."""
-        number, most = self.num_classes, given * (1 if self.axis_name is None else lax.axis_size(self.axis_name))
-        if number is not None and not (number >= 1 and (sampled or number <= most)):
-            raise ValueError(f"num_classes is {number}; wanted 1 to {most}, the number of prototypes")
-        if not (self.block_size in (None, "auto") or (isinstance(self.block_size, int) and self.block_size > 0)):
-            raise ValueError(f"block_size is {self.block_size!r}; wanted 'auto', None or a positive int")
-        if smooth and (self.join != "softmax" or self.others is None):
-            raise TypeError("label_smoothing is for losses that are a softmax cross-entropy, which this one is not")
+# --- sets of classes --------------------------------------------------------------------------------------------------
 
 
-class Targets(NamedTuple):
-    """Which classes the prototypes here are, and where each row finds its own.
+def sample(
+    key: Key[Array, ""],
+    labels: Integer[Array, " n"],
+    num_classes: int,
+    count: int,
+    *,
+    where: Bool[Array, " n"] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Int[Array, " count"]:
+    """Partial FC: ids of `count` of the classes, those of the batch and random others, each once and ascending.
 
-    own: position of the row's class among the prototypes here, −1 if it is not here.
-    known: whether any device has it.
-    real: which prototypes here are classes, None if all are.
+    A class-based loss then takes `prototypes[classes]` and `classes=classes`, and `transforms.on_rows` updates no other
+    rows. With `axis_name`, inside `jax.shard_map` and for prototypes split by class over devices (see
+    `PrototypeOptions`), each device samples `count` of its own classes for the labels of all devices: there the rows
+    are `prototypes[classes % len(prototypes)]`, and padding is sampled last; give the loss `num_classes` too, and fill
+    prototypes up to the next multiple of the number of devices, no further.
+
+    ValueError unless `count` has room for a class of each row.
+
+    An et al. 2020, arXiv:2010.05222, and 2022, arXiv:2203.15565 (a tenth to a third of all classes).
+
+    >>> import jax, jax.numpy as jnp
+    >>> classes = sample(jax.random.key(0), jnp.array([7, 3, 7]), num_classes=1000, count=5)
+    >>> len(set(classes.tolist())), {3, 7} <= set(classes.tolist())
+    (5, True)
     """
-
-    own: Int[Array, " n"]
-    known: Bool[Array, " n"]
-    real: Bool[Array, " c"] | None
-
-
-@jitted
-def _over_prototypes(how: Settings, arrays, hyper):
-    embeddings, labels, prototypes, where, weights, classes, rows = arrays
-    came = len(embeddings)
-    if not came:  # a row that does not exist: no arithmetic has to know of none
-        embeddings, labels, *rows = map(a_row_for_none, (embeddings, labels, *rows))
-        where, weights = jnp.zeros(1, bool), a_row_for_none(weights)
-    axis, n = how.axis_name, len(embeddings)
-    x = how.similarity.embed(existing(widen(embeddings), where))
-    rows = tuple(existing(a.astype(x.dtype), where) for a in rows)
-    x, rows, hyper = varying(((x, rows, hyper), jax.tree.leaves(prototypes)[0][:1]))[0]
-    all_x, all_labels, all_rows = of_all((x, labels, rows), axis)
-    to = targets(all_labels, how_many(prototypes), classes, how.num_classes, axis)
-    _, smoothing, *own_hyper = unwrapped(hyper)
-    size = _block_size(how, len(all_x), x.shape[1], how_many(prototypes))
-    own_rows, prototypes = (take if size is None else take_and_pass)(prototypes, jnp.maximum(to.own, 0))
-    scores = Scores(how.similarity, how.pool, fast_cosines=size is not None)
-    _check_own_functions(how, scores, all_x, prototypes, rows, own_hyper)
-    alone = lambda tree: jax.tree.map(lambda a: a[None], tree)
-    here = jax.vmap(lambda x, w: scores(alone(x), alone(w), own_hyper)[0, 0])(all_x, own_rows)
-    own = varying((_joined(jnp.where(to.own >= 0, here, 0), axis), x))[0]
-    mine = partial(_mine, n=n, axis=axis)
-    logit = how.target(mine(own), *rows, *own_hyper)
-    total = logit
-    if how.others is not None:
-        sweep = Sweep(scores, how.others, size, how.join != "sum", how.join == "sum" or smoothing is not None)
-        arguments = (all_x, prototypes, to.own, to.real, (own, *all_rows), hyper)
-        log_sum, plain = (dense if size is None else in_blocks)(sweep, *arguments)
-        log_sum = _log_joined(log_sum, n, axis) if sweep.exponential else None
-        plain = mine(_joined(plain, axis))
-        total = _total(how.join, logit, log_sum, plain, smoothing)
-    exists = mine(to.known) if where is None else where & mine(to.known)
-    mean = Mean(jnp.where(exists, total, 0) + spoilt(all_x), exists.astype(x.dtype))
-    mean, weights = jax.tree.map(lambda a: a[:came], (mean, None if weights is None else weights.astype(x.dtype)))
-    return reduced((mean,), weights, how.reduction, axis)
+    check_class_labels(labels, len(labels))
+    check_per_row("where", where, len(labels))
+    here = math.ceil(num_classes / devices.count(axis_name))
+    least = min(len(labels) * devices.count(axis_name), here)
+    if not least <= count <= here:
+        raise ValueError(f"count is {count}; wanted from {least} (a class for each row) to {here} (all classes here)")
+    return _sample(key, labels, where, num_classes, here, count, axis_name)
 
 
-def _check_own_functions(how: Settings, scores: Scores, x, prototypes, rows, hyper) -> None:
-    """Users' functions use no traced value but their arguments, and return what they should: in both forms, alike."""
-    own = {"target": how.target, "others": how.others, "similarity": how.similarity.compare, "pool": how.pool}
-    if not own_functions(tuple(own.values())):
-        return
-    r, c = how_many(prototypes) + 1, how_many(prototypes)
-
-    def of_some(x, prototypes, rows, hyper):
-        x, *rows = (jnp.broadcast_to(a[:1], (r, *a.shape[1:])) for a in (x, *rows))
-        z = scores(x, prototypes, hyper)
-        numbers = z[:, 0], *rows
-        target = how.target(*numbers, *hyper)
-        return target, None if how.others is None else how.others(z, *(a[:, None] for a in numbers), *hyper)
-
-    found = check_closed(own, of_some, x, prototypes, rows, hyper)
-    for name, value, shape in zip(("target", "others"), found, ((r,), (r, c)), strict=True):
-        if value is not None and getattr(value, "shape", None) != shape:
-            wanted = f"a logit for each, {list(shape)}"
-            raise ValueError(f"{name} returned {shown(value)} for scores {list(shape)}; wanted {wanted}")
+@jax.jit(static_argnums=(3, 4, 5, 6), inline=True)
+def _sample(key, labels, where, num_classes, here, count, axis_name):
+    labels, first = of_all(none_unknown(labels, where, num_classes), axis_name), 0
+    if axis_name is not None:
+        device = devices.index(axis_name)
+        key, first = jax.random.fold_in(key, device), device * here
+    own = jnp.where((labels >= first) & (labels < first + here), labels - first, here)
+    ids = jnp.arange(here, dtype=jnp.int32)
+    # Classes in order of a random number, those of the batch before and padding after all others.
+    order = (jax.random.bits(key, (here,), jnp.uint32) >> 2).astype(jnp.int32) + 1
+    order = jnp.where(ids + first < num_classes, order, jnp.iinfo(jnp.int32).max)
+    order = order.at[own].set(0, mode="drop")
+    last = jnp.sort(order)[count - 1]
+    ties = jnp.cumsum(order == last, dtype=jnp.int32) <= count - jnp.sum(order < last)
+    chosen = (order < last) | ((order == last) & ties)
+    return jnp.nonzero(chosen, size=count)[0].astype(jnp.int32) + first
 
 
-def _total(join: str, logit, log_sum, plain, smoothing):
-    """Each row's total: of its target's logit, and log Σ exp, Σ and number of the logits of other classes."""
-    plain_sum, number = plain
-    if join == "sum":
-        return logit + plain_sum
-    if join == "log_odds":
-        some = jnp.isfinite(log_sum)
-        return jnp.where(some, jnp.where(some, log_sum, 0) - logit, 0)
-    cross_entropy = softplus(log_sum - logit)
-    if smoothing is None:
-        return cross_entropy
-    return cross_entropy + smoothing * (logit - (plain_sum + logit) / (number + 1))
-
-
-def targets(labels, here: int, classes=None, num_classes: int | None = None, axis=None) -> Targets:
-    """Where each label finds its class among `here` prototypes."""
-    if classes is None:
-        devices, index = (1, 0) if axis is None else (lax.axis_size(axis), lax.axis_index(axis))
-        first, limit = index * here, here * devices if num_classes is None else num_classes
-        position = none_unknown(labels, num_classes=limit) - first
-        own = jnp.where((position >= 0) & (position < here), position, -1)
-        real = None if num_classes is None else jnp.arange(here, dtype=jnp.int32) + first < limit
-    else:
-        classes, labels = (none_unknown(a, num_classes=num_classes) for a in (classes, labels))
-        order = jnp.argsort(classes).astype(jnp.int32)
-        nearest = order[jnp.minimum(jnp.searchsorted(classes[order], labels), here - 1)]
-        own = jnp.where((labels >= 0) & (classes[nearest] == labels), nearest, -1)
-        real = classes >= 0
-    return Targets(own, _joined((own >= 0).astype(jnp.int32), axis) > 0, real)
-
-
-def _block_size(how: Settings, n: int, d: int, c: int) -> int | None:
-    """Classes in a block, None for the dense form."""
-    if isinstance(how.block_size, int):
-        return min(how.block_size, c)
-    if how.block_size is None or max(n, d) * c <= _DENSE:  # the dense form holds a copy of the prototypes too
-        return None
-    return min(c, max(64, _BLOCK // n // 64 * 64))
-
-
-# --- over devices ---------------------------------------------------------------------------------------------------
-
-
-def _joined(a, axis):
-    """Summed over devices."""
-    return a if axis is None else lax.psum(a, axis)
-
-
-def _mine(tree, n: int, axis):
-    """This device's rows, of numbers of all."""
-    mine = lambda a: lax.dynamic_slice_in_dim(a, lax.axis_index(axis) * n, n)
-    return tree if axis is None else jax.tree.map(mine, tree)
-
-
-def _log_joined(a: Float[Array, " all"], n: int, axis) -> Float[Array, " n"]:
-    """log Σ exp over devices, for this device's rows."""
-    if axis is None:
-        return a
-    each = lax.all_to_all(a.reshape(-1, n), axis, 0, 0, tiled=True)
-    return logsumexp(each.T, jnp.isfinite(each.T))
-
-
-# --- numbers of each row --------------------------------------------------------------------------------------------
-
-
-def gathered(
-    values: Callable[..., Array],
+def class_means(
     embeddings: Float[Array, "n d"],
     labels: Integer[Array, " n"],
-    prototypes: Float[Array, "c *k d"],
-    options: Any,
-    *rows: Float[Array, " n"],
-    similarity: Pairwise,
-) -> Mean:
-    """`values(own, *rows)` of the rows of all devices, and which of them count, whatever their weights."""
-    scope = {name: options[name] for name in ("where", "axis_name", "num_classes", "classes") if name in options}
-    arrays = (embeddings, labels, prototypes)
-    return over_prototypes(values, None, *arrays, rows=rows, similarity=similarity, reduction=as_mean, **scope)
+    num_classes: int,
+    *,
+    where: Bool[Array, " n"] | None = None,
+    normalize: bool = True,
+) -> Float[Array, "c d"]:
+    """Prototypes from embeddings: of each class the mean of x / ‖x‖, divided by its own length.
+
+    With `normalize=False` it is the plain mean of x. Rows left out: those that `where` marks as not existing, and those
+    whose label is no class (−1, say). A class without rows, or whose rows cancel, has the prototype 0. Sums are taken
+    in float32; the dtype is that of the embeddings.
+
+    Qi et al. 2018, arXiv:1712.07136 (imprinted weights); without normalising, Snell et al. 2017, arXiv:1703.05175.
+
+    >>> import jax.numpy as jnp
+    >>> class_means(jnp.array([[5.0, 0.0], [0.0, 2.0], [3.0, 4.0]]), jnp.array([0, 0, 2]), 3).tolist()
+    [[0.7071, 0.7071], [0.0, 0.0], [0.6, 0.8]]
+    """
+    check_rows("embeddings", embeddings)
+    check_class_labels(labels, len(embeddings))
+    check_per_row("where", where, len(embeddings))
+    return _class_means(embeddings, labels, where, num_classes, normalize)
 
 
-def the_own(own: Float[Array, " n"], *rows: Array) -> Float[Array, " n"]:
-    """A target that is the score itself."""
-    return own
+@jax.jit(static_argnums=(3, 4), inline=True)
+def _class_means(embeddings, labels, where, num_classes, on_sphere):
+    x = existing(widen(embeddings), where)
+    labels = none_unknown(labels, where, num_classes)
+    index = jnp.where(labels < 0, num_classes, labels)
+    total = lambda a: jnp.zeros((num_classes, *a.shape[1:]), x.dtype).at[index].add(a, mode="drop")
+    count = jnp.maximum(total(jnp.ones(len(x), x.dtype)), 1)
+    means = normalize(total(normalize(x))) if on_sphere else total(x) / count[:, None]
+    return means.astype(embeddings.dtype)
 
 
-def row_lengths(embeddings: Float[Array, "n d"], options: Any) -> Float[Array, " n"]:
-    check_array("embeddings", embeddings, "an array [rows, features]")
-    return norm(existing(widen(embeddings), options.get("where")))[:, 0]
+def add_classes(old: Any, new: Any) -> Any:
+    """`new` with the rows that `old` has: parameters or an optimiser's state, for more classes than before.
+
+    `old` and `new` are pytrees of the same structure. Where a leaf of `new` has more rows (leading axis) than that of
+    `old`, the rows of `old` come first and the further ones are those of `new`; a leaf of the same shape (a count,
+    another layer) is that of `old`. Its dtype is kept. In an Optax state the moments of known classes thus go on, and
+    those of new classes begin as `init` sets them:
+
+        prototypes = jnp.concatenate([prototypes, class_means(embeddings, labels, k)])
+        state = add_classes(state, optimizer.init(prototypes))
+
+    ValueError if structures differ, or a leaf of `new` has fewer rows or other trailing axes.
+
+    >>> import jax.numpy as jnp
+    >>> old = {"count": jnp.array(7), "moments": jnp.ones((2, 1))}
+    >>> new = {"count": jnp.array(0), "moments": jnp.zeros((3, 1))}
+    >>> grown = add_classes(old, new)
+    >>> int(grown["count"]), grown["moments"].tolist()
+    (7, [[1.0], [1.0], [0.0]])
+    """
+    had: Any = jax.tree.structure(old)
+    has: Any = jax.tree.structure(new)
+    if had != has:
+        raise ValueError(f"new has the structure {has}, old {had}; they must agree")
+    return jax.tree_util.tree_map_with_path(_with_further_rows, old, new)
 
 
-def row_ids(embeddings: Float[Array, "n d"], options: Any) -> Int[Array, " n"]:
-    """Where this device's rows stand among those of all."""
-    n, axis = len(embeddings), options.get("axis_name")
-    return jnp.arange(n, dtype=jnp.int32) + (0 if axis is None else lax.axis_index(axis) * n)
-
-
-def class_count(prototypes: Float[Array, "c *k d"], options: Any) -> ArrayLike:
-    """How many classes take part."""
-    check_array("prototypes", prototypes, "an array [classes, features]")
-    axis, number, classes = (options.get(name) for name in ("axis_name", "num_classes", "classes"))
-    if classes is not None:
-        return _joined(jnp.sum(none_unknown(classes, num_classes=number) >= 0), axis)
-    given = len(prototypes) * (1 if axis is None else lax.axis_size(axis))
-    return given if number is None else number
+def _with_further_rows(path, old, new):
+    before, after = jnp.shape(old), jnp.shape(new)
+    if before == after:
+        return old
+    if len(before) != len(after) or before[1:] != after[1:] or after[0] < before[0]:
+        name = "new" + jax.tree_util.keystr(path)
+        raise ValueError(f"{name} has shape {after}; wanted that of old, {before}, or more rows (leading axis)")
+    return jnp.concatenate([jnp.asarray(old), jnp.asarray(new)[before[0] :].astype(old.dtype)])

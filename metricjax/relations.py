@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
-from metricjax.functions import offered
+from metricjax.ground.functions import offered
 
 Relation = Callable[[Array, Array], Array | tuple[Array, Array]]
 

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metricjax.functions import offer
-from metricjax.numerics import normalize
-from metricjax.pairwise import pairwise
+from metricjax.ground.functions import offer
+from metricjax.ground.numerics import normalize
+from metricjax.ground.pairwise import pairwise
 
 
 @pairwise(kind="similarity")

@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Key
 
-from metricjax.numerics import computing_dtype, norm, normalize, widen
+from metricjax.ground.numerics import computing_dtype, norm, normalize, widen
 
 
 def project(x: Float[Array, "... d"]) -> Float[Array, "... d"]:

@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from metricjax.extras import extra
+from metricjax.ground.extras import extra
 
 with extra("optax"):
     import optax

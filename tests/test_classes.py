@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from metricjax.classes import add_classes, class_means
+from metricjax.prototypes import add_classes, class_means
 from metricjax.transforms import apply_to_rows, on_rows
 from tests.oracle import unit
 

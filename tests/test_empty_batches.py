@@ -84,7 +84,7 @@ def test_options_and_what_is_made_of_losses():
         for size in (None, 4):
             value = supcon(NOTHING, NO_LABELS, block_size=size, **options)
             assert not any(map(np.any, jax.tree.leaves(value)))
-    own = mj.reductions.as_mean  # of rows, of which there are none
+    own = mj.engine.reductions.as_mean  # of rows, of which there are none
     assert [a.shape for a in circle(NOTHING, NO_LABELS, reduction=own, block_size=4)] == [(0,), (0,)]
     assert [a.shape for a in mj.losses.cosface(NOTHING, NO_LABELS, Z, reduction=own)] == [(0,), (0,)]
     both, nested = mj.weighted_sum(supcon, circle), mj.matryoshka(supcon, (2, D))

@@ -13,7 +13,7 @@ import pytest
 from jax.test_util import check_grads
 
 import metricjax as mj
-from metricjax.sides import LIST
+from metricjax.engine.sizes import LIST
 from tests import oracle
 from tests.cases import CLASS_PATHS, CLASSES, NOT_LOSSES, PAIRS, PATHS, VIEWS
 

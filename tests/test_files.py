@@ -11,8 +11,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from metricjax import files
-from metricjax.files import read_arrays, replacing, write_arrays
+from metricjax.ground import files
+from metricjax.ground.files import read_arrays, replacing, write_arrays
 from tests.damage import altered, damaged, npz
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import metricjax as mj
-from metricjax import functions
-from metricjax.functions import by_content, jitted
+from metricjax.ground import functions
+from metricjax.ground.functions import by_content, jitted
 
 Z, Y = jnp.asarray(np.random.default_rng(0).standard_normal((8, 8)), jnp.float32), jnp.arange(8) // 2
 LIMIT = 1

@@ -7,9 +7,9 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, PartitionSpec
 
-from metricjax.classes import add_classes
-from metricjax.files import DIGEST
+from metricjax.ground.files import DIGEST
 from metricjax.metrics import identification
+from metricjax.prototypes import add_classes
 from metricjax.search import Gallery, top_k
 from tests.damage import spoiled
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import metricjax as mj
-from metricjax import numerics
+from metricjax.engine import selecting
+from metricjax.ground import numerics
 
 
 def test_normalize_at_every_scale(debug_nans):
@@ -108,7 +109,7 @@ def test_first_largest():
         x = rng.integers(-9, 3, (50, m)).astype(np.float32)  # most rows have several largest entries
         x[:3] = -np.inf
         x[3:6, -1] = np.inf
-        np.testing.assert_array_equal(numerics.first_largest(jnp.asarray(x)), np.argmax(x, axis=1))
+        np.testing.assert_array_equal(selecting.first_largest(jnp.asarray(x)), np.argmax(x, axis=1))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -121,6 +122,6 @@ def test_sphere_project_keeps_the_dtype(dtype):
 
 def test_ordered_integers():
     x = jnp.array([-jnp.inf, -2.5, -1e-30, -0.0, 0.0, 1e-30, 1.0, 3e38, jnp.inf])
-    order = np.asarray(jax.jit(numerics.ordered_integers)(x))
+    order = np.asarray(jax.jit(selecting.ordered_integers)(x))
     assert order[3] == order[4]
     assert (np.diff(np.delete(order, 3)) > 0).all()

@@ -5,8 +5,8 @@ from metricjax.data.augmentation import centred as centred
 from metricjax.data.augmentation import resized as resized
 from metricjax.data.augmentation import scaled as scaled
 from metricjax.data.augmentation import standardised as standardised
-from metricjax.extras import extra
-from metricjax.names import printable as printable
+from metricjax.ground.extras import extra
+from metricjax.ground.names import printable as printable
 
 with extra("faces"):
     from metricjax.data.alignment import aligned as aligned
@@ -30,7 +30,7 @@ with extra("faces"):
     from metricjax.data.sources import ArraySource as ArraySource
     from metricjax.data.sources import FolderSource as FolderSource
     from metricjax.data.sources import TfdsSource as TfdsSource
+    from metricjax.data.subsets import mirrored as mirrored
+    from metricjax.data.subsets import of_people as of_people
     from metricjax.data.verification_set import PairImages as PairImages
     from metricjax.data.verification_set import verification_set as verification_set
-    from metricjax.data.views import mirrored as mirrored
-    from metricjax.data.views import of_people as of_people

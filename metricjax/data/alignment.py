@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from metricjax.data.files import fields, file_name, lines
-from metricjax.names import printable
+from metricjax.ground.names import printable
 
 # Left and right eye, tip of the nose, left and right corner of the mouth, as seen in the image: x, y in 112 × 112
 # pixels. From InsightFace, `insightface/utils/face_align.py`; Deng et al. 2019, "ArcFace", arXiv:1801.07698.

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from metricjax.data.files import opened
-from metricjax.names import printable
+from metricjax.ground.names import printable
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # as Pillow calls them; PPM stands for PBM, PGM and PFM, too
 MOST_PIXELS = 89_478_485  # decoded, a third of a GiB, or several of these; Pillow, too, warns of a bomb from there on

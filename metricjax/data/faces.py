@@ -20,7 +20,7 @@ from tqdm import tqdm
 from metricjax.data.decoder import UNREADABLE, decoded, fitted
 from metricjax.data.listing import Listing, photographs_of_people
 from metricjax.data.orl_faces import OrlFaces
-from metricjax.names import printable, some
+from metricjax.ground.names import printable, some
 
 
 class Faces(NamedTuple):

@@ -4,7 +4,7 @@ import os
 import pathlib
 from typing import NamedTuple
 
-from metricjax.names import some
+from metricjax.ground.names import some
 
 SUFFIXES = (
     ".pgm", ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pbm", ".pnm",

@@ -9,7 +9,7 @@ import numpy as np
 
 from metricjax.data.files import fields, file_name, lines
 from metricjax.data.listing import SUFFIXES
-from metricjax.names import printable
+from metricjax.ground.names import printable
 
 _MISSING, _SEVERAL = -1, -2  # instead of a place
 

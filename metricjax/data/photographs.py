@@ -7,7 +7,7 @@ from typing import Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 
-from metricjax.names import printable
+from metricjax.ground.names import printable
 
 _DAMAGED = (OSError, ValueError, struct.error)  # of the photograph, its landmarks or the record that holds it
 

@@ -25,7 +25,7 @@ import numpy as np
 from metricjax.data.decoder import UNREADABLE, decoded, upright
 from metricjax.data.files import opened
 from metricjax.data.photographs import Photographs
-from metricjax.names import printable
+from metricjax.ground.names import printable
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2

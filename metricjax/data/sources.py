@@ -14,7 +14,7 @@ from metricjax.data.decoder import decoded, upright
 from metricjax.data.faces import Faces, numbered, prepared, reported
 from metricjax.data.listing import photographs_of_people
 from metricjax.data.photographs import Photographs
-from metricjax.names import some
+from metricjax.ground.names import some
 
 
 class ArraySource:

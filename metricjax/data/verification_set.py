@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from metricjax.data.decoder import UNREADABLE, decoded
 from metricjax.data.files import opened
-from metricjax.names import printable
+from metricjax.ground.names import printable
 
 
 class PairImages(NamedTuple):

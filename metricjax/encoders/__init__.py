@@ -1,6 +1,6 @@
 """Flax NNX encoders that map images to the unit hypersphere."""
 
-from metricjax.extras import extra
+from metricjax.ground.extras import extra
 
 with extra("flax"):
     from metricjax.encoders.from_torch import load_iresnet as load_iresnet

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from metricjax.numerics import computing_dtype
+from metricjax.ground.numerics import computing_dtype
 
 
 def in_float32(arrays, /, *, dtype=None, inexact=True):

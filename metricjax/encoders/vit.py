@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from metricjax import sphere
 from metricjax.encoders.layers import batch_norm, through
-from metricjax.numerics import widen
+from metricjax.ground.numerics import widen
 
 PATCH = 9
 SIZES = {"tiny": (256, 12, 8), "small": (512, 12, 8), "base": (512, 24, 8)}  # width, depth, heads

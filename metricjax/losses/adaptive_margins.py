@@ -13,12 +13,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Key
 
 from metricjax import similarities
-from metricjax.anchors import Mean, a_row_for_none
-from metricjax.checks import check_array, check_positive
+from metricjax.anchors import Mean
+from metricjax.engine.devices import row_ids
+from metricjax.engine.reductions import Loss, as_mean, quotient
+from metricjax.ground.checks import check_array, check_positive
+from metricjax.ground.numerics import a_row_for_none, computing_dtype, safe_sqrt
 from metricjax.losses.margin_softmax import angle, others_scaled, scaled, turned, with_margin
-from metricjax.numerics import computing_dtype, safe_sqrt
-from metricjax.prototypes import SoftmaxOptions, class_count, gathered, over_prototypes, row_ids, row_lengths, the_own
-from metricjax.reductions import Loss, as_mean, quotient
+from metricjax.losses.row_values import class_count, gathered, row_lengths, the_own
+from metricjax.prototypes import SoftmaxOptions, over_prototypes
 
 State = Float[Array, "..."]
 
@@ -256,7 +258,7 @@ def elasticface(
         raise ValueError(f"variant is {variant!r}; wanted 'arc' or 'cos'")
     target = _row_margin_target if variant == "arc" else _row_offset_target
     check_array("embeddings", embeddings, "an array [rows, features]")
-    ids, dtype = row_ids(embeddings, options), computing_dtype(embeddings.dtype)
+    ids, dtype = row_ids(len(embeddings), options.get("axis_name")), computing_dtype(embeddings.dtype)
     center = jnp.asarray({"arc": 0.5, "cos": 0.35}[variant] if margin is None else margin, dtype)
     drawn = center + jnp.asarray(deviation, dtype) * _draws(key, ids, dtype)
     if plus:

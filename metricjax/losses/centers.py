@@ -7,13 +7,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer
 
-from metricjax.anchors import existing
-from metricjax.checks import check_class_batch
-from metricjax.classes import none_unknown
-from metricjax.numerics import widen
-from metricjax.pairwise import pairwise
-from metricjax.prototypes import PrototypeOptions, over_prototypes, targets, the_own
-from metricjax.reductions import Loss, of_all
+from metricjax.engine.devices import of_all
+from metricjax.engine.prototypes import none_unknown, targets
+from metricjax.engine.reductions import Loss
+from metricjax.ground.checks import check_class_batch
+from metricjax.ground.numerics import existing, widen
+from metricjax.ground.pairwise import pairwise
+from metricjax.losses.row_values import the_own
+from metricjax.prototypes import PrototypeOptions, over_prototypes
 
 
 @pairwise()

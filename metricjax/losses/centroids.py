@@ -10,11 +10,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from metricjax import distances
-from metricjax.anchors import AnchorOptions, existing, over_anchors
-from metricjax.checks import check_labels, check_rows
+from metricjax.anchors import AnchorOptions, over_anchors
+from metricjax.engine import devices
+from metricjax.engine.devices import of_all, summed
+from metricjax.engine.reductions import Loss
+from metricjax.ground.checks import check_labels, check_rows
+from metricjax.ground.numerics import existing, softplus, widen
 from metricjax.losses.pairs import check_average, hinge_mean
-from metricjax.numerics import softplus, widen
-from metricjax.reductions import Loss
 
 
 def _rows(scores, positives, negatives, margin, hardest, average):
@@ -78,17 +80,11 @@ def _with_centroids(axis_name, embeddings, labels, where):
     """The labels of anchors, and as references each anchor's class without it, then each class at its first row."""
     x = existing(widen(embeddings), where)
     there = jnp.ones(len(x), bool) if where is None else where
-    if axis_name is None:
-        gathered, summed, own, start = lambda a: a, lambda a: a, lambda a: a, 0
-    else:
-        start = lax.axis_index(axis_name) * len(x)
-        gathered = lambda a: lax.all_gather(a, axis_name, tiled=True)
-        summed = lambda a: lax.psum(a, axis_name)
-        own = lambda a: lax.dynamic_slice_in_dim(a, start, len(x))
-    first = _first_of_class(gathered(labels), gathered(there))
+    own = lambda a: devices.mine(a, len(x), axis_name)
+    first = _first_of_class(*of_all((labels, there), axis_name))
     size, slot, ids = len(first), own(first), own(jnp.arange(len(first), dtype=jnp.int32))
-    sums = summed(jnp.zeros((size, x.shape[1]), x.dtype).at[slot].add(x))
-    counts = summed(jnp.zeros(size, x.dtype).at[slot].add(there.astype(x.dtype)))
+    sums = summed(jnp.zeros((size, x.shape[1]), x.dtype).at[slot].add(x), axis_name)
+    counts = summed(jnp.zeros(size, x.dtype).at[slot].add(there.astype(x.dtype)), axis_name)
     mates = counts[slot] - there.astype(x.dtype)
     without = (sums[slot] - x) / jnp.maximum(mates, 1)[:, None]
     centroid = own(sums) / jnp.maximum(own(counts), 1)[:, None]

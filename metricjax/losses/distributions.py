@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from metricjax import distances, mining, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
-from metricjax.checks import check_positive, check_rows
-from metricjax.reductions import Loss, of_sums
+from metricjax.engine.reductions import Loss, of_sums
+from metricjax.ground.checks import check_positive, check_rows
 
 
 @of_sums

@@ -10,12 +10,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from metricjax import similarities
-from metricjax.anchors import existing
-from metricjax.checks import check_array, check_class_batch, check_positive
-from metricjax.numerics import normalize, safe_sqrt, widen
-from metricjax.pairwise import pairwise
-from metricjax.prototypes import SoftmaxOptions, over_prototypes, targets
-from metricjax.reductions import Loss
+from metricjax.engine.prototypes import targets
+from metricjax.engine.reductions import Loss
+from metricjax.ground.checks import check_array, check_class_batch, check_positive
+from metricjax.ground.numerics import existing, normalize, safe_sqrt, widen
+from metricjax.ground.pairwise import pairwise
+from metricjax.prototypes import SoftmaxOptions, over_prototypes
 
 Gradient = Literal["exact", "straight_through"]
 

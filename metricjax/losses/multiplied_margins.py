@@ -7,21 +7,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from metricjax import similarities
-from metricjax.checks import check_positive
+from metricjax.engine.devices import row_ids
+from metricjax.engine.reductions import Loss
+from metricjax.ground.checks import check_positive
+from metricjax.ground.numerics import norm, ratio, softplus
+from metricjax.ground.pairwise import pairwise
 from metricjax.losses.margin_softmax import Gradient, angle, others_scaled, scaled, with_gradient
-from metricjax.numerics import norm, ratio, softplus
-from metricjax.pairwise import pairwise
-from metricjax.prototypes import (
-    PrototypeOptions,
-    SoftmaxOptions,
-    class_count,
-    gathered,
-    over_prototypes,
-    row_ids,
-    row_lengths,
-    the_own,
-)
-from metricjax.reductions import Loss
+from metricjax.losses.row_values import class_count, gathered, row_lengths, the_own
+from metricjax.prototypes import PrototypeOptions, SoftmaxOptions, over_prototypes
 
 
 def _multiplied(cosine, margin, annealing):
@@ -69,7 +62,7 @@ def large_margin_softmax(
     2.4998
     """
     lengths = gathered(the_own, embeddings, labels, prototypes, options, similarity=_prototype_lengths).total
-    rows = (row_lengths(embeddings, options), lengths[row_ids(embeddings, options)])
+    rows = (row_lengths(embeddings, options), lengths[row_ids(len(embeddings), options.get("axis_name"))])
     arrays, similarity = (embeddings, labels, prototypes, margin, annealing), similarities.dot
     return over_prototypes(_large_margin_target, _as_they_are, *arrays, similarity=similarity, rows=rows, **options)
 

@@ -10,10 +10,10 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
-from metricjax.checks import check_positive
+from metricjax.engine.reductions import Loss
+from metricjax.ground.checks import check_positive
+from metricjax.ground.numerics import logsumexp
 from metricjax.mining import Triplets
-from metricjax.numerics import logsumexp
-from metricjax.reductions import Loss
 
 
 def check_average(average: str) -> None:

@@ -9,12 +9,14 @@ from jaxtyping import Array, Float, Integer
 
 from metricjax import similarities
 from metricjax.anchors import Mean, over_anchors
-from metricjax.checks import check_class_batch, check_positive
-from metricjax.classes import none_unknown
+from metricjax.engine.devices import of_all, row_ids
+from metricjax.engine.prototypes import none_unknown, targets
+from metricjax.engine.reductions import Loss
+from metricjax.ground.checks import check_class_batch, check_positive
+from metricjax.ground.numerics import logsumexp, softplus
 from metricjax.losses.margin_softmax import less_margin, others_scaled
-from metricjax.numerics import logsumexp, softplus
-from metricjax.prototypes import PrototypeOptions, SoftmaxOptions, class_count, over_prototypes, row_ids, targets
-from metricjax.reductions import Loss, of_all
+from metricjax.losses.row_values import class_count
+from metricjax.prototypes import PrototypeOptions, SoftmaxOptions, over_prototypes
 
 
 def _minus_chord(cosine, temperature):
@@ -110,8 +112,9 @@ def proxy_anchor(
     check_class_batch(embeddings, labels, prototypes, where, None, classes)
     axis = options.get("axis_name")
     to = targets(of_all(labels, axis), len(prototypes), classes, number, axis)
-    known = to.known[row_ids(embeddings, options)]
-    classes, labels = none_unknown(row_ids(prototypes, options) if classes is None else classes), none_unknown(labels)
+    known = to.known[row_ids(len(embeddings), axis)]
+    classes = row_ids(len(prototypes), axis) if classes is None else classes
+    classes, labels = none_unknown(classes), none_unknown(labels)
     given |= {"references": embeddings, "reference_labels": labels, "where": to.real}
     given["reference_where"] = known if where is None else known & where
     return over_anchors(_anchor_rows, prototypes, classes, scale, margin, similarity=similarities.cosine, **given)

@@ -16,11 +16,11 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_anchors
-from metricjax.checks import check_positive
+from metricjax.engine.devices import varying
+from metricjax.engine.reductions import Loss
+from metricjax.engine.selecting import next_marked
+from metricjax.ground.checks import check_positive
 from metricjax.losses.pairs import hinge_mean
-from metricjax.numerics import next_marked
-from metricjax.panels import varying
-from metricjax.reductions import Loss
 
 
 def _fast_ap_rows(d_positive, positives, d_negative, negatives, edges):
@@ -341,4 +341,4 @@ def _one_by_one(add, positives, scores, start):
         return lax.cond(jnp.any(state[0] < p), visit, lambda *state: state, *state), None
 
     before = jnp.full((len(scores), 1), -1, jnp.int32)
-    return lax.scan(step, varying((before, start, scores))[:2], length=p)[0][1]
+    return lax.scan(step, varying((before, start), scores), length=p)[0][1]

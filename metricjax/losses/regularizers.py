@@ -9,12 +9,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax import distances, similarities
-from metricjax.anchors import AnchorOptions, Mean, existing, over_anchors
-from metricjax.checks import check_array, check_per_row, check_positive, check_rows
-from metricjax.functions import jitted
-from metricjax.numerics import first_largest, norm, normalize, spoilt, widen
-from metricjax.prototypes import row_ids
-from metricjax.reductions import Loss, check_reduction, of_all, quotient, reduced
+from metricjax.anchors import AnchorOptions, Mean, over_anchors
+from metricjax.engine.devices import mine, of_all, row_ids
+from metricjax.engine.reductions import Loss, check_reduction, quotient, reduced
+from metricjax.engine.selecting import first_largest
+from metricjax.ground.checks import check_array, check_per_row, check_positive, check_rows
+from metricjax.ground.functions import jitted
+from metricjax.ground.numerics import existing, norm, normalize, spoilt, widen
 
 
 class RowOptions(TypedDict, total=False):
@@ -111,8 +112,7 @@ def _koleo(how, embeddings, epsilon, where, weights):
     index, some = over_anchors(_nearest_rows, fixed, alike, distance=distances.cosine, reduction=tuple, **how)
     x = normalize(existing(widen(embeddings), where))
     columns = of_all(x, axis_name)
-    if axis_name is not None:
-        index, some = (lax.dynamic_slice_in_dim(a, lax.axis_index(axis_name) * n, n) for a in (index, some))
+    index, some = mine((index, some), n, axis_name)
     gaps = norm(x - columns[index.astype(jnp.int32)])[:, 0]
     terms = -jnp.log(gaps + jnp.asarray(epsilon, x.dtype)) + spoilt(columns)
     return _mean_of(terms, some > 0, weights, reduction, axis_name)
@@ -207,7 +207,7 @@ def hyperspherical_energy(
     """
     check_rows("prototypes", prototypes)
     distance = distances.geodesic if angular else distances.chord
-    ids = row_ids(prototypes, options)
+    ids = row_ids(len(prototypes), options.get("axis_name"))
     return over_anchors(_energy_rows, prototypes, ids, power, distance=distance, block_size=block_size, **options)
 
 
@@ -233,7 +233,7 @@ def regular_face(
     0.0
     """
     check_rows("prototypes", prototypes)
-    ids, similarity = row_ids(prototypes, options), similarities.cosine
+    ids, similarity = row_ids(len(prototypes), options.get("axis_name")), similarities.cosine
     return over_anchors(
         _nearest_rows_of_prototypes, prototypes, ids, similarity=similarity, block_size=block_size, **options
     )

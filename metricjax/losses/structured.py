@@ -9,12 +9,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from metricjax import distances, similarities
-from metricjax.anchors import AnchorOptions, Mean, a_row_for_none, over_anchors
+from metricjax.anchors import AnchorOptions, Mean, over_anchors
+from metricjax.engine.positives import summed_over_positives
+from metricjax.engine.reductions import Loss
+from metricjax.ground.numerics import a_row_for_none, logsumexp, softplus
 from metricjax.losses.pairs import check_average, hinge_mean
 from metricjax.mining import batch_hard
-from metricjax.numerics import logsumexp, softplus
-from metricjax.reductions import Loss
-from metricjax.sides import summed_over_positives
 
 
 def _picked(scores: Float[Array, "r m"], column: Array) -> Float[Array, " r"]:

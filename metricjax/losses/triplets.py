@@ -11,11 +11,13 @@ from jaxtyping import Array, Float, Shaped
 
 from metricjax import distances, mining
 from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
+from metricjax.engine.devices import varying
+from metricjax.engine.positives import summed_over_positives
+from metricjax.engine.reductions import Loss
+from metricjax.engine.selecting import counted_by_comparing, counted_by_sorting, next_marked
+from metricjax.engine.sizes import LIST
+from metricjax.ground.numerics import softplus
 from metricjax.losses.pairs import check_average, hinge_mean
-from metricjax.numerics import next_marked, ordered_integers, softplus
-from metricjax.panels import varying
-from metricjax.reductions import Loss
-from metricjax.sides import LIST, summed_over_positives
 
 
 def triplet(
@@ -81,51 +83,12 @@ def _all_rows(d_positive, positives, d_negative, negatives, margin, average) -> 
     of this linear form, with the counts held fixed, is the gradient of the sum.
     """
     fixed, limits = lax.stop_gradient((d_negative, d_positive + margin))
-    count = _by_comparing if limits.shape[1] <= LIST else _by_sorting
+    count = counted_by_comparing if limits.shape[1] <= LIST else counted_by_sorting
     nearer, reached = count(jnp.where(positives, limits, -jnp.inf), jnp.where(negatives, fixed, jnp.inf))
     active = jnp.sum(nearer, axis=-1)
     total = jnp.sum(nearer * d_positive, axis=-1) - jnp.sum(reached * d_negative, axis=-1) + margin * active
     pairs = jnp.sum(positives, axis=-1) * jnp.sum(negatives, axis=-1)
     return Mean(total, active if average == "active" else pairs)
-
-
-# Four limits are counted in one sum over 32 distances: four numbers of 6 bits, as float32 holds whole numbers of 24.
-_CHUNK, _BITS, _TOGETHER = 4, 6, 32
-
-
-def _by_comparing(limits, d):
-    """How many distances are nearer than each limit [r, p], and how many limits each distance stays under [r, m]."""
-    p, m = limits.shape[1], d.shape[1]
-    d = jnp.pad(d, [(0, 0), (0, -m % _TOGETHER)], constant_values=jnp.inf)
-    limits = jnp.pad(limits, [(0, 0), (0, -p % _CHUNK)], constant_values=-jnp.inf)
-
-    def add(i, carry):
-        nearer, reached = carry
-        some = lax.dynamic_slice_in_dim(limits, i * _CHUNK, _CHUNK, axis=1)
-        hits = [(d < some[:, k, None]).astype(jnp.int32) for k in range(_CHUNK)]
-        packed = sum(hit << _BITS * k for k, hit in enumerate(hits)).astype(d.dtype)
-        packed = jnp.sum(packed.reshape(len(d), -1, _TOGETHER), axis=-1).astype(jnp.int32)
-        counts = jnp.stack([jnp.sum(packed >> _BITS * k & 2**_BITS - 1, axis=-1) for k in range(_CHUNK)], axis=1)
-        nearer = lax.dynamic_update_slice_in_dim(nearer, counts.astype(d.dtype), i * _CHUNK, axis=1)
-        return nearer, reached + sum(hits).astype(d.dtype)
-
-    number = jnp.arange(1, limits.shape[1] + 1, dtype=jnp.int32)[None]
-    used = jnp.max(jnp.where(limits > -jnp.inf, number, 0), initial=0)
-    start = varying((jnp.zeros_like(limits), jnp.zeros_like(d), d))[:2]
-    nearer, reached = lax.fori_loop(0, -(-used // _CHUNK), add, start)
-    return nearer[:, :p], reached[:, :m]
-
-
-def _by_sorting(limits, d):
-    """The same for many limits: ranks by bisection in each row's sorted distances and its sorted limits."""
-
-    def row(arguments):
-        limit, key = map(ordered_integers, arguments)
-        nearer = jnp.searchsorted(jnp.sort(key), limit)
-        reached = limit.size - jnp.searchsorted(jnp.sort(limit), key, side="right")
-        return nearer.astype(d.dtype), reached.astype(d.dtype)
-
-    return lax.map(row, (limits, d), batch_size=8)
 
 
 def _all_soft_rows(d_positive, positives, d_negative, negatives, margin, average) -> Mean:
@@ -165,5 +128,5 @@ def _soft_sums_and_weights(d_positive, d_negative, positives, negatives):
         return lax.cond(jnp.any(carry[0] < p), visit, lambda *carry: carry, *carry), None
 
     zeros = (rows * 0 - 1, jnp.zeros_like(d_negative[:, 0]), jnp.zeros_like(d_positive), jnp.zeros_like(d_negative))
-    (_, total, pulls, pushes), _ = lax.scan(add, varying((*zeros, d_negative))[:4], length=p)
+    (_, total, pulls, pushes), _ = lax.scan(add, varying(zeros, d_negative), length=p)
     return total, pulls, pushes

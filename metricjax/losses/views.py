@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from metricjax import distances, similarities
-from metricjax.anchors import Mean, existing, over_anchors, static_or_traced
-from metricjax.checks import check_per_row, check_positive, check_rows
-from metricjax.numerics import logsumexp, normalize, safe_sqrt, softplus, spoilt, widen
-from metricjax.reductions import Loss, quotient, reduced
+from metricjax.anchors import Mean, over_anchors
+from metricjax.engine.devices import row_ids, summed
+from metricjax.engine.pairs import static_or_traced
+from metricjax.engine.reductions import Loss, quotient, reduced
+from metricjax.ground.checks import check_per_row, check_positive, check_rows
+from metricjax.ground.numerics import existing, logsumexp, normalize, safe_sqrt, softplus, spoilt, widen
 
 
 class ViewOptions(TypedDict, total=False):
@@ -229,7 +231,7 @@ def _vicreg(axis_name, x, y, where, hyper):
     size = n * x.shape[1]
     squares = lax.square(x - y)
     moments = [(jnp.sum(jnp.square(view), axis=0), view.T @ view) for view in views]
-    squares, moments = _summed((jnp.sum(squares), moments), axis_name)
+    squares, moments = summed((jnp.sum(squares), moments), axis_name)
     loss = invariance * squares / jnp.maximum(size, 1) + spoil
     for power, products in moments:
         degrees = jnp.maximum(n - 1, 1)
@@ -270,7 +272,7 @@ def barlow_twins(
 def _barlow_twins(axis_name, x, y, where, hyper):
     redundancy, epsilon = hyper
     _, (x, y), n, spoil = _centred(axis_name, x, y, where)
-    powers, products = _summed(([jnp.sum(jnp.square(view), axis=0) for view in (x, y)], x.T @ y), axis_name)
+    powers, products = summed(([jnp.sum(jnp.square(view), axis=0) for view in (x, y)], x.T @ y), axis_name)
     count = jnp.maximum(n, 1)
     deviations = [safe_sqrt(power / count + epsilon) for power in powers]
     scales = [jnp.where(deviation > 0, 1 / jnp.where(deviation > 0, deviation, 1), 0) for deviation in deviations]
@@ -297,19 +299,9 @@ def _check_views(x: Any, y: Any, options: Any, taken: tuple[str, ...] = tuple(Vi
 def _over_views(rows: Callable[..., Mean], x, y, *hyper, similarity, options: ViewOptions):
     """`over_anchors` with x as anchors and y as references; numbers of rows, over all devices, are the labels."""
     _check_views(x, y, options)
-    number = _row_numbers(len(x), options.get("axis_name"))
+    number = row_ids(len(x), options.get("axis_name"))
     pairs: dict[str, Any] = {"references": y, "reference_labels": number, "reference_where": options.get("where")}
     return over_anchors(rows, x, number, *hyper, similarity=similarity, **pairs, **options)
-
-
-def _row_numbers(n: int, axis_name: str | tuple[str, ...] | None) -> Int[Array, " n"]:
-    own = jnp.arange(n, dtype=jnp.int32)
-    return own if axis_name is None else own + n * lax.axis_index(axis_name)
-
-
-def _summed(tree: Any, axis_name: str | tuple[str, ...] | None) -> Any:
-    """Sums over the devices of the axis, if there is one."""
-    return tree if axis_name is None else lax.psum(tree, axis_name)
 
 
 def _centred(axis_name, x, y, where):
@@ -318,7 +310,7 @@ def _centred(axis_name, x, y, where):
     y = existing(y.astype(x.dtype), where)
     there = jnp.ones_like(x[:, 0]) if where is None else where.astype(x.dtype)
     sums = [jnp.sum(view, axis=0, keepdims=True) for view in (x, y)]
-    n, sums, spoil = _summed((jnp.sum(there), sums, spoilt(x) + spoilt(y)), axis_name)
+    n, sums, spoil = summed((jnp.sum(there), sums, spoilt(x) + spoilt(y)), axis_name)
     centred = [existing(view - total / jnp.maximum(n, 1), where) for view, total in zip((x, y), sums, strict=True)]
     return (x, y), centred, n, spoil
 

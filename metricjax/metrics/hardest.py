@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
-from metricjax.metrics.panels import check_set, panels
+from metricjax.metrics.sets import check_set, panels
 
 _PANEL = 2**22  # scores at a time
 

@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from metricjax import distances, losses, mining, similarities
-from metricjax.checks import check_class_labels, check_rows
-from metricjax.classes import class_means
-from metricjax.metrics.panels import check_finite, on_device
-from metricjax.numerics import normalize, widen
-from metricjax.reductions import with_count
+from metricjax.engine.reductions import with_count
+from metricjax.ground.checks import check_class_labels, check_rows
+from metricjax.ground.numerics import normalize, widen
+from metricjax.metrics.sets import check_finite, on_device
+from metricjax.prototypes import class_means
 from metricjax.search import top_k
 
 _TILE = 512  # rows and columns of a tile of distances

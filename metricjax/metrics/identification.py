@@ -10,11 +10,11 @@ from jax import lax
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
-from metricjax.functions import jitted
-from metricjax.metrics.panels import check_flat_labels, check_set, positive_ints
+from metricjax.ground.functions import jitted
+from metricjax.ground.numerics import widen
+from metricjax.ground.pairwise import Pairwise, as_pairwise
+from metricjax.metrics.sets import check_flat_labels, check_set, positive_ints
 from metricjax.metrics.verification import real_scores
-from metricjax.numerics import widen
-from metricjax.pairwise import Pairwise, as_pairwise
 
 _PANEL = 2**21  # scores at a time
 _HEIGHT = 2**11  # queries

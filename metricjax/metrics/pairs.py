@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
-from metricjax.checks import check_batch
-from metricjax.functions import jitted
-from metricjax.metrics.panels import check_finite, check_flat_labels
+from metricjax.ground.checks import check_batch
+from metricjax.ground.functions import jitted
+from metricjax.ground.numerics import widen
+from metricjax.ground.pairwise import as_pairwise
+from metricjax.metrics.sets import check_finite, check_flat_labels
 from metricjax.metrics.thresholds import ErrorRates, as_threshold
 from metricjax.metrics.verification import PairScores, Roc
-from metricjax.numerics import widen
-from metricjax.pairwise import as_pairwise
 
 _SIDE = 2048  # a sorted tile of this side fits into a cache
 _HISTOGRAM = np.linspace(-1, 1, 101)

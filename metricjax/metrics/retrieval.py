@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
-from metricjax.checks import check_batch
-from metricjax.metrics.panels import check_finite, on_device, panels, positive_ints
+from metricjax.ground.checks import check_batch
+from metricjax.metrics.sets import check_finite, on_device, panels, positive_ints
 
 _PANEL = 2**22  # scores at a time
 

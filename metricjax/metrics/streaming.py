@@ -3,16 +3,17 @@
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from metricjax import similarities
-from metricjax.anchors import existing
-from metricjax.checks import check_batch
-from metricjax.functions import jitted
-from metricjax.metrics.panels import on_device, positive_ints
-from metricjax.pairwise import as_pairwise
-from metricjax.reductions import Mean, of_all
+from metricjax.engine import devices
+from metricjax.engine.devices import of_all, row_ids, summed
+from metricjax.engine.reductions import Mean
+from metricjax.ground.checks import check_batch
+from metricjax.ground.functions import jitted
+from metricjax.ground.numerics import existing
+from metricjax.ground.pairwise import as_pairwise
+from metricjax.metrics.sets import on_device, positive_ints
 from metricjax.search.neighbours import top_k
 
 
@@ -69,8 +70,7 @@ def retrieval_means(
     if own is not None and (own.shape != labels.shape or not jnp.issubdtype(own.dtype, jnp.integer)):
         raise ValueError(f"own is {own.dtype}{list(own.shape)}; wanted an integer for each of {len(labels)} queries")
     if references is None:
-        device = 0 if axis_name is None else lax.axis_index(axis_name)
-        own = device * len(labels) + jnp.arange(len(labels), dtype=jnp.int32)
+        own = row_ids(len(labels), axis_name)
         references, reference_labels, reference_where = embeddings, labels, where
     if not len(references):
         raise ValueError("references has no rows, or embeddings where they are searched; wanted at least one")
@@ -88,8 +88,8 @@ def _means(how, queries, searched) -> dict[str, Mean]:
         own = jnp.full(len(x), -1, jnp.int32)
     where = jnp.ones(len(x), bool) if where is None else where
     there = jnp.ones(len(y), bool) if reference_where is None else reference_where
-    devices = 1 if axis_name is None else lax.axis_size(axis_name)
-    depth = min(max(*ks, largest_class or 1) + 1, devices * len(y))  # one more, which may be the query itself
+    # One more than is looked at: it may be the query itself.
+    depth = min(max(*ks, largest_class or 1) + 1, devices.count(axis_name) * len(y))
     nearest = top_k(existing(x, where), y, depth, similarity=similarity, where=reference_where, axis_name=axis_name)
     found = nearest.indices
 
@@ -104,7 +104,7 @@ def _means(how, queries, searched) -> dict[str, Mean]:
     each = _measures(ks, largest_class, hits, rank, relevant)
     total = lambda values: jnp.sum(jnp.where(counts, values, 0)) + jnp.where(sound, 0, jnp.nan).astype(values.dtype)
     means = {name: Mean(total(values), jnp.sum(counts, dtype=jnp.float32)) for name, values in each.items()}
-    return means if axis_name is None else lax.psum(means, axis_name)
+    return summed(means, axis_name)
 
 
 def _matches(labels, reference_labels, there) -> Int[Array, " n"]:

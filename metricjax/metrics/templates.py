@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
-from metricjax.checks import check_per_row
+from metricjax.ground.checks import check_per_row
+from metricjax.ground.numerics import lifted, normalize, widen
 from metricjax.metrics.identification import Searches, identification
-from metricjax.metrics.panels import check_flat_labels, check_set
-from metricjax.numerics import lifted, normalize, widen
+from metricjax.metrics.sets import check_flat_labels, check_set
 
 _PAIRS = 2**12  # at a time
 

@@ -11,10 +11,10 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from metricjax.functions import offered
+from metricjax.engine.positives import summed_over_positives
+from metricjax.engine.selecting import ordered_integers
+from metricjax.ground.functions import offered
 from metricjax.mining.masks import Masks
-from metricjax.numerics import ordered_integers
-from metricjax.sides import summed_over_positives
 
 
 @offered("miner", made=True)

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import jax.numpy as jnp
-from jax import lax
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from metricjax.functions import offered
-from metricjax.mining.triplets import first_greater
-from metricjax.numerics import ordered_integers
+from metricjax.engine.selecting import as_floats, first_greater, ordered_integers
+from metricjax.ground.functions import offered
 
 Masks: TypeAlias = tuple[Bool[Array, "n m"], Bool[Array, "n m"]]
 Range: TypeAlias = tuple[ArrayLike, ArrayLike]
@@ -233,5 +231,4 @@ def _next_larger(distances: Float[Array, "n m"], where: Bool[Array, "n m"]) -> F
     marked = jnp.pad(jnp.where(where, distances, jnp.inf), [(0, 0), (0, 1)], constant_values=jnp.inf)
     ordered = jnp.sort(ordered_integers(marked), axis=1)
     following = first_greater(ordered, ordered_integers(distances))
-    bits = jnp.take_along_axis(ordered, following, axis=1)
-    return lax.bitcast_convert_type(jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits), distances.dtype)
+    return as_floats(jnp.take_along_axis(ordered, following, axis=1), distances.dtype)

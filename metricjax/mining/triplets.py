@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from metricjax.functions import offered
-from metricjax.numerics import first_largest, ordered_integers
+from metricjax.engine.selecting import first_greater, first_largest, ordered_integers
+from metricjax.ground.functions import offered
 
 
 class Triplets(NamedTuple):
@@ -77,11 +77,6 @@ def _next_farther(
     after = first_greater(ordered, ordered_integers(distances))
     farther = after < jnp.sum(where, axis=-1, keepdims=True, dtype=after.dtype)
     return jnp.take_along_axis(order, jnp.minimum(after, m - 1), axis=1), farther
-
-
-def first_greater(ordered: Shaped[Array, "n k"], values: Shaped[Array, "n m"]) -> Int[Array, "n m"]:
-    """Where the first entry greater than each value stands in its row, which is ordered."""
-    return jax.vmap(lambda row, value: jnp.searchsorted(row, value, side="right"))(ordered, values)
 
 
 def _one_for_each_positive(negative: Int[Array, "n m"], valid: Bool[Array, "n m"]) -> Triplets:

@@ -1,6 +1,6 @@
 """What to look at after training and evaluation. Each function returns a Matplotlib figure; `report` writes a page."""
 
-from metricjax.extras import extra
+from metricjax.ground.extras import extra
 
 with extra("plots"):
     from metricjax.plots.curves import cmc_curves as cmc_curves

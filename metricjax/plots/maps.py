@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metricjax import similarities, sphere
-from metricjax.extras import extra
-from metricjax.metrics.panels import check_set
+from metricjax.ground.extras import extra
+from metricjax.metrics.sets import check_set
 from metricjax.plots.style import COLOURS, Figure, add_legend, as_written, check_people, name_of, short
 
 MARKERS = "osD^vP*"

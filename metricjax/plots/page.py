@@ -10,8 +10,8 @@ from string import Template
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from metricjax.files import replacing
-from metricjax.names import printable
+from metricjax.ground.files import replacing
+from metricjax.ground.names import printable
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">

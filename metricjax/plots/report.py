@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metricjax import metrics, search, similarities
-from metricjax.metrics.panels import check_set
+from metricjax.metrics.sets import check_set
 from metricjax.plots import curves, maps, sheets
 from metricjax.plots.page import figures, left_out, page, paragraph, picture, table, write
 from metricjax.plots.style import check_images, check_people, name_of

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import color_sequences
 from matplotlib.axes import Axes
 
-from metricjax.names import printable
+from metricjax.ground.names import printable
 
 # Okabe and Ito's colours (2008), the strongest contrasts first; their yellow is too pale for a line on white.
 COLOURS = tuple(color_sequences["okabe_ito"][i] for i in (5, 6, 3, 7, 1, 2, 0))

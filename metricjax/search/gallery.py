@@ -12,11 +12,10 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Integer
 
-from metricjax.anchors import existing
-from metricjax.checks import check_labels, check_per_row, check_rows
-from metricjax.classes import none_unknown
-from metricjax.files import read_arrays, write_arrays
-from metricjax.numerics import computing_dtype, finite_rows, normalize, widen
+from metricjax.engine.prototypes import none_unknown
+from metricjax.ground.checks import check_labels, check_per_row, check_rows
+from metricjax.ground.files import read_arrays, write_arrays
+from metricjax.ground.numerics import computing_dtype, existing, finite_rows, normalize, widen
 from metricjax.search.neighbours import top_k
 
 

@@ -10,13 +10,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax import similarities
-from metricjax.anchors import existing
-from metricjax.checks import check_per_row, check_rows
-from metricjax.functions import jitted
-from metricjax.numerics import finite_rows, widen
-from metricjax.pairwise import Pairwise, as_pairwise
-from metricjax.panels import varying
-from metricjax.reductions import of_all
+from metricjax.engine import devices
+from metricjax.engine.devices import of_all, row_ids, varying
+from metricjax.ground.checks import check_per_row, check_rows
+from metricjax.ground.functions import jitted
+from metricjax.ground.numerics import existing, finite_rows, widen
+from metricjax.ground.pairwise import Pairwise, as_pairwise
 
 _PANEL = 2**21  # scores at a time
 
@@ -76,10 +75,9 @@ def top_k(
     score = as_pairwise(score, "similarity" if distance is None else "distance")
     if not (block_size == "auto" or (isinstance(block_size, int) and block_size > 0)):
         raise ValueError(f"block_size is {block_size!r}; wanted 'auto' or a positive int")
-    devices = 1 if axis_name is None else lax.axis_size(axis_name)
     if exclude_self and len(queries) != len(references):
         raise ValueError(f"exclude_self is for queries that are the references; {len(queries)} and {len(references)}")
-    most = devices * len(references) - exclude_self
+    most = devices.count(axis_name) * len(references) - exclude_self
     if not isinstance(k, int):
         raise TypeError(f"k is {k!r}; wanted an int, which is static")
     if not 1 <= k <= most:
@@ -106,7 +104,6 @@ class Search(NamedTuple):
 @jitted
 def _top_k(search: Search, queries, references, where) -> Neighbours:
     n, m, axis_name = len(queries), len(references), search.axis_name
-    device = 0 if axis_name is None else lax.axis_index(axis_name)
     sound = finite_rows(queries)
     x = of_all(search.score.embed(existing(widen(queries), sound)), axis_name)
     depth = search.k + search.exclude_self  # one more, of which itself may be left out
@@ -114,7 +111,7 @@ def _top_k(search: Search, queries, references, where) -> Neighbours:
     if axis_name is not None:
         best = _of_all_devices(best, depth, m, axis_name)
     if search.exclude_self:
-        best = _without(best, device * n + jnp.arange(n, dtype=jnp.int32))
+        best = _without(best, row_ids(n, axis_name))
     scores, indices = (jnp.where(sound[:, None], a, nothing) for a, nothing in zip(best, (-jnp.inf, -1), strict=True))
     return Neighbours(_plain_zeros(-scores) if search.is_distance else scores, indices)
 
@@ -144,7 +141,7 @@ def _among(search: Search, k: int, x, references, where) -> Neighbours:
 
         return lax.map(panel, (x, best))
 
-    nothing = varying((jnp.full((panels, height, k), -jnp.inf, x.dtype), x, references))[0]
+    nothing = varying(jnp.full((panels, height, k), -jnp.inf, x.dtype), (x, references))
     best = Neighbours(nothing, jnp.where(jnp.isnan(nothing), 0, -1).astype(jnp.int32))
     count, rest = divmod(m, size)
     best = lax.fori_loop(0, count, lambda i, best: step(best, i * size, size), best)
@@ -197,12 +194,11 @@ def _group_size(width: int, k: int) -> int:
 
 def _of_all_devices(best: Neighbours, k: int, m: int, axis_name) -> Neighbours:
     """The k best of each own query, out of what every device found for it among its m references."""
-    devices = lax.axis_size(axis_name)
-    found = best._replace(indices=jnp.where(best.indices < 0, -1, best.indices + lax.axis_index(axis_name) * m))
+    found = best._replace(indices=jnp.where(best.indices < 0, -1, best.indices + devices.index(axis_name) * m))
 
     def own(a):
-        a = lax.all_to_all(a.reshape(devices, -1, a.shape[1]), axis_name, split_axis=0, concat_axis=0)
-        return jnp.moveaxis(a, 0, 1).reshape(a.shape[1], devices * a.shape[2])
+        a = devices.for_mine(a, axis_name)
+        return jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
 
     scores, indices = jax.tree.map(own, found)
     scores, places = lax.top_k(scores, k)  # equal scores of one device stand in order, and so do the devices

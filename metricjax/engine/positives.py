@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int, Shaped
 
-from metricjax.numerics import next_marked
+from metricjax.engine.selecting import next_marked
 
 LIST = 64  # positives of an anchor that are looked at one by one; with more, all columns are
 

@@ -7,15 +7,18 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from metricjax.functions import check_closed, own_functions
+from metricjax.engine.positives import Side, listed_positives, summed_over_positives
+from metricjax.engine.sizes import LIST
+from metricjax.ground.functions import by_content, check_closed, own_functions
+from metricjax.ground.numerics import computing_dtype
+from metricjax.ground.pairwise import Pairwise
 from metricjax.mining.compound import mined
 from metricjax.mining.triplets import Triplets
-from metricjax.pairwise import Pairwise
-from metricjax.sides import LIST, Side, listed_positives, summed_over_positives
 
 
 class Mean(NamedTuple):
@@ -86,6 +89,15 @@ class Static:
 
 def unwrapped(hyper: tuple) -> tuple:
     return tuple(h.value if isinstance(h, Static) else h for h in hyper)
+
+
+def static_or_traced(values: tuple, embeddings: Array) -> tuple:
+    """Numbers and arrays as arrays of the computing dtype, anything else wrapped as `Static`."""
+    dtype = computing_dtype(embeddings.dtype)
+    is_static = lambda v: v is None or isinstance(v, bool | str) or callable(v)
+    # A number goes to the device with the call: by itself it would take as long as everything else.
+    as_array = lambda v: np.asarray(v, dtype) if isinstance(v, int | float) else jnp.asarray(v, dtype=dtype)
+    return tuple(Static(by_content(v)) if is_static(v) else as_array(v) for v in values)
 
 
 # --- one block of rows ----------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array, Float
 
-from metricjax.functions import by_content, check_function
-from metricjax.numerics import widen
+from metricjax.ground.functions import by_content, check_function
+from metricjax.ground.numerics import widen
 
 Kind = Literal["distance", "similarity"]
 

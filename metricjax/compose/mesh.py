@@ -10,7 +10,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from metricjax.anchors import Batch
+from metricjax.engine.anchors import Batch
 
 _SPLIT = {*Batch._fields, "prototypes", "centers", "classes"}  # and a bias for each class
 

@@ -15,10 +15,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from metricjax import similarities
-from metricjax.numerics import inverse_length, logsumexp, widen
-from metricjax.pairwise import Pairwise
-from metricjax.panels import varying
-from metricjax.problems import unwrapped
+from metricjax.engine.devices import varying
+from metricjax.engine.pairs import unwrapped
+from metricjax.ground.numerics import inverse_length, logsumexp, widen
+from metricjax.ground.pairwise import Pairwise
 
 
 def how_many(prototypes) -> int:
@@ -167,7 +167,7 @@ def in_blocks(sweep: Sweep, x, prototypes, own, real, rows, hyper):
             plain = jax.tree.map(jnp.add, plain, _plain(z, counts))
         return base, exponential, plain
 
-    start = varying((nothing, nothing, (nothing, nothing), x))[:3]
+    start = varying((nothing, nothing, (nothing, nothing)), x)
     base, exponential, plain = sweep.fold(step, start, how_many(prototypes))
     some = exponential > 0
     log_total = jnp.where(some, base + jnp.log(jnp.where(some, exponential, 1)), -jnp.inf)
@@ -211,7 +211,7 @@ def _backward(sweep: Sweep, kept, cotangents):
         put = lambda a, block: lax.dynamic_update_slice_in_dim(a, block, start, axis=0)
         return sums, jax.tree.map(put, whole, dw)
 
-    zeros = varying((jax.tree.map(jnp.zeros_like, ((x, rows, hyper), prototypes)), x))[0]
+    zeros = varying(jax.tree.map(jnp.zeros_like, ((x, rows, hyper), prototypes)), x)
     (dx, drows, dhyper), dw = sweep.fold(step, zeros, how_many(prototypes))
     return dx, dw, None, None, drows, dhyper
 

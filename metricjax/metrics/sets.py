@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from metricjax import similarities
-from metricjax.checks import check_fits, check_labels, check_rows
-from metricjax.functions import by_content, check_function, jitted
+from metricjax.ground.checks import check_fits, check_labels, check_rows
+from metricjax.ground.functions import by_content, check_function, jitted
 
 
 def check_set(

@@ -24,14 +24,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from metricjax import sphere
-from metricjax.extras import extra
-from metricjax.numerics import normalize, safe_sqrt, widen
-from metricjax.row_updates import apply_to_rows as apply_to_rows
-from metricjax.row_updates import on_rows as on_rows
+from metricjax.ground.extras import extra
+from metricjax.ground.numerics import normalize, safe_sqrt, widen
 
 with extra("optax"):
     import optax
-    from optax._src.base import NO_PARAMS_MSG  # the message of every Optax transformation that needs params
 
 Retraction = Literal["exponential", "projection"]
 
@@ -205,7 +202,7 @@ def _checked(name: str, axis: int | None, init: Callable, update: Callable) -> o
 
     def update_rows(updates, state, params=None, **extra_args):
         if params is None:
-            raise ValueError(NO_PARAMS_MSG)
+            raise ValueError(f"{name} got no params; call update(updates, state, params)")
         return to_axis(update(to_rows(updates), to_rows(state), to_rows(params)))
 
     return optax.GradientTransformationExtraArgs(init_rows, update_rows)

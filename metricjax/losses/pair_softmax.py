@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Shaped
 
 from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_anchors
-from metricjax.checks import check_positive, check_rows
-from metricjax.functions import by_content, check_function
-from metricjax.numerics import logsumexp, safe_sqrt, softplus
-from metricjax.reductions import Loss
+from metricjax.engine.reductions import Loss
+from metricjax.ground.checks import check_positive, check_rows
+from metricjax.ground.functions import by_content, check_function
+from metricjax.ground.numerics import logsumexp, safe_sqrt, softplus
 
 
 def _nt_xent_rows(positive_scores, positives, negative_scores, negatives, temperature):

@@ -17,8 +17,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from metricjax.mining.compound import needs_batch, prepared_by
-from metricjax.problems import (
+from metricjax.engine.devices import summed, varying
+from metricjax.engine.pairs import (
     Mean,
     Problem,
     as_distances,
@@ -30,19 +30,8 @@ from metricjax.problems import (
     scores_and_masks,
     unwrapped,
 )
-from metricjax.sides import Side, one_by_one, with_lists_if_short
-
-
-def varying(tree: Any) -> Any:
-    """Inside `shard_map`: every float array varies over each mesh axis that any of them varies over.
-
-    A custom derivative rule cannot sum a gradient over devices for an argument that does not vary; with the change
-    made here, outside the rule, ordinary differentiation does. Elsewhere this adds zero.
-    """
-    leaves = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating)]
-    zero = sum((jnp.where(jnp.any(jnp.isnan(a.ravel()[:1])), 0, 0) for a in leaves), start=jnp.int32(0))
-    return jax.tree.map(lambda a: a + zero.astype(a.dtype), tree)
-
+from metricjax.engine.positives import Side, one_by_one, with_lists_if_short
+from metricjax.mining.compound import needs_batch, prepared_by
 
 # --- panel after panel ----------------------------------------------------------------------------------------------
 
@@ -78,9 +67,7 @@ def prepared(problem: Problem, size: int, x, columns, row: Side, column: Side, a
 
         first = jax.tree.map(lambda a: a[:size], (x, row))
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_panel, *first))
-        zeros = jax.tree.map(lambda a: a + varying((jnp.zeros((), columns.dtype), columns))[0].astype(a.dtype), zeros)
-        sums = sweep(step, zeros, size, (x, row))[0]
-        return sums if axis_name is None else lax.psum(sums, axis_name)
+        return summed(sweep(step, varying(zeros, columns), size, (x, row))[0], axis_name)
 
     return dataclasses.replace(problem, miner=prepared_by(total, problem.miner))
 
@@ -100,7 +87,7 @@ def _gradient_sweep(panel, size, x, columns, hyper, cotangents, row):
         return sums, (dx, means)
 
     zeros = jax.tree.map(jnp.zeros_like, (columns, hyper))
-    sums, (dx, means) = sweep(step, varying((zeros, columns))[0], size, (x, cotangents, row))
+    sums, (dx, means) = sweep(step, varying(zeros, columns), size, (x, cotangents, row))
     return (dx, *sums), means
 
 
@@ -163,8 +150,7 @@ def added_panels(size, problem, x, columns, hyper, weights, row, column) -> tupl
         one = jax.tree.map(lambda a: a[:1], row)
         means = jax.eval_shape(lambda: means_of(problem, columns[:1], columns, hyper, one, column))
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), means)
-        zeros = varying((zeros, weights))[0]
-        return sweep(step, zeros, _height(size, problem, column), (x, weights, row))[0]
+        return sweep(step, varying(zeros, weights), _height(size, problem, column), (x, weights, row))[0]
 
     return with_lists_if_short(all_panels, row, column, problem.lengths)
 
@@ -254,7 +240,7 @@ def _gradients_of_triplets(size, problem, x, columns, hyper, weights, row, colum
 
         nothing = Mean(jnp.zeros_like(weights), jnp.zeros_like(weights))
         before = jnp.full((len(x), 1), -1, jnp.int32)
-        before, *found = varying((before, sums, jnp.zeros_like(x), nothing, weights, columns))[:4]
+        before, *found = varying((before, sums, jnp.zeros_like(x), nothing), (weights, columns))
         if problem.negative_of is None:
             return add(*found, *chosen_triplets(problem, scores, positives, negatives, row))
         count, following = one_by_one(positives, row, column)

@@ -1,20 +1,15 @@
-"""Losses made of losses: a weighted sum that compares embeddings once, and a loss over prefixes of embeddings."""
+"""A weighted sum of losses that compares embeddings once."""
 
 import dataclasses
-import functools
-import inspect
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from metricjax.anchors import Part, as_part, static_or_traced
-from metricjax.problems import Mean, Static
-
-_ROWS = ("embeddings", "x", "y", "prototypes", "centers", "references")  # arguments whose features are cut
+from metricjax.engine.anchors import Part, as_part
+from metricjax.engine.pairs import Mean, Static, static_or_traced
 
 
 def weighted_sum(
@@ -33,7 +28,7 @@ def weighted_sum(
     >>> bool(jnp.isclose(both(z, y), mj.losses.supcon(z, y) + 0.5 * mj.losses.circle(z, y)))
     True
     """
-    scales = _scales(weights, len(losses), "losses")
+    scales = scales_of(weights, len(losses), "losses")
 
     def loss(embeddings, labels, **options):
         if options.pop("reduction", as_part) is not as_part:
@@ -44,51 +39,13 @@ def weighted_sum(
             if isinstance(value, Part):
                 together.setdefault(value.shared(), []).append((weight, value))
             else:
-                total.append(weight * _number(value, "weighted_sum"))
+                total.append(weight * one_number(value, "weighted_sum"))
         return sum(total + [_joined(parts) for parts in together.values()])
 
     return loss
 
 
-def matryoshka(
-    loss: Callable[..., Any], sizes: Sequence[int], weights: Sequence[ArrayLike] | Float[Array, " k"] | None = None
-) -> Callable[..., Any]:
-    """The loss Σ_k w_k · loss over the first `sizes[k]` features of embeddings; all weights are 1 by default.
-
-    Prefixes of an embedding trained so can be used by themselves. Whatever else has the same features (references,
-    prototypes, the other view) is cut too. `loss` may be any of `mj.losses`, or a `functools.partial` of one.
-
-    Kusupati et al. 2022, "Matryoshka representation learning", arXiv:2205.13147 (weights 1).
-
-    >>> import jax.numpy as jnp
-    >>> import metricjax as mj
-    >>> nested = matryoshka(mj.losses.supcon, sizes=(2, 4))
-    >>> z, y = jnp.eye(4), jnp.arange(4) // 2
-    >>> bool(jnp.isclose(nested(z, y), mj.losses.supcon(z[:, :2], y) + mj.losses.supcon(z, y)))
-    True
-    """
-    scales = _scales(weights, len(sizes), "sizes")
-    whole = loss if isinstance(loss, functools.partial) else functools.partial(loss)
-
-    @functools.wraps(loss)
-    def nested(*arguments, **options):
-        bound = inspect.signature(whole.func).bind(*whole.args, *arguments, **{**whole.keywords, **options})
-        features, first = jnp.shape(bound.args[0])[-1], next(iter(bound.arguments))
-        if any(not 0 < size <= features for size in sizes):
-            raise ValueError(f"sizes are {tuple(sizes)}; wanted numbers from 1 to the {features} features")
-
-        def cut(size: int):
-            part = lambda name, a: a[:, :size] if name in (first, *_ROWS) and a is not None else a
-            named = {name: part(name, a) for name, a in bound.arguments.items() if name != "options"}
-            return {**named, **{name: part(name, a) for name, a in bound.arguments.get("options", {}).items()}}
-
-        values = (_number(whole.func(**cut(size)), "matryoshka") for size in sizes)
-        return sum(weight * value for weight, value in zip(scales, values, strict=True))
-
-    return nested
-
-
-def _scales(weights: Sequence[ArrayLike] | Array | None, count: int, parts: str) -> list[Any]:
+def scales_of(weights: Sequence[ArrayLike] | Array | None, count: int, parts: str) -> list[Any]:
     """One weight for each part, of which there is one at least."""
     scales = [1.0] * count if weights is None else list(weights)
     if not count or len(scales) != count:
@@ -96,7 +53,7 @@ def _scales(weights: Sequence[ArrayLike] | Array | None, count: int, parts: str)
     return scales
 
 
-def _number(value: Any, name: str) -> Any:
+def one_number(value: Any, name: str) -> Any:
     if not isinstance(value, Part) and getattr(value, "shape", None) != ():
         raise TypeError(f"{name} adds losses that return one number; a stateful loss has to be added by hand")
     return value

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from metricjax.extras import extra
+from metricjax.ground.extras import extra
 
 with extra("optax"):
     import optax

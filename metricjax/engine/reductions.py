@@ -5,11 +5,11 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from metricjax.functions import OFFERED, by_content, check_function, offered
-from metricjax.problems import Mean
+from metricjax.engine.devices import placed, summed
+from metricjax.engine.pairs import Mean
+from metricjax.ground.functions import OFFERED, by_content, check_function, offered
 
 Loss: TypeAlias = Any  # a scalar `Float[Array, ""]`, unless the option `reduction` makes something else
 
@@ -66,18 +66,6 @@ def reduced(means: tuple[Mean, ...], weights, reduction, axis_name=None):
         means = jax.tree.map(lambda a: jnp.sum(a, axis=0), means)
     if axis_name is not None:
         if not is_of_sums(reduction):
-            means = jax.tree.map(lambda a: _placed(a, axis_name), means)
-        means = lax.psum(means, axis_name)
+            means = jax.tree.map(lambda a: placed(a, axis_name), means)
+        means = summed(means, axis_name)
     return jax.tree.map(lambda *parts: sum(parts), *(reduction(mean) for mean in means))
-
-
-def of_all(tree: Any, axis_name) -> Any:
-    """The rows of all devices, in order."""
-    return tree if axis_name is None else lax.all_gather(tree, axis_name, tiled=True)
-
-
-def _placed(a: Float[Array, "n ..."], axis_name) -> Float[Array, "all ..."]:
-    """This device's part of a long array of zeros: the sum over devices is the whole array, the same everywhere."""
-    mine = lax.axis_index(axis_name) == jnp.arange(lax.axis_size(axis_name))
-    whole = jnp.where(mine.reshape(-1, *[1] * a.ndim), a[None], 0)
-    return whole.reshape(-1, *a.shape[1:])

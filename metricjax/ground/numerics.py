@@ -3,10 +3,12 @@
 Everything computes in at least float32: bfloat16 and float16 are widened, float64 stays.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 
 def computing_dtype(dtype: jnp.dtype) -> jnp.dtype:
@@ -17,6 +19,16 @@ def computing_dtype(dtype: jnp.dtype) -> jnp.dtype:
 def widen(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """`x` in float32, or in float64 if it comes in float64."""
     return x.astype(computing_dtype(x.dtype))
+
+
+def existing(x: Float[Array, "n ..."], where: Bool[Array, " n"] | None) -> Float[Array, "n ..."]:
+    """Rows that do not exist become 0: whatever stood there, NaN included, reaches neither value nor gradient."""
+    return x if where is None else jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+
+
+def a_row_for_none(a: Any) -> Any:
+    """The array, or one row of zeros where it has none."""
+    return a if a is None or len(a) else jnp.zeros((1, *a.shape[1:]), a.dtype)
 
 
 def finite_rows(x: Float[Array, "... d"]) -> Bool[Array, "..."]:
@@ -151,32 +163,3 @@ def logsumexp(x: Float[Array, "n m"], where: Bool[Array, "n m"]) -> Float[Array,
     total = jnp.sum(jnp.exp(jnp.where(where, x - top[:, None], -jnp.inf)), axis=-1)
     some = total != 0
     return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + top, -jnp.inf)
-
-
-_GROUP = 64
-
-
-def first_largest(x: Float[Array, "n m"]) -> Int[Array, " n"]:
-    """Index of the first largest entry of each row, none of which is NaN.
-
-    One pass finds the largest of each group, and only one group is searched: on a CPU, argmax takes many times longer.
-    """
-    n, m = x.shape
-    groups = jnp.pad(x, [(0, 0), (0, -m % _GROUP)], constant_values=-jnp.inf).reshape(n, -1, _GROUP)
-    tops = jnp.max(groups, axis=-1)
-    group = jnp.argmax(tops, axis=-1).astype(jnp.int32)
-    inside = jnp.take_along_axis(groups, group[:, None, None], axis=1)[:, 0]
-    return group * _GROUP + jnp.argmax(inside, axis=-1).astype(jnp.int32)
-
-
-def next_marked(mask: Bool[Array, "n m"], last: Int[Array, "n 1"]) -> Int[Array, "n 1"]:
-    """The first column after `last` that each row marks, m where there is none."""
-    column = jnp.arange(mask.shape[1], dtype=jnp.int32)[None]
-    return jnp.min(jnp.where(mask & (column > last), column, column.size), axis=1, keepdims=True, initial=column.size)
-
-
-def ordered_integers(x: Float[Array, "..."]) -> Int[Array, "..."]:
-    """Integers in the same order as the floats, which are not NaN: a CPU sorts them several times faster."""
-    kind = {32: jnp.int32, 64: jnp.int64}[jnp.finfo(x.dtype).bits]
-    bits = lax.bitcast_convert_type(jnp.where(x == 0, 0, x), kind)  # −0 becomes 0; XLA leaves out an x + 0
-    return jnp.where(bits < 0, bits ^ jnp.iinfo(kind).max, bits)
