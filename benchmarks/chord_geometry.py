@@ -121,8 +121,6 @@ SELECTIONS = {
     "semi-hard": mj.mining.semi_hard,
     "all triplets": mj.mining.all_triplets,
 }
-ANGLES = (0.2, 0.45, 0.9)  # 0.45 is FaceNet's margin of 0.2, where positives coincide
-REFERENCES = ("near", "far")  # where margins are matched: at coinciding positives, or around a right angle
 
 
 def matched(distance: str, angle: float, reference: str) -> float:

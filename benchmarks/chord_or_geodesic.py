@@ -10,15 +10,14 @@ weights and see the same batches. `python -m benchmarks.chord_geometry` has the 
 
 Constraints of an encoder, forward always u = z / ‖z‖: "normalised forward pass" is its exact derivative; "projection
 after the update" hands the gradient of u to z as it is, radial part and all; "Riemannian gradient" removes the radial
-part only. Margins are of angles: a negative has to be so much farther than a positive, around a given angle.
+part only. Margins are angles by which a negative has to be farther than a positive, around a given angle.
 
-Reported are people that training never saw: equal error rate and collapse (spread below 0.1 at the end), means over
+Results are of people that training never saw: equal error rate and collapse (spread below 0.1 at the end), means over
 margins and seeds with 95 % intervals (Student's t over the means of seeds; Wilson's); and paired differences, seed by
 seed, of the geodesic and each chord: their mean, its 95 % interval, and p of Student's paired test, as it is and
 corrected for all comparisons in the table (Holm).
 """
 
-import argparse
 import itertools
 import os
 from functools import partial
@@ -142,15 +141,11 @@ def plot(found: Found, strengths: list[float], mining: list[str]) -> Figure:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = faces.parser(__doc__, seeds=10)
     add = parser.add_argument
-    add("--steps", type=int, default=200)
-    add("--seeds", type=int, default=10)
     add("--strengths", type=float, nargs="+", default=[0.2, 0.5, 1.0], help="of augmentation")
     add("--mining", nargs="+", choices=MINING, default=list(MINING))
     add("--learning-rate", type=float, default=1e-3)
-    add("--at-once", type=faces.number_or_auto, default="auto", help="how many variants under one vmap; auto measures")
-    add("--devices", type=int, help="default: all there are; a CPU counts as one for each core")
     args = parser.parse_args()
     args.devices = jax.devices()[: args.devices]
     each = [trained(args, strength) for strength in args.strengths]

@@ -39,14 +39,14 @@ from benchmarks.chord_geometry import (
     table,
     triplet,
 )  # fmt: skip
+from benchmarks.faces import COLLAPSED
 from benchmarks.report import save
 from benchmarks.statistics import holm, mean_and_half_width, wilcoxon, wilson
 from metricjax import variants
 from metricjax.ground.numerics import normalize
 
 ANGLES = (0.2, 0.45, 0.9)  # 0.45 is FaceNet's margin of 0.2, where positives coincide
-REFERENCES = ("near", "far")
-
+REFERENCES = ("near", "far")  # where margins are matched: at coinciding positives, or around a right angle
 STARTS = (("uniform", 8), ("uniform", 3), ("cap", 8), ("cap", 3))  # a seed modulo 4 is the number of its start
 AT_ONCE = 64
 RATES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -123,7 +123,7 @@ def trained(rows: list[dict], rates: list[Sequence[float]], seeds: Sequence[int]
         "no active triplet": done.history["loss"][-1] == 0,
         "steps": since(done.history["loss"] == 0, done.steps),
         "spread": done.history["spread"][-1],
-        "collapsed": done.history["spread"][-1] < 0.1,
+        "collapsed": done.history["spread"][-1] < COLLAPSED,
         "length": np.linalg.norm(np.asarray(done.params), axis=-1).mean(axis=1),
     }
     measures = {name: np.asarray(values).reshape(shape) for name, values in measures.items()}
@@ -139,7 +139,7 @@ def since(holds: np.ndarray, steps: np.ndarray) -> np.ndarray:
 def summaries(rows: list[dict], found: dict[str, np.ndarray], tuned: dict[str, np.ndarray], by: str) -> list[dict]:
     """Runs at the chosen rates, pooled by distance, start and `by`, and shares of the runs at all rates.
 
-    But for `by="reference"`, with margins that are matched where positives coincide.
+    Margins are matched where positives coincide, unless `by` is "reference".
     """
     groups: dict[tuple, list[int]] = {}
     for i, row in enumerate(rows):

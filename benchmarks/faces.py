@@ -1,16 +1,18 @@
-"""What benchmarks that train encoders of faces have in common: data, task, evaluation, intervals.
+"""What benchmarks that train encoders of faces have in common: arguments, data, task, evaluation.
 
 The ORL faces, 32 × 28 pixels: people s1 to s20 to train on, with mirrored faces as twenty more, s21 to s40 to test on.
 Each image to train on comes in twenty copies, turned, shifted, lit differently and partly hidden.
 """
 
-import itertools
+import argparse
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import many_trainings
 import numpy as np
+from face_encoder import raw_pixels as flattened
 from flax import nnx
 from tqdm import tqdm
 
@@ -21,7 +23,7 @@ SIZE, FEATURES = (32, 28), 64
 PEOPLE, IMAGES = 20, 3  # of a batch, and of each of its people
 COPIES = 20
 AUGMENTATION = {"turn": 0.2, "zoom": 0.15, "shift": 0.1, "light": 0.2, "hide": 0.5}
-COLLAPSED = 0.1  # so small a spread is a collapse; 1 is even
+COLLAPSED = 0.1  # embeddings of less spread count as collapsed; those that lie evenly have a spread of 1
 
 
 class Faces(NamedTuple):
@@ -30,24 +32,13 @@ class Faces(NamedTuple):
 
 
 def load() -> tuple[Faces, Faces]:
-    """Those to train on and those to test on."""
+    """The faces to train on, and those to test on."""
     faces = mj.data.orl()
     trained = np.arange(len(faces.people)) < len(faces.people) // 2
     seen, unseen = (faces.of_people(people) for people in (trained, ~trained))
-    images = np.concatenate([seen.images, seen.images[:, :, ::-1]])
-    labels = np.concatenate([seen.labels, seen.labels + len(seen.people)])
+    images, labels = many_trainings.with_mirror_images(seen)
     small = lambda images: mj.data.scaled(jnp.asarray(images), SIZE)
     return Faces(small(images), labels), Faces(small(unseen.images), unseen.labels)
-
-
-def batches(labels: np.ndarray, seeds: int, steps: int) -> jax.Array:
-    """Indices [seed, step, image]."""
-
-    def of(seed):
-        epochs = (mj.samplers.pk_batches(labels, PEOPLE, IMAGES, seed=seed, epoch=e) for e in itertools.count())
-        return np.array(list(itertools.islice(itertools.chain.from_iterable(epochs), steps)))
-
-    return jnp.asarray(np.array([of(seed) for seed in range(seeds)]))
 
 
 def network(key) -> nnx.Module:
@@ -69,7 +60,8 @@ def task(
 
     `strength` multiplies what `data.augmented` changes at most.
     """
-    index, labels = batches(faces.labels, seeds, steps), jnp.asarray(faces.labels)
+    index = many_trainings.batches(faces.labels, PEOPLE, IMAGES, range(seeds), steps)
+    labels = jnp.asarray(faces.labels)
     limits = {name: strength * limit for name, limit in AUGMENTATION.items()}
     augmented = jax.jit(lambda key: mj.data.augmented(key, faces.images, **limits))
     copies = jnp.stack([augmented(key) for key in jax.random.split(jax.random.key(0), COPIES)])
@@ -90,34 +82,34 @@ def task(
 
 
 def evaluated(trained: Trained, faces: Faces) -> dict[str, np.ndarray]:
-    """Of each variant: verification and retrieval of people never seen, their spread, and whether it collapsed."""
+    """Verification and retrieval of people never seen, spread, and whether it collapsed, for each variant."""
     embeddings = jax.jit(lambda params: jax.lax.map(lambda p: mj.sphere.project(features(p, faces.images)), params))
     rows = []
     for z in tqdm(np.asarray(embeddings(trained.params)), "evaluating", unit=" variants", leave=False):
         if not np.all(np.isfinite(z)):
             rows.append({"diverged": 1.0})
             continue
-        curve, found = mj.metrics.pair_scores(z, faces.labels).roc, mj.metrics.retrieval(z, faces.labels, ks=(1,))
         spread = float(np.sqrt(np.sum(np.var(z, axis=0))))
-        rows.append(
-            {
-                "EER": curve.equal_error_rate(),
-                "TAR@FAR=0.01": curve.tar_at_far(0.01),
-                "recall@1": found["recall@1"],
-                "MAP@R": found["map@r"],
-                "spread": spread,
-                "collapsed": float(spread < COLLAPSED),
-                "diverged": 0.0,
-            }
-        )
+        found = many_trainings.measured(z, faces.labels)
+        rows.append(found | {"spread": spread, "collapsed": float(spread < COLLAPSED), "diverged": 0.0})
     names = ("EER", "TAR@FAR=0.01", "recall@1", "MAP@R", "spread", "collapsed", "diverged")
     return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
 
 def raw_pixels(faces: Faces) -> float:
     """The baseline's equal error rate: pixels less the mean image."""
-    flat = np.asarray(faces.images).reshape(len(faces.images), -1)
-    return mj.metrics.pair_scores(flat - flat.mean(axis=0), faces.labels).roc.equal_error_rate()
+    return many_trainings.measured(flattened(np.asarray(faces.images)), faces.labels)["EER"]
+
+
+def parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
+    """With the arguments that these benchmarks share."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--steps", type=int, default=200)
+    made.add_argument("--seeds", type=int, default=seeds)
+    at_once = "number of variants under one vmap; auto measures which is fastest"
+    made.add_argument("--at-once", type=number_or_auto, default="auto", help=at_once)
+    made.add_argument("--devices", type=int, help="default: all there are; a CPU counts as one for each core")
+    return made
 
 
 def number_or_auto(text: str) -> int | str:

@@ -3,9 +3,9 @@
     python -m benchmarks.input_pipeline [--batch 128] [--threads 0 2 4] [--workers 0 2] [--rounds 3]
 
 Images per second of each stage from a file to the gradient: reading the bytes of records, decoding them, aligning a
-photograph of 160 × 160 pixels by five landmarks, whole batches by Grain in so many threads and worker processes (each
-with one thread), augmentation on the device, and SmallResNet forward and backward. The records are written here, in
-MXNet's RecordIO: the ORL faces, 112 × 112 RGB JPEG. "encoders fed" is the rate as a multiple of the encoder's.
+photograph of 160 × 160 pixels by five landmarks, whole batches by Grain in threads and worker processes (each with one
+thread), augmentation on the device, and SmallResNet forward and backward. The records are written here, in MXNet's
+RecordIO: the ORL faces, 112 × 112 RGB JPEG. "encoders fed" is the rate as a multiple of the encoder's.
 """
 
 import argparse

@@ -34,7 +34,7 @@ PML, SKLEARN = "pytorch-metric-learning", "scikit-learn"
 
 
 class Case(NamedTuple):
-    """What is timed, how many things it counts, which of its numbers a peer gives too, and the peer."""
+    """What is timed, the number of things it counts, those of its numbers that a peer gives too, and the peer."""
 
     name: str
     count: int

@@ -3,13 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
+from many_trainings import mean_and_half_width as mean_and_half_width
 from scipy import stats
-
-
-def mean_and_half_width(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """The mean, and half its 95 % confidence interval by Student's t; NaN of fewer than two values."""
-    few = len(values) < 2
-    return float(np.mean(values)), np.nan if few else float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:
@@ -19,7 +14,7 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
 
 
 def wilcoxon(differences: np.ndarray) -> float:
-    """p of the signed-rank test that paired differences have no direction."""
+    """p of the signed-rank test that the median of paired differences is 0."""
     return float(stats.wilcoxon(differences).pvalue) if np.any(differences) else 1.0
 
 

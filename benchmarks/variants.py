@@ -14,7 +14,6 @@ Parameters of the first two are compared. The table has means and 95 % intervals
 during training.
 """
 
-import argparse
 import os
 import time
 from collections.abc import Iterable
@@ -36,8 +35,6 @@ from metricjax.variants import Task, Variant
 
 DISTANCES = {name: chord_geometry.DISTANCES[name] for name in ("squared chord", "geodesic")}
 MINING = {"batch-hard": mj.mining.batch_hard, "semi-hard": mj.mining.semi_hard}
-
-
 LOSSES = {f"{d}, {m}": partial(triplet, DISTANCES[d], MINING[m]) for d in DISTANCES for m in MINING}
 
 
@@ -129,16 +126,20 @@ def table(grid: list[Variant], found: dict[str, np.ndarray], trained: variants.T
     return rows
 
 
+def print_times(times: dict[str, tuple[float, float]], count: int) -> None:
+    """Seconds of compiling and of training `count` steps of variants, and the rates that these are."""
+    print(f"{'':16}{'compiling':>12}{'training':>12}{'variant-steps/s':>18}{'with compiling':>18}{'× one program':>16}")
+    whole = sum(times["one program"])
+    for name, (c, t) in times.items():
+        print(f"{name:16}{c:10.1f} s{t:10.1f} s{count / t:18.0f}{count / (c + t):18.0f}{(c + t) / whole:16.2f}")
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = faces.parser(__doc__, seeds=3)
     add = parser.add_argument
-    add("--steps", type=int, default=200)
-    add("--seeds", type=int, default=3)
     add("--margins", type=float, nargs="+", default=[0.2, 0.5])
     add("--learning-rates", type=float, nargs="+", default=[1e-3])
-    add("--at-once", type=faces.number_or_auto, default="auto", help="how many variants under one vmap; auto measures")
-    add("--devices", type=int, help="default: all there are; a CPU counts as one for each core")
-    add("--usual", type=int, default=16, help="how many variants to compile one by one; 0 leaves that out")
+    add("--usual", type=int, default=16, help="number of variants to compile one by one; 0 leaves that out")
     args = parser.parse_args()
     devices = jax.devices()[: args.devices]
     numbers = {"constraint": range(len(CONSTRAINTS)), "margin": args.margins, "learning_rate": args.learning_rates}
@@ -157,15 +158,11 @@ def main():
     if args.usual:
         usual = the_usual_way(task, grid, args.steps, min(args.usual, len(grid)))
         times["the usual way"] = (usual - training, training)
-    count = len(grid) * args.steps
     print(f"\n{len(grid)} variants x {args.steps} steps, {trained.at_once} at once on {len(devices)} devices")
-    print(f"{'':16}{'compiling':>12}{'training':>12}{'variant-steps/s':>18}{'with compiling':>18}{'× one program':>16}")
-    whole = sum(times["one program"])
-    for name, (c, t) in times.items():
-        print(f"{name:16}{c:10.1f} s{t:10.1f} s{count / t:18.0f}{count / (c + t):18.0f}{(c + t) / whole:16.2f}")
+    print_times(times, len(grid) * args.steps)
     print(f"largest difference of a parameter between the first two: {apart:.1e}")
     if trained.seconds["measuring"] > 0.1:
-        print(f"measuring how many to train at once took {trained.seconds['measuring']:.1f} s more\n")
+        print(f"measuring the number to train at once took {trained.seconds['measuring']:.1f} s more\n")
     rows = table(grid, faces.evaluated(trained, unseen), trained)
     timing = {"at_once": trained.at_once, "devices": len(devices), "variants": len(grid), "steps": args.steps}
     timing |= {"seconds": times, "measuring": trained.seconds["measuring"], "apart": apart}

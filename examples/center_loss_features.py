@@ -1,5 +1,6 @@
 """What center loss is known for, on handwritten digits: features that are separable, and features that discriminate.
 
+python -m pip install -e ".[examples]"
 python examples/center_loss_features.py   # a minute or two on two cores
 
 A small network with two outputs is trained with five losses, all at once: one program under `jax.vmap`. For each seed
@@ -18,27 +19,25 @@ that of the classifier trained with the features.
 """
 
 import argparse
-import json
 import pathlib
 import time
 from functools import partial
 from typing import NamedTuple
 
+import command_line
 import jax
 import jax.numpy as jnp
+import json_file
 import numpy as np
+import optax
+from flax import nnx
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from tqdm import tqdm
 
 import metricjax as mj
-from metricjax.ground.extras import extra
-
-with extra("examples"):
-    import optax
-    from flax import nnx
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-    from tqdm import tqdm
 
 DIGITS, PIXELS = 10, 64
 BATCH, RATE, DECAY = 128, 0.003, 0.01  # images in a step, of AdamW the first learning rate and the weight decay
@@ -47,15 +46,13 @@ CHUNK = 50  # steps between two movements of the progress bar
 
 
 def arguments(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     add = parser.add_argument
     add("--steps", type=int, default=3000)
-    add("--seeds", type=int, default=3, help="how many trainings the table is the mean of")
+    add("--seeds", type=int, default=3, help="number of trainings of which the table is the mean")
     add("--out", type=pathlib.Path, default=pathlib.Path("runs/center_loss_features"), help="folder of the results")
     args = parser.parse_args(argv)
-    for name in ("steps", "seeds"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} is {getattr(args, name)}; wanted at least 1")
+    command_line.check_least(parser, args, {"steps": 1, "seeds": 1})
     return args
 
 
@@ -220,7 +217,7 @@ def main(argv=None) -> dict[str, dict[str, list[float]]]:
     args.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out / "features.png", dpi=150)
     report = {"steps": args.steps, "losses": {name: loss.keywords for name, loss in LOSSES.items()}, "results": results}
-    (args.out / "features.json").write_text(json.dumps(report, indent=1))
+    json_file.write(args.out / "features.json", report)
     print(f"\n{table(results, args.seeds)}\n\n{time.perf_counter() - started:.0f} s; the figure is in {args.out}")
     return results
 

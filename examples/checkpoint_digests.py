@@ -1,9 +1,9 @@
 """Whether a checkpoint is still as it was written: sizes and digests of its files, kept beside it.
 
 Orbax has checksums of its indices, but not of arrays: a flipped bit would load as another weight. So for each folder
-RUN/checkpoints/STEP there is RUN/digests/STEP.json, written when the checkpoint is complete. A checkpoint without it
-was interrupted in that moment, and is passed over for an earlier one, unless no checkpoint of the run has any: then the
-run is of an older version, or was ended right after its first checkpoint, and is taken as it is.
+RUN/checkpoints/STEP there is RUN/digests/STEP.json, written when the checkpoint is complete. A checkpoint without one
+was interrupted at that moment, and is passed over for an earlier one. Where none of a run's checkpoints has one, the
+run is of an older version, or ended right after its first checkpoint, and is taken as it is.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ MISSING = "it has no digest: it was interrupted before it was complete"
 
 
 def steps(run: pathlib.Path) -> list[int]:
-    """Of the checkpoints that are there, whole or not, the latest first."""
+    """The steps of all checkpoints there are, whole or not, the latest first."""
     folders = (run / CHECKPOINTS).glob("[0-9]*")
     return sorted((int(folder.name) for folder in folders if folder.name.isdecimal()), reverse=True)
 

@@ -1,7 +1,7 @@
 """Checkpoints of train_faces.py: written while training goes on, only if finite, and noticed if damaged.
 
-The two latest are kept, and the best where there is something to choose by. Everything else of a run that is needed to
-go on from them stands in `identity`, but for its people: `people_of_run`.
+The two latest are kept, and the best one of a run that is validated. `identity` has whatever else of a run must be the
+same to go on from them, except its people, for which see `people_of_run`.
 """
 
 import copy
@@ -23,7 +23,7 @@ from metricjax.ground.names import some
 
 
 class Checkpoints:
-    """Those of one run, whose record of people is `people`; each process writes its own part."""
+    """The checkpoints of one run, with `people` as its record of people; each process writes its own part."""
 
     def __init__(self, folder: pathlib.Path, trainer: Trainer, chosen: bool = False, people: dict | None = None):
         self.folder, self.trainer, self.people = folder, trainer, people
@@ -56,7 +56,7 @@ class Checkpoints:
             self._digesting.start()
 
     def _digest(self, step: int, written: threading.Event) -> None:
-        """As soon as the checkpoint has its final name, by which it is complete."""
+        """Write digests as soon as the checkpoint has its final name, which it gets when it is complete."""
         there = self.folder / checkpoint_digests.CHECKPOINTS / str(step)
         while not there.is_dir() and not written.wait(0.1):
             pass
@@ -67,7 +67,7 @@ class Checkpoints:
             self._failed = error
 
     def restore(self) -> tuple[int, dict, dict | None]:
-        """Put the latest state into the trainer, on the devices there are now; its step, history, input's position."""
+        """Put the latest state into the trainer, on the devices there are; returns step, history, input position."""
         step, saved = latest(self.folder)
         made = saved["identity"]
         for name, value in self._identity().items():
@@ -88,7 +88,7 @@ class Checkpoints:
         return identity(self.trainer, self.people)
 
     def finish(self) -> None:
-        """Wait until everything is written, and how it was written is noted."""
+        """Wait until everything is written, digests included."""
         try:
             self.manager.wait_until_finished()
         finally:
@@ -109,7 +109,7 @@ def latest(folder: pathlib.Path) -> tuple[int, dict]:
 
 
 def check_people(folder: pathlib.Path, saved: dict, people: dict) -> None:
-    """A run goes on only with the people and photographs that it was begun with, and so nobody changes sides."""
+    """A run goes on only with the people and photographs with which it began, so that nobody changes sides."""
     made, path = saved["identity"].get("photographs"), folder / people_of_run.FILE
     if made is None:
         raise ValueError("--resume: the checkpoint is of an older version, which did not note who was trained on")
@@ -121,7 +121,7 @@ def check_people(folder: pathlib.Path, saved: dict, people: dict) -> None:
 
 
 def identity(trainer: Trainer, people: dict | None = None) -> dict:
-    """What a checkpoint must agree on with the run that goes on from it, but for `steps`, which may be more."""
+    """What a checkpoint and the run that goes on from it must agree on, except `steps`, which may grow."""
     args = trainer.args
     word = lambda value: getattr(value, "__name__", str(value))
     named = {name: {k: word(v) for k, v in hyper.items()} for name, hyper in args.losses.items()}

@@ -5,7 +5,7 @@ python examples/circle_decision_boundary.py --margin 0.325   # against margins o
 
 One anchor, its positive at cosine s_p and its negative at s_n: any loss is then a function on the plane (s_n, s_p).
 Each point of the plane becomes a batch of three unit vectors, and all that is drawn are values and gradients of
-metricjax's losses on it, divided by their scale γ. What to see are three claims of Sun et al. 2020, arXiv:2002.10857
+metricjax's losses on it, divided by their scale γ. They show three claims of Sun et al. 2020, arXiv:2002.10857
 (figures 1, 2 and 5):
 
 - `gradients.png`: triplet loss and AM-softmax pull s_p and push s_n equally hard, and as hard near the boundary as far
@@ -23,6 +23,7 @@ import pathlib
 from functools import partial
 from typing import NamedTuple
 
+import command_line
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +41,7 @@ BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # O
 
 
 def arguments(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     add = parser.add_argument
     add("--margin", type=float, default=0.25, help="m of circle loss; that of the others is 1 - 2m")
     add("--scale", type=float, default=80.0, help="γ of circle loss and AM-softmax")

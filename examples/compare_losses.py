@@ -1,41 +1,41 @@
 """Compare losses on faces: each gets the same random search over its hyper-parameters and learning rate.
 
+python -m pip install -e ".[faces]"
 python examples/compare_losses.py                                    # the ORL faces, a few minutes on two cores
 python examples/compare_losses.py --losses supcon,arcface,triplet:semi_hard --trials 24
 python examples/compare_losses.py --dataset FOLDER_OF_PEOPLE --batch 40 2
 
 People are split into three groups. Every trial of every loss trains a small network on the first, all in one program
 (`metricjax.variants`), with the same initial weights, batches and number of steps; only the loss, its numbers and the
-learning rate differ. The second group chooses the best trial of each loss, by its equal error rate. With the chosen
-setting it is trained anew with fresh seeds, and the table has what comes of that on the third group: means over seeds,
-and half the widths of their 95 % intervals (Student's t). They are for this split of the people; --seed makes others.
+learning rate differ. The second group chooses the best trial of each loss, by its equal error rate. Each loss is then
+trained anew with its chosen setting and fresh seeds, and the table has the results on the third group: means of seeds,
+and half the widths of their 95 % intervals (Student's t). They hold for this split of the people; --seed makes others.
 "lost" is the share of trials that collapsed to a point or are not finite; they are chosen only if all are lost.
 
-`compare_losses.png` has the same, and the validation error of every trial: how much a loss depends on its numbers.
+`compare_losses.png` shows the same, and the validation error of every trial: how much a loss depends on its numbers.
 """
 
 import argparse
-import itertools
-import json
 import pathlib
 import sys
 import time
 from functools import partial
 
+import command_line
 import jax
 import jax.numpy as jnp
+import json_file
 import numpy as np
+import optax
+from face_encoder import raw_pixels
+from flax import nnx
+from many_trainings import COLLAPSED, batches, mean_and_half_width, measured, with_mirror_images
+from matplotlib.figure import Figure
+from scipy.stats import qmc
+from tqdm import tqdm
 
 import metricjax as mj
-from metricjax.ground.extras import extra
 from metricjax.variants import Task, Variant
-
-with extra("faces"):
-    import optax
-    from flax import nnx
-    from matplotlib.figure import Figure
-    from scipy import stats
-    from tqdm import tqdm
 
 # What is searched, (low, high, how drawn), around the defaults of the papers and what suits a few dozen people.
 LEARNING_RATE = (5e-4, 1e-2, "log")
@@ -62,12 +62,11 @@ DEFAULT = (
     "contrastive,triplet:batch_hard,triplet:semi_hard,triplet:all_triplets,multi_similarity,circle,supcon,"
     "normalized_softmax,cosface,arcface,proxy_anchor"
 )
-EMBEDDING, FAR = 64, 0.01
-COLLAPSED = 0.05  # spread of the last batch's embeddings, where 1 is even and 0 is one point
+EMBEDDING = 64
 
 
 def arguments(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     add = parser.add_argument
     add("--dataset", default="orl", help="orl (default), lfw (downloads), or a folder with a sub-folder per person")
     add("--losses", default=DEFAULT, metavar="A,B,...", help=f"of {', '.join(KNOWN)}")
@@ -79,10 +78,8 @@ def arguments(argv=None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the split of people, of the search, and first of the trainings")
     add("--out", type=pathlib.Path, default=pathlib.Path("runs/compare_losses"), help="folder of the results")
     args = parser.parse_args(argv)
-    for name, least in {"trials": 1, "seeds": 1, "steps": 1, "batch": 2, "image_size": 8, "seed": 0}.items():
-        if np.min(given := getattr(args, name)) < least:
-            shown = " ".join(map(str, np.ravel(given)))
-            parser.error(f"--{name.replace('_', '-')} is {shown}; wanted at least {least}")
+    least = {"trials": 1, "seeds": 1, "steps": 1, "batch": 2, "image_size": 8, "seed": 0}
+    command_line.check_least(parser, args, least)
     args.losses = args.losses.split(",")
     for name in args.losses:
         if name not in KNOWN:
@@ -111,13 +108,6 @@ def pixels(images: np.ndarray, size) -> jax.Array:
     return mj.data.scaled(jnp.asarray(images.mean(axis=-1, keepdims=True), jnp.float32), size)
 
 
-def batches(labels: np.ndarray, args) -> jax.Array:
-    """Indices [seed, step, image]: the search has the first seed, the trainings with the chosen settings the others."""
-    epochs = lambda seed: (mj.samplers.pk_batches(labels, *args.batch, seed=seed, epoch=n) for n in itertools.count())
-    of_seed = lambda seed: list(itertools.islice(itertools.chain.from_iterable(epochs(seed)), args.steps))
-    return jnp.asarray(np.array([of_seed(args.seed + i) for i in range(1 + args.seeds)]))
-
-
 # --- training -------------------------------------------------------------------------------------------------------
 
 
@@ -135,22 +125,23 @@ def loss_of(name: str):
 
 
 def task_on(faces: mj.data.Faces, args) -> Task:
-    # A mirrored face counts as another person: twice the people to tell apart, from the same photographs.
-    people, clean = len(faces.people), pixels(faces.images, args.image_size)
-    clean, person = jnp.concatenate([clean, clean[:, :, ::-1]]), np.concatenate([faces.labels, faces.labels + people])
+    photographs, person = with_mirror_images(faces)
+    people, clean = 2 * len(faces.people), pixels(photographs, args.image_size)
     # Augmented beforehand: within the program it would take longer than the training.
     copies = max(1, min(8, 20_000 // len(clean)))  # of each, as memory allows
     images = mj.data.augmented(jax.random.key(args.seed), jnp.tile(clean, (copies, 1, 1, 1)))
-    if args.batch[0] > 2 * people:
-        raise ValueError(f"--batch wants {args.batch[0]} people; with mirror images, training has {2 * people}")
-    index, labels = batches(person, args), jnp.asarray(person)
+    if args.batch[0] > people:
+        raise ValueError(f"--batch wants {args.batch[0]} people; with mirror images, training has {people}")
+    seeds = range(args.seed, args.seed + 1 + args.seeds)  # the first for the search, the others for what is chosen
+    index = batches(person, args.batch[0], args.batch[1], seeds, args.steps)
+    labels = jnp.asarray(person)
     network = lambda key: mj.encoders.SmallConvNet(EMBEDDING, (*args.image_size, 1), rngs=nnx.Rngs(key))
     graph = nnx.graphdef(nnx.eval_shape(lambda: network(jax.random.key(0))))
 
     def init(key):
         """The same for all losses, whether or not they look at prototypes."""
         key = jax.random.fold_in(key, args.seed)
-        prototypes = jax.random.normal(jax.random.fold_in(key, 1), (2 * people, EMBEDDING))
+        prototypes = jax.random.normal(jax.random.fold_in(key, 1), (people, EMBEDDING))
         return {"encoder": nnx.state(network(key), nnx.Param), "prototypes": mj.sphere.project(prototypes)}
 
     def batch(seed, step):
@@ -171,14 +162,14 @@ def task_on(faces: mj.data.Faces, args) -> Task:
 def settings(name: str, args) -> list[dict[str, float]]:
     """Random settings of a loss, a Latin hypercube: each number comes once from each of `trials` parts of its range."""
     space = {"learning_rate": LEARNING_RATE, **SPACES[name.partition(":")[0]]}
-    rng = np.random.default_rng([args.seed, KNOWN.index(name)])
-    drawn: list[dict[str, float]] = [{} for _ in range(args.trials)]
-    for key, (low, high, how) in space.items():
-        parts = (rng.permutation(args.trials) + rng.random(args.trials)) / args.trials
-        values = low * (high / low) ** parts if how == "log" else low + (high - low) * parts
-        for setting, value in zip(drawn, values.tolist(), strict=True):
-            setting[key] = value
-    return drawn
+    hypercube = qmc.LatinHypercube(len(space), rng=np.random.default_rng([args.seed, KNOWN.index(name)]))
+    drawn = hypercube.random(args.trials).tolist()
+    return [{key: between(*space[key], part) for key, part in zip(space, parts, strict=True)} for parts in drawn]
+
+
+def between(low: float, high: float, how: str, part: float) -> float:
+    """The number that has this part of the range below it."""
+    return low * (high / low) ** part if how == "log" else low + (high - low) * part
 
 
 def trained(task: Task, variants: list[Variant], faces: mj.data.Faces, args, words: str) -> list[dict]:
@@ -197,15 +188,6 @@ def trained(task: Task, variants: list[Variant], faces: mj.data.Faces, args, wor
     return found
 
 
-def measured(embeddings: np.ndarray | jax.Array, labels: np.ndarray) -> dict[str, float]:
-    curve = mj.metrics.pair_scores(embeddings, labels).roc
-    found = {"EER": curve.equal_error_rate()}
-    if FAR * curve.impostors >= 1:
-        found[f"TAR@FAR={FAR:g}"] = curve.tar_at_far(FAR)
-    retrieval = mj.metrics.retrieval(embeddings, labels, ks=(1,))
-    return found | {"recall@1": retrieval["recall@1"], "MAP@R": retrieval["map@r"]}
-
-
 # --- results --------------------------------------------------------------------------------------------------------
 
 
@@ -216,8 +198,8 @@ def rank(trial: dict) -> tuple[bool, float]:
 
 def interval(values: list[float]) -> tuple[float, float | None]:
     """Mean, and half the width of its 95 % interval by Student's t, None for a single value."""
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)) if len(values) > 1 else None
-    return float(np.mean(values)), half
+    mean, half = mean_and_half_width(values)
+    return mean, half if np.isfinite(half) else None  # JSON has no NaN
 
 
 def summary(tested: list[dict]) -> dict[str, tuple[float, float | None]]:
@@ -286,11 +268,11 @@ def main(argv=None) -> dict:
         found["test"] = tested[i * args.seeds : (i + 1) * args.seeds]
         found["summary"] = summary(found["test"])
     results = dict(sorted(results.items(), key=lambda item: item[1]["summary"].get("EER", (np.inf,))[0]))
-    baseline = measured(pixels(to_test.images, args.image_size).reshape(len(to_test.labels), -1), to_test.labels)
+    baseline = measured(raw_pixels(np.asarray(pixels(to_test.images, args.image_size))), to_test.labels)
     report = {"results": results, "raw pixels": baseline, "run": {**vars(args), "out": str(args.out)}}
     report["seconds"] = time.perf_counter() - started
     report["people"] = {name: g.people for name, g in zip(("training", "validation", "test"), groups, strict=True)}
-    (args.out / "compare_losses.json").write_text(json.dumps(report, indent=1))
+    json_file.write(args.out / "compare_losses.json", report)
     figure(results, baseline).savefig(args.out / "compare_losses.png", dpi=130)
     print(f"\n{table(results, baseline)}\n\n{report['seconds']:.0f} s; json and figure are in {args.out}")
     return report

@@ -6,16 +6,17 @@ python examples/evaluate_faces.py --checkpoint runs/NAME lfw_folder --pairs pair
 """
 
 import argparse
-import datetime
 import pathlib
 import sys
 import time
 import warnings
 from typing import NamedTuple
 
+import command_line
 import json_file
 import numpy as np
 import people_of_run
+import tables
 
 import metricjax as mj
 from metricjax.ground.files import read_arrays as arrays_of
@@ -24,7 +25,7 @@ FARS = (0.1, 0.01, 0.001, 0.0001)
 
 
 def arguments(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     add = parser.add_argument
     add("source", help="an .npz file of embeddings; with --checkpoint a folder with a sub-folder per person, or orl")
     add("--checkpoint", type=pathlib.Path, metavar="RUN", help="folder of a run of train_faces.py: embeds photographs")
@@ -37,13 +38,12 @@ def arguments(argv=None) -> argparse.Namespace:
     if not all(0 < far <= 1 for far in args.far):
         parser.error(f"--far is {' '.join(map(str, args.far))}; wanted rates above 0, up to 1")
     if args.checkpoint is None and not args.source.endswith(".npz"):
-        parser.error(f"{args.source} is no .npz file of embeddings; give --checkpoint to embed photographs")
+        parser.error(f"{args.source} is not an .npz file of embeddings; give --checkpoint to embed photographs")
     if args.checkpoint is not None and args.source.endswith(".npz"):
         parser.error(f"{args.source} holds embeddings already; --checkpoint is for photographs")
     if args.pairs is not None and args.source == "orl":
         parser.error("--pairs names files: give the folder that holds them, not orl")
-    if args.out is None:
-        args.out = pathlib.Path("runs") / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    args.out = args.out or command_line.dated_folder()
     args.title = args.title or f"Evaluation of {pathlib.Path(args.source).name}"
     return args
 
@@ -63,7 +63,7 @@ class Embedded(NamedTuple):
 
 
 def from_npz(path: str) -> Embedded:
-    """The arrays of a file, checked; of `labels` any integers or names will do."""
+    """The arrays of a file, checked; `labels` may be any integers, or names."""
     arrays = read_arrays(path)
     for name in ("embeddings", "labels"):
         if name not in arrays:
@@ -81,7 +81,7 @@ def checked(embeddings, labels, people, images, files) -> Embedded:
     if labels.shape != embeddings.shape[:1] or labels.dtype.kind not in "iuU":
         got = f"{shown(labels)}; wanted an integer or a name for each of {len(embeddings)} embeddings"
         raise ValueError(f"labels is {got}")
-    with np.errstate(over="ignore"):  # what is finite in 64 bits may not be so in 32
+    with np.errstate(over="ignore"):  # a number that is finite in 64 bits may not be so in 32
         broken = np.flatnonzero(~np.all(np.isfinite(embeddings.astype(np.float32)), axis=1))
     if len(broken):
         raise ValueError(f"embeddings holds NaN or infinity in {len(broken)} rows, the first of which is {broken[0]}")
@@ -155,11 +155,6 @@ def accuracy_over_pairs(given: Embedded, path: pathlib.Path) -> dict[str, float 
     return notes
 
 
-def table(numbers: dict[str, float | int | None]) -> str:
-    shown = lambda v: "–" if v is None else f"{v:,}" if isinstance(v, int) else f"{v:.4f}"
-    return "\n".join(f"{name:28}{shown(value):>12}" for name, value in numbers.items())
-
-
 def main(argv=None) -> dict[str, float | int | None]:
     args = arguments(argv)
     started = time.perf_counter()
@@ -189,7 +184,8 @@ def main(argv=None) -> dict[str, float | int | None]:
         sys.exit(f"evaluate_faces: {error}")
     json_file.write(args.out / "metrics.json", numbers)
     seconds = time.perf_counter() - started
-    print(f"{table(numbers)}\n\n{seconds:.0f} s; report.html and metrics.json are in {args.out}")
+    table = "\n".join(tables.line(name, value, digits=4) for name, value in numbers.items())
+    print(f"{table}\n\n{seconds:.0f} s; report.html and metrics.json are in {args.out}")
     return numbers
 
 

@@ -1,4 +1,4 @@
-"""What train_faces.py trains on, and what it tests on: the data that its command line names."""
+"""The data that train_faces.py trains and tests on, as its command line names them."""
 
 import pathlib
 from collections.abc import Callable
@@ -15,14 +15,14 @@ import metricjax as mj
 from metricjax.ground.names import some
 
 ORL = (112, 92)  # height and width of its photographs
-USUAL = (112, 112)  # of what everybody else has
+USUAL = (112, 112)  # of all other data sets
 MOST_TESTED = 500  # people, unless the command line says otherwise
 FOLDS = 10  # of verification sets
 
 
 class Data(NamedTuple):
-    """A source to train on; people never seen, pairs of theirs, and verification sets to test on; what to choose by;
-    and the record of whom all that is (`people_of_run`)."""
+    """A source to train on; people never seen, pairs of their photographs, and verification sets to test on; people or
+    pairs to choose the checkpoint by; and the record of all these people (`people_of_run`)."""
 
     train: mj.data.Source
     trained_on: list[str]
@@ -34,60 +34,93 @@ class Data(NamedTuple):
 
 
 def load(args) -> Data:
-    """Read what is tested on; what is trained on is read when it is needed."""
+    """Read the images to test on; those to train on are read when they are needed."""
     photograph = ORL if args.dataset == "orl" else USUAL
     if args.pairs is not None and (args.dataset == "orl" or not pathlib.Path(args.dataset).is_dir()):
         raise ValueError("--pairs names files: give the folder that holds LFW's people as --dataset")
+    sets = verification_sets(args, photograph)
+    source = opened(args, photograph)
+    pairs = None if args.pairs is None else pairs_to_test(args)
+    trained, held, tested = split(args, source, pairs)
+    validation = to_choose_by(args, source, held, photograph)
+    if trained.sum() < 2:
+        raise ValueError(f"--dataset {args.dataset} leaves {trained.sum()} people to train on; wanted 2 at least")
+    if not tested.any() and not sets:
+        raise ValueError("--test-people 0 without any --test leaves nothing to test on")
+    train = mj.data.of_people(source, trained)
+    tested_on = [name for name, kept in zip(source.people, tested, strict=True) if kept]
+    record = people_of_run.record(train, validation, tested_on, getattr(source, "landmarks", None))
+    test = to_test_on(args, source, tested, pairs) if tested.any() else None
+    if held.any():
+        validation = in_memory(validation)
+    mirrored = mj.data.mirrored(train) if args.mirror == "people" else train
+    return Data(mirrored, train.people, test, pairs, sets, validation, record)
+
+
+def verification_sets(args, photograph: tuple[int, int]) -> dict[str, mj.data.PairImages]:
+    """The sets of --test, by their names."""
     sets = {path.stem: mj.data.verification_set(path, photograph) for path in args.test}
     for name, held in sets.items():
         check_folds(f"--test: {name}", held.same, FOLDS)
-    source, pairs = opened(args, photograph), None
-    if args.pairs is not None:
-        pairs = pairs_to_test(args)
+    return sets
+
+
+class Split(NamedTuple):
+    """Which people (masks) are trained on, held back to choose the checkpoint by, and tested on."""
+
+    trained: np.ndarray
+    held: np.ndarray
+    tested: np.ndarray
+
+
+def split(args, source: mj.data.Source, pairs: mj.data.Pairs | None) -> Split:
+    """People of the pairs are tested on, or the last ones; of the others, the last ones are held back."""
+    people = len(source.people)
+    if pairs is not None:
         named = pairs.people()
         tested = np.array([name in named for name in source.people])
-        several = np.bincount(source.labels, minlength=len(source.people)) > 1
-        trained = ~tested & several
+        trained = ~tested & (np.bincount(source.labels, minlength=people) > 1)
     else:
-        people = len(source.people)
-        tested_people = min(people - people // 2, MOST_TESTED) if args.test_people is None else args.test_people
-        trained = np.arange(people) < people - tested_people
+        count = min(people - people // 2, MOST_TESTED) if args.test_people is None else args.test_people
+        trained = np.arange(people) < people - count
         tested = ~trained
     check_names(source, trained, tested)
-    validation, held = None, trained & False
-    by_people = args.validation is not None and args.validation.isdigit()
-    if by_people:
-        held = trained & (np.cumsum(trained) > trained.sum() - int(args.validation))
-        validation = mj.data.of_people(source, held)
-        check_verifiable(validation, f"--validation {args.validation}")
-    elif args.validation is not None:
-        validation = mj.data.verification_set(args.validation, photograph)
-        if validation.same.all() or not validation.same.any():
-            raise ValueError(f"--validation {args.validation} holds one kind of pair only; wanted genuine and impostor")
-    trained = trained & ~held
-    if trained.sum() < 2:
-        raise ValueError(f"--dataset {args.dataset} leaves {trained.sum()} people to train on; wanted 2 at least")
-    train = mj.data.of_people(source, trained)
-    people, tested_on = train.people, [name for name, kept in zip(source.people, tested, strict=True) if kept]
-    record = people_of_run.record(train, validation, tested_on, getattr(source, "landmarks", None))
-    train = mj.data.mirrored(train) if args.mirror == "people" else train
-    test = None
-    if tested.any():
-        test = mj.data.of_people(source, tested)
-        check_verifiable(test, f"--test-people {tested.sum()}" if pairs is None else f"--test-folds {args.test_folds}")
-        test = in_memory(test)
-        if pairs is not None:
-            kept, _ = pairs.found(test.files, [test.people[label] for label in test.labels])
-            check_folds(f"--pairs {args.pairs}", kept.same, kept.fold)
-    elif not sets:
-        raise ValueError("--test-people 0 without any --test leaves nothing to test on")
-    if by_people:
-        validation = in_memory(validation)
-    return Data(train, people, test, pairs, sets, validation, record)
+    count = int(args.validation) if is_a_number_of_people(args) else 0
+    held = trained & (np.cumsum(trained) > trained.sum() - count)
+    return Split(trained & ~held, held, tested)
+
+
+def is_a_number_of_people(args) -> bool:
+    """Whether --validation is a number of people."""
+    return args.validation is not None and args.validation.isdigit()
+
+
+def to_choose_by(args, source: mj.data.Source, held: np.ndarray, photograph: tuple[int, int]):
+    """The people held back, not yet read, or the verification set of --validation; None without any."""
+    if args.validation is None:
+        return None
+    if is_a_number_of_people(args):
+        people = mj.data.of_people(source, held)
+        check_verifiable(people, f"--validation {args.validation}")
+        return people
+    pairs = mj.data.verification_set(args.validation, photograph)
+    if pairs.same.all() or not pairs.same.any():
+        raise ValueError(f"--validation {args.validation} holds one kind of pair only; wanted genuine and impostor")
+    return pairs
+
+
+def to_test_on(args, source: mj.data.Source, tested: np.ndarray, pairs: mj.data.Pairs | None) -> mj.data.Faces:
+    people = mj.data.of_people(source, tested)
+    check_verifiable(people, f"--test-people {tested.sum()}" if pairs is None else f"--test-folds {args.test_folds}")
+    test = in_memory(people)
+    if pairs is not None:
+        kept, _ = pairs.found(test.files, [test.people[label] for label in test.labels])
+        check_folds(f"--pairs {args.pairs}", kept.same, kept.fold)
+    return test
 
 
 def check_names(source: mj.data.Source, trained: np.ndarray, tested: np.ndarray) -> None:
-    """One name may be spelled in two ways in Unicode: that is one person, who is not trained on and tested on."""
+    """Two spellings of a name in Unicode are one person, who must not be both trained on and tested on."""
     twice = tested & people_of_run.among(source.people, np.array(source.people)[trained])
     if twice.any():
         names = some([source.people[i] for i in np.flatnonzero(twice)])
@@ -95,7 +128,7 @@ def check_names(source: mj.data.Source, trained: np.ndarray, tested: np.ndarray)
 
 
 def pairs_to_test(args) -> mj.data.Pairs:
-    """Those of --test-folds, or all of a list without folds, in folds made here."""
+    """The pairs of --test-folds, or all of a list without folds, in folds made here."""
     try:
         folds = [int(fold) for fold in args.test_folds.split(",")]
     except ValueError:
@@ -108,7 +141,7 @@ def pairs_to_test(args) -> mj.data.Pairs:
 
 
 def check_folds(argument: str, same: np.ndarray, folds: int | np.ndarray) -> None:
-    """An error before training, not after it, where pairs cannot be judged in folds."""
+    """Pairs that cannot be judged in folds are an error before training, not after it."""
     try:
         mj.metrics.k_fold_accuracy(np.zeros(len(same)), same, folds)
     except ValueError as error:
@@ -116,7 +149,7 @@ def check_folds(argument: str, same: np.ndarray, folds: int | np.ndarray) -> Non
 
 
 def fold_sizes(name: str, fold: np.ndarray) -> dict[str, int]:
-    """What to tell of folds that are not of equal size."""
+    """The sizes of folds, where they are not all equal."""
     sizes = np.unique(fold, return_counts=True)[1]
     if sizes.min() == sizes.max():
         return {}
@@ -124,7 +157,7 @@ def fold_sizes(name: str, fold: np.ndarray) -> dict[str, int]:
 
 
 def check_verifiable(source: mj.data.Source, argument: str) -> None:
-    """An error before training, not after it, where people kept for verification cannot be compared."""
+    """People kept for verification who cannot be compared are an error before training, not after it."""
     if len(source.people) < 2 or np.bincount(source.labels).max() < 2:
         raise ValueError(f"{argument}: wanted 2 people at least, and 2 photographs of one, to compare")
 
@@ -153,9 +186,9 @@ def in_memory(source: mj.data.Source) -> mj.data.Faces:
 
 
 class Batches:
-    """This process's part of each batch, for ever, from a position on that `get_state` gave.
+    """Batches without end, of each this process's part, from a position that `get_state` gave.
 
-    What a step gives depends on the data, the seed and the step alone: any number of processes and workers may go on
+    The batch of a step depends on the data, the seed and the step alone: any number of processes and workers may go on
     where another one ended.
     """
 

@@ -1,4 +1,4 @@
-"""A face encoder together with how it wants its photographs: what training leaves, and evaluation and recognition use.
+"""A face encoder that knows which photographs it takes: training leaves one, evaluation and recognition use it.
 
 encoder = face_encoder.load("runs/20261122-093000")
 embeddings = encoder.embed(images)                              # [n, height, width, channels] uint8 -> [n, d]
@@ -28,7 +28,7 @@ LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as P
 
 @dataclasses.dataclass(frozen=True)
 class Design:
-    """What an encoder is, but for its weights.
+    """All of an encoder but its weights.
 
     photograph: height and width at which photographs are read; image_size: what the network sees of them.
     pixels: "standardised" (each image has mean 0 and variance 1) or "centred" (from −1 to 1).
@@ -54,7 +54,7 @@ class Design:
 
 
 def split(network: nnx.Module):
-    """Structure, parameters, and what else there is (statistics of batch normalisation)."""
+    """Structure, parameters, and the rest (statistics of batch normalisation)."""
     return nnx.split(network, nnx.Param, ...)
 
 
@@ -93,7 +93,7 @@ class FaceEncoder:
         return np.round(images @ np.array(LUMINANCE))[..., None].astype(np.uint8)
 
     def fingerprint(self) -> str:
-        """The same for the same encoder, and another for any other: embeddings of two encoders do not compare."""
+        """A text that differs between any two encoders, whose embeddings do not compare."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.design)).encode())
         for path, leaf in jax.tree.leaves_with_path(self.weights):
             digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
@@ -173,7 +173,7 @@ def restored(run: pathlib.Path, step: int, **items):
     try:
         with ocp.CheckpointManager(folder.absolute(), options=options(create=False)) as manager:
             return manager.restore(step, args=ocp.args.Composite(**items))
-    except Exception as error:  # whatever Orbax makes of what a file may hold, or lack
+    except Exception as error:  # Orbax raises nearly every kind over a damaged file
         raise ValueError(f"{folder / str(step)} cannot be read ({in_short(error)})") from None
 
 
@@ -184,7 +184,7 @@ def besides_arrays(run: pathlib.Path, step: int) -> dict[str, Any]:
         found = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(item)
         if not isinstance(found["identity"], dict) or not isinstance(found["history"], dict) or "position" not in found:
             raise ValueError("it is not what train_faces.py writes")
-    except Exception as error:  # whatever Orbax makes of what a file may hold, or lack
+    except Exception as error:  # Orbax raises nearly every kind over a damaged file
         raise ValueError(f"{item} cannot be read ({in_short(error)})") from None
     return found
 
@@ -194,7 +194,7 @@ def in_short(error: Exception) -> str:
 
 
 def _error_of(run: pathlib.Path, step: int) -> float:
-    """The equal error rate that a checkpoint was measured by; above all of these where it was not."""
+    """The equal error rate of a checkpoint; infinity where it was not measured."""
     path = run / checkpoint_digests.CHECKPOINTS / str(step) / "metrics" / "metrics"
     error = json_file.read(path).get("EER") if path.is_file() else None
     return float(error) if isinstance(error, float | int) else np.inf
@@ -215,7 +215,7 @@ def _finite(arrays, mesh: Mesh):
 
 
 def options(chosen: bool = True, **others) -> ocp.CheckpointManagerOptions:
-    """The two latest checkpoints, to go on from, and, if any is `chosen` by its equal error rate, the best, to use."""
+    """Keep the two latest checkpoints, to go on from, and, if one is `chosen` by equal error rate, the best, to use."""
     policies = ocp.checkpoint_managers
     latest, error = policies.LatestN(2), lambda metrics: metrics["EER"]
     if not chosen:

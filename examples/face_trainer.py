@@ -61,7 +61,7 @@ class Trainer:
         }
 
     def _placed(self, path, leaf) -> NamedSharding:
-        """Where an array of the state lies: what has a row for each class is split by class."""
+        """Where an array of the state lies: one with a row for each class is split by class."""
         names = {getattr(part, "key", None) for part in path}
         by_class = names & {"heads", "kept"} and leaf.shape[:1] == (self.rows,)
         return NamedSharding(self.mesh, PartitionSpec("data") if by_class else PartitionSpec())
@@ -101,7 +101,7 @@ class Trainer:
         return state, {"loss": value, **mj.metrics.health(embeddings, labels)}
 
     def compile(self, batch: dict[str, np.ndarray]) -> float:
-        """Compile the step for batches like this one; seconds that took."""
+        """Compile the step for batches like this one; returns the seconds that took."""
         started = time.perf_counter()
         images = len(batch["labels"]) * jax.process_count()
         if images % self.mesh.size:
@@ -114,7 +114,7 @@ class Trainer:
         return time.perf_counter() - started
 
     def step(self, number: int, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """One update with this process's part of the batch; what to monitor comes back."""
+        """One update with this process's part of the batch; returns the numbers to monitor."""
         if self._compiled is None:
             self.compile(batch)
         assert self._compiled is not None

@@ -1,4 +1,4 @@
-"""A gallery of people with names, in one file: what recognize.py keeps.
+"""A gallery of people with names, which recognize.py keeps in one file.
 
 with gallery_file.alone(path):                                      # or another process's change might be lost
     people = gallery_file.read(path).enrol(["Ada"], embeddings)
@@ -24,11 +24,11 @@ PATIENCE = 60  # seconds to wait for another process that changes the gallery
 
 @dataclasses.dataclass(frozen=True)
 class People:
-    """A gallery and what its numbers mean.
+    """A gallery and the meaning of its numbers.
 
-    names, photographs: of each id, who it is ("" where it is free) and how many photographs are enrolled.
-    encoder: fingerprint of the one whose embeddings they are.
-    threshold: score from which on a face is known, NaN if not calibrated; calibrated: for what it was, in words.
+    names, photographs: of each id, the person ("" where it is free) and the number of photographs enrolled.
+    encoder: the fingerprint of the encoder that made the embeddings.
+    threshold: a face with at least this score is known, NaN if not calibrated; calibrated: for which rate, in words.
     """
 
     gallery: mj.search.Gallery
@@ -75,7 +75,7 @@ class People:
 
 
 def read(path: pathlib.Path) -> People:
-    """What `write` wrote; ValueError that names the file and what is wrong with it."""
+    """The people that `write` wrote; ValueError that names the file and what is wrong with it."""
     if not path.exists():
         raise ValueError(f"{path} does not exist; `enrol` makes a gallery")
     try:
@@ -84,12 +84,12 @@ def read(path: pathlib.Path) -> People:
         check(held, np.asarray(gallery.ids))
     except ValueError as error:
         why = str(error).removeprefix(f"{path} ")
-        raise ValueError(f"{path} is no gallery of recognize.py, or a damaged one ({why})") from None
+        raise ValueError(f"{path} is not a gallery of recognize.py, or a damaged one ({why})") from None
     return People(gallery, **{name: value.tolist() for name, value in held.items()})
 
 
 def check(held: dict[str, np.ndarray], ids: np.ndarray) -> None:
-    """What a file holds beside the arrays of the gallery fits together, and to the ids."""
+    """The arrays of a file beside those of the gallery have to fit each other, and the ids."""
     wanted = {"encoder": ("U", 0), "names": ("U", 1), "photographs": ("i", 1), "threshold": ("f", 0)}
     wanted |= {"calibrated": ("U", 0)}
     if {name: (value.dtype.kind, value.ndim) for name, value in held.items()} != wanted:
@@ -108,14 +108,14 @@ def check(held: dict[str, np.ndarray], ids: np.ndarray) -> None:
 def write(path: pathlib.Path, people: People) -> None:
     """The old file stays as it is until the new one is on the disk."""
     held = {name: getattr(people.gallery, name) for name in ARRAYS}
-    held |= {"names": np.array(people.names, str), "photographs": np.array(people.photographs, int)}  # of nobody, too
+    held |= {"names": np.array(people.names, str), "photographs": np.array(people.photographs, int)}  # typed, if empty
     held |= {name: getattr(people, name) for name in ("encoder", "threshold", "calibrated")}
     write_arrays(path, held)
 
 
 @contextlib.contextmanager
 def alone(path: pathlib.Path) -> Iterator[None]:
-    """Between reading and writing: no other process that asks for this changes the gallery meanwhile.
+    """Hold the gallery between reading and writing: other processes that ask for the same have to wait.
 
     The lock is one of the operating system on a file beside the gallery, .NAME.lock, which stays there empty. It ends
     with its process, however that dies. Processes of several hosts exclude each other where their shared folder has

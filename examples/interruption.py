@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, told to a training between two steps, so that it can write a checkpoint before it ends."""
+"""SIGTERM and SIGINT, reported to a training between two steps, so that it can write a checkpoint before it ends."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ SAID = b"\n%s: the step is finished and a checkpoint written; a second signal en
 
 
 class Interruption:
-    """The first signal that came, 0 before."""
+    """The first signal that has come; 0 before any."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -27,7 +27,7 @@ class Interruption:
             signal.signal(each, signal.SIG_DFL)
 
     def agreed(self, now: bool) -> int:
-        """The signal that came to any process. Several ask each other only `now`, at steps that they have in common."""
+        """The signal that came to any process. Several ask each other only `now`, at steps they have in common."""
         if jax.process_count() == 1:
             return self.signal
         return int(np.max(multihost_utils.process_allgather(np.int32(self.signal)))) if now else 0
@@ -46,4 +46,4 @@ def noticed() -> Iterator[Interruption]:
         yield interruption
     finally:
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's, and gone
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python

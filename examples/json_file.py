@@ -1,4 +1,4 @@
-"""JSON files that are written whole, or not at all, and whose damage is told in one line."""
+"""JSON files, written whole or not at all; one line tells of damage to them."""
 
 import json
 import pathlib

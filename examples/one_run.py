@@ -1,4 +1,4 @@
-"""One run at a time in a folder, also where hosts share it, and what process 0 does for all."""
+"""One run at a time in a folder, even where hosts share it; and acts of process 0 for all processes."""
 
 import contextlib
 import pathlib
@@ -31,9 +31,9 @@ def by_first(act: Callable[[], None]) -> None:
 def only(folder: pathlib.Path) -> Iterator[Callable[[], None]]:
     """Hold the folder's lock, a file that names host and process, until the end; give what checks that it still holds.
 
-    The lock of a process that died on this host is taken at once. Of other hosts only the file can be seen: it is
-    touched every 5 seconds while its process lives, so that nobody waits longer than that to be refused, and taken when
-    it was not for 60.
+    The lock of a process that died on this host is taken at once. Of other hosts only the file can be seen: a
+    process that lives touches it every 5 seconds, so that others are refused within that time, and a file that was not
+    touched for 60 seconds is taken.
     """
     lock = filelock.SoftFileLease(folder / FILE, lease_duration=DEAD_AFTER, heartbeat_interval=TOUCHED_EVERY)
     by_first(lambda: _take(lock, folder))

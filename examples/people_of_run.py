@@ -1,7 +1,7 @@
 """Whom an encoder was trained on: people.json in the folder of a run, by names of people and of their photographs.
 
-Paths do not count, nor what photographs show: a data set that was moved or is spelled otherwise is the same one, and a
-photograph that was replaced by another of its name goes unnoticed. Names compare in Unicode's form NFC.
+Neither paths nor contents of photographs count: a data set that was moved, or is spelled in another way, is the same
+one, and a photograph that was replaced by another of its name goes unnoticed. Names compare in Unicode's form NFC.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ EMBEDDINGS = f"{NOT_KNOWN}: embeddings do not tell."
 
 
 def record(train, validation, tested: Iterable[str], landmarks=None) -> dict[str, Any]:
-    """Of what a run is trained on, the people and photographs; by `digest` two of them are told to be the same.
+    """The people and photographs that a run is trained on; they are the same where `digest` is.
 
     train, validation: sources or sets of people; validation may be a verification set, or None.
     tested: names of the people to test on, which the digest does not cover.
@@ -43,7 +43,7 @@ def record(train, validation, tested: Iterable[str], landmarks=None) -> dict[str
 
 
 def read(run: pathlib.Path) -> dict[str, Any] | None:
-    """The record of a run; None where it has none. Of an ended run of an older version, the names alone."""
+    """The record of a run; None where it has none. A run of an older version that has ended gives the names alone."""
     path = run / FILE
     if not path.is_file():
         return _of_older_version(run)
@@ -54,7 +54,7 @@ def read(run: pathlib.Path) -> dict[str, Any] | None:
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What is not the same, with the first few names."""
+    """The differences, with the first few names of each."""
     found = []
     for group in GROUPS:
         old, new = before[group], now[group]
@@ -73,9 +73,9 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def new_to(run: pathlib.Path, faces: "mj.data.Faces") -> tuple[np.ndarray, str]:
-    """Which people of a set a run never saw (a mask), and a sentence on what is known of that.
+    """The people of a set whom a run never saw (a mask), and a sentence on what is known of that.
 
-    Whom the checkpoint was chosen by counts as seen.
+    People by whom the checkpoint was chosen count as seen.
     """
     known, everybody = read(run), np.ones(len(faces.people), bool)
     if known is None:
@@ -99,7 +99,7 @@ def new_to(run: pathlib.Path, faces: "mj.data.Faces") -> tuple[np.ndarray, str]:
 
 
 def among(people: Iterable[str], names: Iterable[str]) -> np.ndarray:
-    """Which people (a mask) have one of these names."""
+    """The people (a mask) who have one of these names."""
     held = {_normal(name) for name in names}
     return np.array([_normal(name) in held for name in people], bool)
 
@@ -108,7 +108,7 @@ def _of_older_version(run: pathlib.Path) -> dict[str, Any] | None:
     path = run / "metrics.json"
     people = json_file.read(path).get("people", {}) if path.is_file() else {}
     if not isinstance(people, dict) or not all(_is_names(people.get(kind, [])) for kind in ("trained on", "tested on")):
-        raise ValueError(f"{path} is damaged: its people are no lists of names")
+        raise ValueError(f"{path} is damaged: its people are not lists of names")
     if "trained on" not in people:
         return None
     names = [_normal(name) for name in people["trained on"]]
@@ -121,7 +121,7 @@ def _is_names(value: Any) -> bool:
 
 
 def _photographs(source) -> dict[str, list]:
-    """Of each person, in the order of their labels, the number of photographs and a digest of their names."""
+    """For each person, in the order of labels, the number of photographs and a digest of their names."""
     files: dict[str, list[str]] = {_normal(name): [] for name in source.people}
     for label, file in zip(source.labels.tolist(), _files(source), strict=True):
         files[_normal(source.people[label])].append(_normal(file))

@@ -2,8 +2,8 @@
 
 Each draw takes some people and some photographs of each at random. Their other photographs have somebody to find; those
 of all other people are of strangers. Searches of all draws are put together: there is one threshold for all draws, and
-every search counts the same. Draws share photographs, so that what the numbers are worth depends on how many people
-there are, not on how many draws.
+every search counts the same. Draws share photographs, so that the worth of the numbers depends on the number of
+people, not of draws.
 """
 
 import pathlib
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import json_file
 import numpy as np
 import people_of_run
+import tables
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ CHUNK = 128
 
 
 def never_seen(run: pathlib.Path, dataset: str, size: tuple[int, int]) -> tuple[mj.data.Faces, str]:
-    """The people of the dataset that the run tested on; if it knows none of them, all that it did not train on.
+    """The people of the dataset on whom the run was tested; if it knows none of them, all on whom it was not trained.
 
     And a sentence on what is known of whom the encoder saw.
     """
@@ -107,10 +108,7 @@ def run(
 
 
 def table(results: list[dict]) -> str:
-    shown = lambda v: (
-        "–" if v is None else f"{v:.3f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v
-    )
-    rows = [list(results[0]), ["---"] * len(results[0]), *([shown(v) for v in row.values()] for row in results)]
+    rows = [list(results[0]), ["---"] * len(results[0]), *(list(map(tables.shown, row.values())) for row in results)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

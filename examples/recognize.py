@@ -8,7 +8,7 @@ python examples/recognize.py verify --checkpoint RUN --gallery staff.npz a.jpg b
 python examples/recognize.py list --gallery staff.npz                                  # and: remove --name NAME
 python examples/recognize.py trial --checkpoint RUN                                    # all of it on ORL, many times
 
-Photographs show one face each, cut out as those that the encoder was trained on; they are fitted to its size likewise.
+Each photograph shows one face, cut out like those that the encoder was trained on, and is fitted to its size likewise.
 A person's template is the mean of all photographs enrolled, those of later calls too: enrol each of them once.
 
 There are two ways to calibrate, on people whom the encoder never saw. --far counts pairs, which is what `verify`
@@ -18,7 +18,7 @@ gallery as it is, and counts the searches that find anybody: use it for `identif
 grown. A gallery has one threshold: the later calibration replaces the earlier one.
 
 Several may change one gallery at once. The encoders run side by side; then each waits for the one before, a minute at
-most, and adds to what is there by then. A gallery is replaced whole, so that to search it no lock is needed.
+most, and adds to what is there by then. A gallery is replaced whole, so that a search needs no lock.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def check_encoder(args, people: gallery_file.People, fingerprint: str) -> None:
 
 
 def say(*columns: object) -> None:
-    """A line of columns, with escapes for what would end one or cannot be shown."""
+    """Print a line of columns, with escapes for characters that would end one or cannot be shown."""
     encoding = sys.stdout.encoding or "utf-8"
     line = "\t".join(mj.data.printable(str(column)) for column in columns)
     print(line.encode(encoding, "backslashreplace").decode(encoding))
@@ -65,15 +65,15 @@ def say(*columns: object) -> None:
 
 
 def name_of(text: str) -> str:
-    """The name as it is kept and printed: in one spelling, on one line, and with escapes for what cannot be shown."""
+    """The name as it is kept and printed: in one spelling, on one line, with escapes for what cannot be shown."""
     name = mj.data.printable(unicodedata.normalize("NFC", text).strip())  # file systems write é in two ways
     if not name or name == UNKNOWN:
-        raise ValueError(f"{text!r} is no name for a person; wanted one that is not empty, and not {UNKNOWN!r}")
+        raise ValueError(f"{text!r} is not a name for a person; wanted one that is not empty, and not {UNKNOWN!r}")
     return name
 
 
 def photographs(paths: list[pathlib.Path]) -> list[pathlib.Path]:
-    """Files as they are given, and of folders the images in them."""
+    """The files that are given, and the images in folders that are."""
     inside = (reported(mj.data.photographs_in(path)) if path.is_dir() else [path] for path in paths)
     return list(dict.fromkeys(itertools.chain.from_iterable(inside)))
 
@@ -85,14 +85,14 @@ def of_people(folder: pathlib.Path) -> tuple[list[str], list[pathlib.Path]]:
 
 
 def reported(listing: mj.data.Listing) -> list[pathlib.Path]:
-    """The files, once it is said what is passed over."""
+    """The files of a listing; those that are passed over are reported."""
     if report := listing.report():
         print(f"recognize: {report}", file=sys.stderr)
     return listing.files
 
 
 def embedded(encoder: face_encoder.FaceEncoder, files: list[pathlib.Path]) -> tuple[np.ndarray, list[int]]:
-    """Embeddings of the photographs that can be read, and which of the files these are; the others are reported."""
+    """Embeddings of the photographs that can be read, and the indices of these files; the others are reported."""
     embeddings, readable = [], []
     with tqdm(total=len(files), desc="photographs", unit=" images", disable=len(files) <= CHUNK) as bar:
         for start in range(0, len(files), CHUNK):
@@ -209,7 +209,7 @@ def calibrate(args) -> None:
     names = np.array(of)[readable]
     threshold, text = (at_far if args.far is not None else at_fpir)(args, people, embeddings, names)
     fingerprint = encoder.fingerprint()
-    with gallery_file.alone(args.gallery):  # people who came or went meanwhile did so, the threshold is that of before
+    with gallery_file.alone(args.gallery):  # people may have come or gone since the threshold was found
         people = gallery_file.read(args.gallery)
         check_encoder(args, people, fingerprint)
         gallery_file.write(args.gallery, dataclasses.replace(people, threshold=threshold, calibrated=text))
@@ -273,7 +273,7 @@ def arguments(argv=None) -> argparse.Namespace:
         return added
 
     images: dict = {"nargs": "+", "type": pathlib.Path, "metavar": "IMAGE | FOLDER"}
-    threshold: dict = {"type": float, "help": "score from which on two are the same; default: the calibrated one"}
+    threshold: dict = {"type": float, "help": "the least score of one and the same person; default: the calibrated one"}
     add = command(enrol, "add people, or photographs of them; no training", "cg").add_argument
     add("images", **images, help="photographs of --name; or, without it, folders with a sub-folder for each person")
     add("--name", help="whose photographs they are")
@@ -292,8 +292,8 @@ def arguments(argv=None) -> argparse.Namespace:
     command(show, "say who is enrolled", "g", "list")
     add = command(trial, recognition_trial.__doc__.partition("\n")[0], "c").add_argument
     add("dataset", nargs="?", default="orl", help="orl (default), or a folder with a sub-folder for each person")
-    add("--people", type=int, nargs="+", default=(5, 10), help="how many are enrolled")
-    add("--photographs", type=int, nargs="+", default=(1, 3), help="of each that are enrolled")
+    add("--people", type=int, nargs="+", default=(5, 10), help="numbers of people to enrol")
+    add("--photographs", type=int, nargs="+", default=(1, 3), help="numbers of photographs of each to enrol")
     add("--draws", type=int, default=200)
     add("--seed", type=int, default=0)
     return parser.parse_args(argv)

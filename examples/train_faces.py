@@ -10,16 +10,17 @@ python examples/train_faces.py --dataset ms1mv3 --test lfw.bin --test agedb_30.b
 """
 
 import argparse
-import datetime
 import importlib.util
 import pathlib
 import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 
 import checkpoint_digests
 import checkpoints
+import command_line
 import face_data
 import face_encoder
 import interruption
@@ -29,8 +30,10 @@ import losses_by_name
 import numpy as np
 import one_run
 import people_of_run
+import tables
 from checkpoints import Checkpoints, identity
 from face_trainer import Trainer
+from many_trainings import COLLAPSED
 from tqdm import tqdm
 
 import metricjax as mj
@@ -39,77 +42,90 @@ FARS = (0.1, 0.01, 0.001)
 STEPS = 500
 LOG_EVERY = 10
 MOST_COMPARED = 5000  # images, by their raw pixels too
-COLLAPSED, PATIENCE = 0.05, 10  # so little spread (1 is even) in so many logged steps is a collapse
+PATIENCE = 10  # logged steps of less spread than COLLAPSED, after which the run ends
 
 
 def arguments(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = parser.add_argument_group("data").add_argument
-    what = "orl (default), lfw or tfds:NAME (downloads), a folder with a sub-folder per person, or one with train.rec"
-    data("--dataset", default="orl", help=what)
-    data("--landmarks", type=pathlib.Path, help="five points for each photograph of a folder, to align it by")
-    data("--test-people", type=int, help="people kept for testing; default half of them, 500 at most")
-    data("--test", action="append", default=[], type=pathlib.Path, metavar="SET.bin", help="pairs to test on")
-    pairs = "LFW's pairs.txt, to run its protocol, or a list without folds; --dataset is the folder of its people then"
-    data("--pairs", type=pathlib.Path, help=pairs)
-    folds = "folds of --pairs to test on, where it has any; their people are not trained on"
-    data("--test-folds", default="1,2", help=folds)
-    best = "verification set, or how many people to keep for it: the checkpoint of least equal error rate is used"
-    data("--validation", metavar="SET.bin | PEOPLE", help=best)
-    batch = "people and images of each (default 40 2), or one number: images drawn evenly; of all devices together"
-    data("--batch", type=int, nargs="+", metavar=("P", "K"), help=batch)
-    data("--workers", type=int, default=0, help="processes that read and decode, besides threads")
-    how = "people: a mirrored face is another person; random: each image or not, by chance; none"
-    data("--mirror", choices=("people", "random", "none"), default="people", help=how)
-    model = parser.add_argument_group("encoder").add_argument
-    model("--encoder", default="small_resnet", choices=mj.encoders.NAMED, help="default small_resnet")
-    model("--embedding-size", type=int, default=128)
-    model("--image-size", type=int, nargs=2, default=(64, 56), metavar=("H", "W"), help="what the encoder sees")
-    model("--pixels", choices=("standardised", "centred"), default="standardised", help="each image, or from −1 to 1")
-    model("--precision", choices=("float32", "bfloat16"), default="float32", help="of activations")
-    again = "compute blocks again going backwards: a third more time, less memory (but not on a CPU)"
-    model("--remat", action="store_true", help=again)
-    model("--chunk", type=int, help="images encoded at a time: batches of any size in their memory; slow on a CPU")
-    train = parser.add_argument_group("training").add_argument
-    train("--loss", default="cosface+supcon", help="a loss of metricjax.losses, or several joined by +")
-    train("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the loss")
-    where = "of prototypes to the sphere: in the forward pass, after each update, or on the gradient too"
-    train("--constraint", choices=losses_by_name.CONSTRAINTS, default="update", help=where)
-    length = f"of the whole run (default {STEPS}, or as before); with --resume more of them train on, and the learning"
-    train("--steps", type=int, help=f"{length} rate follows the cosine of a run of the new length from there on")
-    train("--learning-rate", type=float, default=1e-3)
-    train("--seed", type=int, default=0)
-    train("--out", type=pathlib.Path, help="folder of results; default runs/DATE-TIME")
-    train("--checkpoint-every", type=int, default=200, metavar="STEPS")
-    train("--resume", action="store_true", help="go on from the latest whole checkpoint in --out")
-    hosts = parser.add_argument_group("several hosts (found out on TPU pods)").add_argument
-    hosts("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    hosts("--processes", type=int, help="how many there are")
-    hosts("--process-id", type=int, help="which of them this one is, from 0")
+    parser = command_line.parser(__doc__)
+    add_data(parser.add_argument_group("data").add_argument)
+    add_encoder(parser.add_argument_group("encoder").add_argument)
+    add_training(parser.add_argument_group("training").add_argument)
+    add_hosts(parser.add_argument_group("several hosts (found out on TPU pods)").add_argument)
     args = parser.parse_args(argv)
-    if args.resume and args.out is None:
-        parser.error("--resume needs --out, the folder of the run to go on with")
+    check(parser, args)
     args.out_is_given = args.out is not None
-    if not args.out_is_given:
-        args.out = pathlib.Path("runs") / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    args.out = args.out or command_line.dated_folder()
     if args.steps is None and not args.resume:
         args.steps = STEPS
+    try:
+        args.losses = losses_by_name.chosen_losses(args.loss, args.set)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def add_data(add: Callable) -> None:
+    what = "orl (default), lfw or tfds:NAME (downloads), a folder with a sub-folder per person, or one with train.rec"
+    add("--dataset", default="orl", help=what)
+    add("--landmarks", type=pathlib.Path, help="five points for each photograph of a folder, to align it by")
+    add("--test-people", type=int, help="people kept for testing; default half of them, 500 at most")
+    add("--test", action="append", default=[], type=pathlib.Path, metavar="SET.bin", help="pairs to test on")
+    pairs = "LFW's pairs.txt, to run its protocol, or a list without folds; --dataset is then the folder of its people"
+    add("--pairs", type=pathlib.Path, help=pairs)
+    folds = "folds of --pairs to test on, where it has any; their people are not trained on"
+    add("--test-folds", default="1,2", help=folds)
+    best = "verification set, or a number of people to keep for it: the checkpoint of least equal error rate is used"
+    add("--validation", metavar="SET.bin | PEOPLE", help=best)
+    batch = "people and images of each (default 40 2), or one number: images drawn evenly; of all devices together"
+    add("--batch", type=int, nargs="+", metavar=("P", "K"), help=batch)
+    add("--workers", type=int, default=0, help="processes that read and decode, besides threads")
+    how = "people: a mirrored face is another person; random: each image or not, by chance; none"
+    add("--mirror", choices=("people", "random", "none"), default="people", help=how)
+
+
+def add_encoder(add: Callable) -> None:
+    add("--encoder", default="small_resnet", choices=mj.encoders.NAMED, help="default small_resnet")
+    add("--embedding-size", type=int, default=128)
+    add("--image-size", type=int, nargs=2, default=(64, 56), metavar=("H", "W"), help="what the encoder sees")
+    add("--pixels", choices=("standardised", "centred"), default="standardised", help="each image, or from −1 to 1")
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of activations")
+    again = "compute blocks again going backwards: a third more time, less memory (but not on a CPU)"
+    add("--remat", action="store_true", help=again)
+    add("--chunk", type=int, help="images encoded at a time: batches of any size in their memory; slow on a CPU")
+
+
+def add_training(add: Callable) -> None:
+    add("--loss", default="cosface+supcon", help="a loss of metricjax.losses, or several joined by +")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the loss")
+    where = "of prototypes to the sphere: in the forward pass, after each update, or on the gradient too"
+    add("--constraint", choices=losses_by_name.CONSTRAINTS, default="update", help=where)
+    length = f"of the whole run (default {STEPS}, or as before); --resume with more of them trains on, and from there"
+    add("--steps", type=int, help=f"{length} the learning rate follows the cosine of a run of the new length")
+    add("--learning-rate", type=float, default=1e-3)
+    add("--seed", type=int, default=0)
+    add("--out", type=pathlib.Path, help="folder of results; default runs/DATE-TIME")
+    add("--checkpoint-every", type=int, default=200, metavar="STEPS")
+    add("--resume", action="store_true", help="go on from the latest whole checkpoint in --out")
+
+
+def add_hosts(add: Callable) -> None:
+    add("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    add("--processes", type=int, help="the number of processes")
+    add("--process-id", type=int, help="the number of this process, from 0")
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with an error where arguments are out of range or do not go together."""
+    if args.resume and args.out is None:
+        parser.error("--resume needs --out, the folder of the run to go on with")
     least = dict.fromkeys(("steps", "checkpoint_every", "embedding_size", "image_size", "batch", "chunk"), 1)
-    for name, wanted in {**least, "seed": 0, "workers": 0, "test_people": 0}.items():
-        given = getattr(args, name)
-        if given is not None and np.min(given) < wanted:
-            parser.error(f"--{name.replace('_', '-')} is {given}; wanted at least {wanted}")
+    command_line.check_least(parser, args, {**least, "seed": 0, "workers": 0, "test_people": 0})
     if args.batch is not None and len(args.batch) > 2:
         parser.error(f"--batch is {args.batch}; wanted people and images of each, or one number of images")
     if len({path.stem for path in args.test}) < len(args.test):
         parser.error(f"--test: two of {', '.join(map(str, args.test))} have one name; wanted different ones")
     if not args.coordinator and (args.processes is not None or args.process_id is not None):
         parser.error("--processes and --process-id need --coordinator")
-    try:
-        args.losses = losses_by_name.chosen_losses(args.loss, args.set)
-    except ValueError as error:
-        parser.error(str(error))
-    return args
 
 
 def join(args) -> None:
@@ -170,7 +186,7 @@ def train(args, trainer: Trainer, data: face_data.Data, kept: Checkpoints, check
 
 
 def monitored(seen: dict[str, jax.Array], done: int, history: dict) -> dict[str, str]:
-    """What a step had to say, added to the history, and in short; the run ends where it is past help."""
+    """The numbers of a step, added to the history, and in short; the run ends where it cannot recover."""
     numbers = {name: float(value) for name, value in seen.items()}
     if not all(np.isfinite(list(numbers.values()))):
         sys.exit(f"stopped at step {done}: the loss or an embedding is not finite ({numbers})")
@@ -193,7 +209,7 @@ def validated(encoder: face_encoder.FaceEncoder, held) -> dict[str, float]:
 
 
 def evaluate(embed, data: face_data.Data) -> tuple[dict, np.ndarray | None, mj.metrics.PairScores | None]:
-    """The results of one way to embed images; embeddings and scores of all pairs of people never seen, if any are."""
+    """The results of one way to embed images; of people never seen, if any, embeddings and scores of all pairs."""
     result: dict[str, float | None] = {}
     embeddings = scores = None
     if (faces := data.tested) is not None:
@@ -228,11 +244,9 @@ def images_of(data: face_data.Data) -> int:
 
 
 def table(results: dict[str, dict]) -> str:
-    shown = lambda v: "–" if v is None else f"{v:,}" if isinstance(v, int) else f"{v:.3f}"
-    names = list(next(iter(results.values())))
-    lines = [f"{'people never seen in training':32}" + "".join(f"{column:>14}" for column in results)]
-    lines += [f"{name:32}" + "".join(f"{shown(r[name]):>14}" for r in results.values()) for name in names]
-    return "\n".join(lines)
+    lines = [tables.line("people never seen in training", *results)]
+    names = next(iter(results.values()))
+    return "\n".join([*lines, *(tables.line(name, *(found[name] for found in results.values())) for name in names)])
 
 
 def main(argv=None) -> dict:
@@ -247,7 +261,7 @@ def main(argv=None) -> dict:
 
 
 def ready(args) -> None:
-    """The folder of results is a new one, or what is damaged in it is out of the way."""
+    """See that the folder of results is new, or move damaged checkpoints in it out of the way."""
     if args.resume:
         checkpoint_digests.set_damaged_aside(args.out)
     elif (args.out / checkpoint_digests.CHECKPOINTS).exists():
@@ -255,7 +269,7 @@ def ready(args) -> None:
 
 
 def taken_up(args) -> dict:
-    """What the latest checkpoint says of its run, which has as many steps as before unless told otherwise."""
+    """What the latest checkpoint holds besides arrays; the run keeps its number of steps unless told otherwise."""
     done, saved = checkpoints.latest(args.out)
     before = saved["identity"].get("steps", STEPS)
     args.steps = before if args.steps is None else args.steps

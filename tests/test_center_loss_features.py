@@ -3,8 +3,6 @@
 import contextlib
 import io
 import json
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -74,9 +72,3 @@ def test_wrong_arguments(example, capsys):
         with pytest.raises(SystemExit):
             example.main([option, "0"])
         assert f"{option} is 0; wanted at least 1" in capsys.readouterr().err
-
-
-def test_a_missing_package_names_its_extra(example):
-    code = "import sys; sys.modules['sklearn'] = None; import runpy; runpy.run_path(sys.argv[1])"
-    found = subprocess.run([sys.executable, "-c", code, example.__file__], capture_output=True, text=True, check=False)
-    assert 'python -m pip install "metricjax[examples]"' in found.stderr

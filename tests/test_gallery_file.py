@@ -152,7 +152,7 @@ def test_what_does_not_fit_together_is_refused(gallery_file, people, tmp_path, c
     np.savez(path, **held)
     assert_same(gallery_file.read(path), people)  # as before there was a digest
     np.savez(path, **(held | change))
-    message = rf"staff\.npz is no gallery of recognize\.py, or a damaged one \(holds .*{message}"
+    message = rf"staff\.npz is not a gallery of recognize\.py, or a damaged one \(holds .*{message}"
     with pytest.raises(ValueError, match=message):
         gallery_file.read(path)
 
@@ -171,7 +171,7 @@ def test_damaged_files_are_refused_by_name(gallery_file, people, fuzz, tmp_path)
         try:
             found = gallery_file.read(path)
         except ValueError as error:
-            assert "staff.npz is no gallery of recognize.py, or a damaged one (" in str(error)
+            assert "staff.npz is not a gallery of recognize.py, or a damaged one (" in str(error)
             assert "\n" not in str(error)
             refused += 1
         else:

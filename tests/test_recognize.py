@@ -301,7 +301,7 @@ def test_what_is_no_gallery_is_refused_and_stays(run, folders, tmp_path, kind):
         path.write_bytes(path.read_bytes()[:-100])
     held = path.read_bytes()
     for command in (("enrol", folders[0]), ("list",), ("remove", "--name", "Person_1")):
-        assert "staff.npz is no gallery of recognize.py, or a damaged one" in run(*command, fails=True)
+        assert "staff.npz is not a gallery of recognize.py, or a damaged one" in run(*command, fails=True)
     assert path.read_bytes() == held
 
 
@@ -326,8 +326,8 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(run, people, folders,
 def test_messages(run, people, folders, tmp_path):
     assert "staff.npz does not exist; `enrol` makes a gallery" in run("identify", people / "Person_1", fails=True)
     assert "is no folder with a sub-folder of images" in run("enrol", people / "Person_1", fails=True)
-    assert "'unknown' is no name for a person" in run("enrol", people / "Person_1", "--name", "unknown", fails=True)
-    assert "'' is no name for a person" in run("enrol", people / "Person_1", "--name", "", fails=True)
+    assert "'unknown' is not a name for a person" in run("enrol", people / "Person_1", "--name", "unknown", fails=True)
+    assert "'' is not a name for a person" in run("enrol", people / "Person_1", "--name", "", fails=True)
     assert "holds no images; wanted files .pgm" in run("enrol", people, "--name", "All", fails=True)
     run("enrol", people / "Person_1", "--name", "Person_1")
     assert "Person_2 is not enrolled" in run("remove", "--name", "Person_2", fails=True)
