@@ -16,11 +16,13 @@ from metricjax import similarities as similarities
 from metricjax import sphere as sphere
 from metricjax.anchors import Mean as Mean
 from metricjax.anchors import over_anchors as over_anchors
+from metricjax.anchors import over_pairs as over_pairs
 from metricjax.anchors import over_triplets as over_triplets
 from metricjax.compose import cached as cached
 from metricjax.compose import matryoshka as matryoshka
 from metricjax.compose import over_mesh as over_mesh
 from metricjax.compose import weighted_sum as weighted_sum
+from metricjax.engine.reductions import of_sums as of_sums
 from metricjax.engine.reductions import with_count as with_count
 from metricjax.prototypes import over_prototypes as over_prototypes
 

@@ -1,30 +1,33 @@
 """The anchor driver: runs a loss that is written for one block of rows over a whole batch.
 
 A pair-based loss is a sum over anchors, and an anchor needs only its own row: its scores against the columns, and which
-columns are its positives and its negatives. A *row function* does that arithmetic,
+columns are its positives and its negatives. A *row function* does that arithmetic, of one record,
 
-    rows(scores [r, m], positives [r, m], negatives [r, m], *hyper) -> Mean (or several, whose quotients are added)
+    rows(pairs, *hyper) -> Mean (or several, whose quotients are added)
 
 and everything else is here: labels to masks, padding, self-exclusion, reference sets, mining, dense or blocked
-evaluation, devices, reduction. Row functions get hyper-parameters as arguments: numbers and arrays are traced (and have
-gradients), anything else (strings, functions, None) is static. They use no other traced value, which panels could not
+evaluation, devices, reduction. `pairs.scores`, `pairs.positives` and `pairs.negatives` are [r, m]; what else there is
+stands in `Pairs`. Row functions get hyper-parameters as arguments: numbers and arrays are traced (and have gradients),
+anything else (strings, functions, None) is static. They use no other traced value, which panels could not
 differentiate, and return totals and counts of one entry a row: both are checked when a call is traced, at any size.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, TypedDict, Unpack
 
-from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Shaped
 
-from metricjax.engine.anchors import Batch, Part, Settings, as_part, over_all_anchors, over_all_triplets
-from metricjax.engine.pairs import Mean as Mean
-from metricjax.engine.pairs import Problem, static_or_traced
-from metricjax.engine.reductions import PLAIN, check_reduction, quotient
-from metricjax.ground.checks import check_batch, check_fits
+from metricjax.engine.anchors import Batch, Part, over_all_anchors, run_or_wait
+from metricjax.engine.implementations import Settings
+from metricjax.engine.miners import Triplets, as_miner, as_partial, as_selection
+from metricjax.engine.pairs import Mean, PairLoss, Pairs, WholeRows, static_or_traced
+from metricjax.engine.reductions import Loss, as_reduction
+from metricjax.ground.checks import check_batch, check_fits, check_options
 from metricjax.ground.functions import by_content, check_function
 from metricjax.ground.pairwise import Pairwise, as_pairwise
-from metricjax.mining import Triplets
+
+__all__ = ["AnchorOptions", "Mean", "Pairs", "over_anchors", "over_pairs", "over_triplets"]
 
 
 class AnchorOptions(TypedDict, total=False):
@@ -39,11 +42,12 @@ class AnchorOptions(TypedDict, total=False):
         is a positive one and whether a negative one (a pair that is neither is left out). With it, labels may have any
         dtype and trailing shape; `mj.relations` has multi-hot labels, hierarchies, cameras and ignored labels.
     miner: `(distances, positives, negatives) -> (positives, negatives)`, masks in, masks out, one row at a time,
-        without a gradient; for a similarity s it gets 1 − s. A `jax.tree_util.Partial`, as those of `mj.mining` are,
-        may hold traced numbers and random keys; each row then gets a key of its own. No function given here may
-        close over a traced value.
+        without a gradient; for a similarity s it gets 1 − s. A `jax.tree_util.Partial`, and those of `mj.mining`,
+        may hold traced numbers and random keys; each row then gets a key of its own. One that needs more (other rows,
+        a look at the whole batch) is a `mj.mining.Miner`. No function given here may close over a traced value.
     reduction: function of the `Mean` of [n] totals and counts; default Σ total / Σ count. `mj.with_count` gives the
-        count beside the loss. Any other costs a further matrix product in panels.
+        count beside the loss. Any other costs a further matrix product in panels, unless it declares by `mj.of_sums`
+        that sums are enough.
     block_size: anchors per panel; "auto" (dense while n × m is small, by the shapes alone), an int, or None (always
         dense: derivatives of any kind. In panels, reverse mode over reverse mode may need memory of order n × m, or,
         for semi-hard triplets, be refused; forward over reverse is linear).
@@ -63,6 +67,41 @@ class AnchorOptions(TypedDict, total=False):
     axis_name: str | tuple[str, ...] | None
 
 
+def over_pairs(
+    rows: Callable[..., Mean | tuple[Mean, ...]],
+    embeddings: Float[Array, "n d"],
+    labels: Shaped[Array, "n ..."],
+    *hyper: Any,
+    similarity: Callable[[Array, Array], Array] | None = None,
+    distance: Callable[[Array, Array], Array] | None = None,
+    by_pair: bool = False,
+    **options: Unpack[AnchorOptions],
+) -> Loss:
+    """The loss of `rows(pairs, *hyper)` over a batch, or what else `reduction` makes of its Means.
+
+    Give one of `similarity` and `distance`; options: `AnchorOptions`. `pairs` is a record, `Pairs`, of what there is to
+    know of some anchors, and costs what is asked of it. Where positives and negatives are looked at apart, ask for
+    `pairs.apart`: the positives are then a short list if no class has more than 64 rows, and what is computed for them
+    costs next to nothing.
+
+    `by_pair` promises that each total is a sum of terms that depend on one score each, in the same way for all anchors:
+    then panels need one matrix product less.
+
+    >>> import jax.numpy as jnp, metricjax as mj
+    >>> def pull(pairs):
+    ...     scores, positives, _, _ = pairs.apart
+    ...     return mj.Mean(jnp.sum(jnp.where(positives, 1 - scores, 0), axis=-1), jnp.sum(positives, axis=-1))
+    >>> z, y = jnp.eye(4), jnp.arange(4) // 2
+    >>> float(mj.over_pairs(pull, z, y, similarity=mj.similarities.cosine))
+    1.0
+    """
+    check_function("rows", rows)
+    batch, relations, how = _sorted_out(embeddings, labels, options)
+    score, is_similarity = _score(similarity, distance)
+    loss = PairLoss(by_content(rows), score, is_similarity, by_pair and _is_symmetric(score, relations, how, batch))
+    return run_or_wait(Part(replace(loss, **relations), how, batch, static_or_traced(hyper, embeddings)))
+
+
 def over_anchors(
     rows: Callable[..., Mean | tuple[Mean, ...]],
     embeddings: Float[Array, "n d"],
@@ -70,37 +109,21 @@ def over_anchors(
     *hyper: Any,
     similarity: Callable[[Array, Array], Array] | None = None,
     distance: Callable[[Array, Array], Array] | None = None,
-    apart: bool = False,
-    reaching: bool = False,
     by_pair: bool = False,
-    given: Callable[[Array, Array], Any] | None = None,
     **options: Unpack[AnchorOptions],
-) -> Any:
-    """The loss of `rows` over a batch, or what else `reduction` makes of its Means.
+) -> Loss:
+    """`over_pairs` for a row function of three arrays, `rows(scores, positives, negatives, *hyper)`, [r, m] each.
 
-    Give one of `similarity` and `distance`; options: `AnchorOptions`.
-
-    With `apart` the row function is `rows(positive_scores, positives, negative_scores, negatives, *hyper)`: scores
-    [r, p] and mask of the positives, in any order, and of the negatives. Where no class is large the positives come
-    as a short list, and what is computed for them costs next to nothing.
-
-    With `reaching` it is `rows(scores, positives, negatives, reach, *hyper)`, and `problems.Reach` says where the
-    positives stand and gives the rows of columns: for terms in which a positive meets the anchor's negatives.
-
-    `by_pair` promises that each total is a sum of terms that depend on one score each, in the same way for all anchors:
-    then panels need one matrix product less.
-
-    `given(row_labels [r, ...], column_labels [m, ...])` is handed to the row function before the hyper-parameters: for
-    what depends on labels in another way than by the masks.
+    >>> import jax.numpy as jnp, metricjax as mj
+    >>> def pull(scores, positives, negatives):
+    ...     return mj.Mean(jnp.sum(jnp.where(positives, 1 - scores, 0), axis=-1), jnp.sum(positives, axis=-1))
+    >>> z, y = jnp.eye(4), jnp.arange(4) // 2
+    >>> float(mj.over_anchors(pull, z, y, similarity=mj.similarities.cosine))
+    1.0
     """
     check_function("rows", rows)
-    batch, relations, how = _sorted_out(embeddings, labels, options)
-    score, is_similarity = _score(similarity, distance)
-    kind: Literal["whole", "apart", "reaching"] = "apart" if apart else "reaching" if reaching else "whole"
-    mirrored = by_pair and _is_symmetric(score, relations, how, batch)
-    problem = Problem(by_content(rows), score, is_similarity, kind, mirrored, given=as_partial(given), **relations)
-    part = Part(problem, how, batch, static_or_traced(hyper, embeddings))
-    return part if how.reduction is as_part else over_all_anchors(how, problem, batch, part.hyper)
+    scores: dict[str, Any] = {"similarity": similarity, "distance": distance, "by_pair": by_pair}
+    return over_pairs(WholeRows(by_content(rows)), embeddings, labels, *hyper, **scores, **options)
 
 
 def over_triplets(
@@ -111,51 +134,45 @@ def over_triplets(
     *hyper: Any,
     distance: Callable[[Array, Array], Array],
     swap: bool = False,
-    negative_of: Callable[[Array, Array, Array], Array] | None = None,
-    given: Callable[[Array, Array], Any] | None = None,
+    every: Callable[..., Mean] | None = None,
     **options: Unpack[AnchorOptions],
-) -> Any:
-    """The loss `terms(d_ap [n, t], d_an [n, t], valid [n, t], *hyper) -> Mean` of [n] arrays over selected triplets.
+) -> Loss:
+    """The loss of `terms(chosen, *hyper) -> Mean` of [n] arrays over selected triplets.
 
+    `chosen` has the distances `d_ap` and `d_an` [n, t], which of them are `valid` [n, t], and the `labels` of the rows.
     In panels, selection runs without a gradient; only the chosen pairs are then gathered and differentiated, so that
-    no matrix product but that of the distances is needed. A selection of one negative for every positive is better run
-    for one positive after the other: `negative_of(d_ap [r, 1], distances [r, m], negatives [r, m]) -> column [r]`.
-    With `swap`, d_an is min(d_an, d_pn). `given` and options as for `over_anchors`.
+    no matrix product but that of the distances is needed. With `swap`, d_an is min(d_an, d_pn). For a selection of
+    every triplet, the row function `every(pairs, *hyper)` takes the place of `terms`, and need not list them. Options
+    as for `over_pairs`.
     """
     check_function("terms", terms)
     check_function("triplets", select)
+    chosen = as_selection(select)
+    if chosen.every and every is not None:
+        return over_pairs(every, embeddings, labels, *hyper, distance=distance, **options)
     batch, relations, how = _sorted_out(embeddings, labels, options)
     score, is_similarity = _score(None, distance)
-    functions = {"select": as_partial(select), "given": as_partial(given), **relations}
-    how = how._replace(reduction=quotient) if how.reduction is as_part else how
-    static = {"swap": swap, "negative_of": by_content(negative_of)}
-    problem = Problem(by_content(terms), score, is_similarity, "triplets", **static, **functions)
-    return over_all_triplets(how, problem, batch, static_or_traced(hyper, embeddings))
+    loss = PairLoss(by_content(terms), score, is_similarity, swap=swap, select=chosen, **relations)
+    return over_all_anchors(how, loss, batch, static_or_traced(hyper, embeddings))
 
 
 def _sorted_out(embeddings: Array, labels: Array, options: AnchorOptions) -> tuple[Batch, dict[str, Any], Settings]:
     """Options split into arrays, relations between labels, and settings, once they fit together."""
-    known, rest = AnchorOptions.__annotations__, dict[str, Any](options)
-    if unknown := sorted(rest.keys() - known):
-        raise TypeError(f"unknown options {unknown}; besides its own, a loss takes {sorted(known)}")
+    check_options("a pair-based loss", options, AnchorOptions)
+    rest = dict[str, Any](options)
     batch = Batch(embeddings, labels, **{name: rest.pop(name) for name in Batch._fields if name in rest})
     relations = {name: rest.pop(name, None) for name in ("same", "miner")}
-    for name, f in relations.items():
-        if f is not None:
-            check_function(name, f)
-            relations[name] = as_partial(f)
+    for name, made in (("same", as_partial), ("miner", as_miner)):
+        if relations[name] is not None:
+            check_function(name, relations[name])
+            relations[name] = made(relations[name])
+    if "reduction" in rest:
+        rest["reduction"] = as_reduction(rest["reduction"])
     how = Settings(**rest)
-    if how.reduction is not quotient:
-        how = how._replace(reduction=check_reduction(how.reduction))
     check_batch(**batch._asdict(), same=relations["same"], block_size=how.block_size)
     check_fits("labels", batch.labels)
     check_fits("reference_labels", batch.reference_labels)
     return batch, relations, how
-
-
-def as_partial(f: Callable | None) -> Partial | None:
-    """A function as a pytree: without leaves, unless it is a `jax.tree_util.Partial` with numbers and keys bound."""
-    return None if f is None else by_content(f) if isinstance(f, Partial) else Partial(by_content(f))
 
 
 def _score(similarity, distance) -> tuple[Pairwise, bool]:
@@ -168,5 +185,5 @@ def _score(similarity, distance) -> tuple[Pairwise, bool]:
 
 def _is_symmetric(score: Pairwise, relations: dict[str, Any], how: Settings, batch: Batch) -> bool:
     """Whether score, masks and cotangents of (i, j) are those of (j, i)."""
-    plain = not any(relations.values()) and how.reduction in (*PLAIN, as_part)
+    plain = not any(relations.values()) and how.reduction.of_numbers
     return score.symmetric and plain and batch.references is None and batch.weights is None

@@ -15,9 +15,21 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from metricjax.ground.functions import offer
+from metricjax.ground.functions import offered
 from metricjax.ground.numerics import lifted, normalize, ratio, safe_sqrt
 from metricjax.ground.pairwise import Pairwise, pairwise
+
+__all__ = [
+    "chord",
+    "cosine",
+    "euclidean",
+    "geodesic",
+    "lp",
+    "poincare",
+    "snr",
+    "squared_chord",
+    "squared_euclidean",
+]
 
 _distance = functools.partial(pairwise, kind="distance")
 _KEPT = 256  # distances made by one function
@@ -76,6 +88,7 @@ def geodesic(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n 
     return 2 * jnp.arctan2(safe_sqrt(1 - cosine), safe_sqrt(1 + cosine))
 
 
+@offered("distance", made=True)
 def lp(p: ArrayLike) -> Pairwise:
     """‖x − y‖_p for a fixed p ≥ 1. It costs n·m·d powers instead of a matrix product.
 
@@ -124,6 +137,7 @@ def snr(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     return jnp.where(some, ratio(squared_euclidean.compare(x, y), jnp.where(some, variance, 1)), 0)
 
 
+@offered("distance", made=True)
 def poincare(c: ArrayLike = 1.0) -> Pairwise:
     """Geodesic distance in the Poincaré ball of curvature −c (Nickel & Kiela 2017, arXiv:1705.08039).
 
@@ -157,9 +171,3 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, jax.core.Tracer):
         raise TypeError(f"{name} is traced; wanted a number, as a distance is static")
     return value if isinstance(value, int | float) else np.asarray(value).item()
-
-
-for _one in (squared_euclidean, euclidean, cosine, squared_chord, chord, geodesic, snr):
-    offer("distance", _one)
-for _maker in (lp, poincare):
-    offer("distance", _maker, made=True)

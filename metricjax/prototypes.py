@@ -23,8 +23,8 @@ from metricjax.engine.class_blocks import how_many
 from metricjax.engine.devices import of_all
 from metricjax.engine.pairs import Mean, static_or_traced
 from metricjax.engine.prototypes import Settings, none_unknown, over_all_prototypes
-from metricjax.engine.reductions import Loss, check_reduction, quotient
-from metricjax.ground.checks import check_class_batch, check_class_labels, check_per_row, check_rows
+from metricjax.engine.reductions import Loss, as_reduction
+from metricjax.ground.checks import check_class_batch, check_class_labels, check_options, check_per_row, check_rows
 from metricjax.ground.functions import by_content, check_function
 from metricjax.ground.numerics import existing, normalize, widen
 from metricjax.ground.pairwise import Pairwise, as_pairwise
@@ -101,14 +101,12 @@ def over_prototypes(
     >>> float(loss)  # log(1 + e^{0.7071 - 0.5})
     0.8021
     """
-    known = SoftmaxOptions.__annotations__ | PrototypeOptions.__annotations__
-    if unknown := sorted(options.keys() - known):
-        raise TypeError(f"unknown options {unknown}; besides its own, a class-based loss takes {sorted(known)}")
+    check_options("a class-based loss", options, PrototypeOptions, SoftmaxOptions)
     given = dict[str, Any](options)
     where, weights, classes = (given.pop(name, None) for name in ("where", "weights", "classes"))
     ignore_above, smoothing = (given.pop(name, None) for name in ("ignore_above", "label_smoothing"))
-    if (reduction := given.get("reduction", quotient)) is not quotient:
-        given["reduction"] = check_reduction(reduction)
+    if "reduction" in given:
+        given["reduction"] = as_reduction(given["reduction"])
     for name, f in (("target", target), ("others", others), ("pool", pool)):
         if f is not None or name == "target":
             check_function(name, f)

@@ -215,7 +215,7 @@ def test_what_a_row_function_returns_is_checked(name, size, unchecked):
 
 @pytest.mark.parametrize("size", SETTINGS)
 def test_what_other_functions_return_is_checked(size, unchecked):
-    scalar = lambda *a: mj.Mean(jnp.sum(a[0]), jnp.sum(a[2]))
+    scalar = lambda chosen: mj.Mean(jnp.sum(chosen.d_ap), jnp.sum(chosen.valid))
     with pytest.raises(ValueError, match="total has shape"):
         mj.over_triplets(scalar, M.batch_hard, Z, Y, distance=D.chord, block_size=size)
     mj.over_triplets(terms, M.batch_hard, Z, Y, distance=D.chord, block_size=size)

@@ -41,9 +41,9 @@ def test_dynamic_soft_margin_weighs_without_a_gradient():
     at = np.clip(np.asarray(gaps(z, y)), -2, 2)
     weights = np.cumsum([0.5, 0.2, 0.3])[np.floor((at + 2) / 2).astype(int)]
 
-    def terms(d_ap, d_an, valid):
-        weight = jnp.where(d_ap - d_an < 0, 0.5, 0.7)
-        return mj.Mean(jnp.sum(jnp.where(valid, weight * (d_ap - d_an), 0), -1), jnp.sum(valid, -1))
+    def terms(chosen):
+        gaps, valid = chosen.d_ap - chosen.d_an, chosen.valid
+        return mj.Mean(jnp.sum(jnp.where(valid, jnp.where(gaps < 0, 0.5, 0.7) * gaps, 0), -1), jnp.sum(valid, -1))
 
     fixed = lambda z: mj.over_triplets(terms, mj.mining.batch_hard, z, y, distance=mj.distances.chord)
     close(f(z), np.mean(weights * at))

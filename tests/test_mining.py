@@ -46,7 +46,7 @@ def test_semi_hard_negative_is_that_of_semi_hard(ties, rng):
     positives = jnp.asarray(np.arange(9) == positive[:, None])
     negatives = ~positives & jnp.asarray(rng.random((50, 9)) < 0.7) & (np.arange(50)[:, None] > 3)
     limit = jnp.take_along_axis(d, jnp.asarray(positive)[:, None], axis=1)
-    negative = mj.mining.semi_hard_negative(limit, d, negatives)
+    negative = mj.mining.semi_hard.one(limit, d, negatives)
     some = np.any(negatives, axis=1)
     together = {(i, int(positive[i]), int(negative[i])) for i in range(50) if some[i]}
     assert together == chosen(mj.mining.semi_hard(d, positives, negatives))

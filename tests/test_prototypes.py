@@ -208,7 +208,7 @@ def test_errors(unchecked):
         loss(z, y, prototypes[:0])
     with pytest.raises(ValueError, match="num_classes is 9; wanted 1 to 5"):
         loss(z, y, prototypes, num_classes=9)
-    with pytest.raises(TypeError, match="proxy_anchor takes no weights"):
+    with pytest.raises(TypeError, match="weights is given; terms of proxy_anchor"):
         mj.losses.proxy_anchor(z, y, prototypes, weights=jnp.ones(len(z)))
     with pytest.raises(ValueError, match=r"state has shape \(3,\); wanted \(2,\)"):
         mj.losses.adaface(z, y, prototypes, jnp.zeros(3))

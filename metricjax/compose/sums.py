@@ -1,15 +1,16 @@
 """A weighted sum of losses that compares embeddings once."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from metricjax.engine.anchors import Part, as_part
-from metricjax.engine.pairs import Mean, Static, static_or_traced
+from metricjax.engine.anchors import Part, waiting
+from metricjax.engine.pairs import Mean, Pairs, Static, as_means, static_or_traced
+from metricjax.ground.checks import refuse_options
 
 
 def weighted_sum(
@@ -18,8 +19,8 @@ def weighted_sum(
     """The loss Σ_k w_k · losses_k(embeddings, labels, **options); all weights are 1 by default.
 
     Pair-based losses with the same similarity (or distance) share one matrix of it and one matrix product for each
-    gradient, in panels too: several losses cost little more than one. Those that select triplets, or whose rows reach
-    others, run by themselves, and so do class-based ones. Options are given to all, `reduction` to none.
+    gradient, in panels too: several losses cost little more than one. Those that select triplets run by themselves, and
+    so do class-based ones and those with a reduction of their own. Options are given to all, `reduction` to none.
 
     >>> import jax.numpy as jnp
     >>> import metricjax as mj
@@ -31,9 +32,9 @@ def weighted_sum(
     scales = scales_of(weights, len(losses), "losses")
 
     def loss(embeddings, labels, **options):
-        if options.pop("reduction", as_part) is not as_part:
-            raise TypeError("weighted_sum reduces each loss by its own mean; it takes no `reduction`")
-        values = [each(embeddings, labels, reduction=as_part, **options) for each in losses]
+        reason = "weighted_sum reduces each loss by its own mean"
+        refuse_options(reason, options, "reduction")
+        values = [_part_or_number(each, embeddings, labels, options) for each in losses]
         total, together = [], {}
         for weight, value in zip(scales, values, strict=True):
             if isinstance(value, Part):
@@ -54,9 +55,19 @@ def scales_of(weights: Sequence[ArrayLike] | Array | None, count: int, parts: st
 
 
 def one_number(value: Any, name: str) -> Any:
-    if not isinstance(value, Part) and getattr(value, "shape", None) != ():
+    """The value of a loss, which is one number."""
+    if getattr(value, "shape", None) != ():
         raise TypeError(f"{name} adds losses that return one number; a stateful loss has to be added by hand")
     return value
+
+
+def _part_or_number(loss: Callable[..., Any], embeddings: Array, labels: Array, options: dict[str, Any]) -> Any:
+    """A loss that can share its scores as a `Part`. What works with a number, not with that, is run by itself."""
+    try:
+        with waiting():
+            return loss(embeddings, labels, **options)
+    except TypeError:
+        return loss(embeddings, labels, **options)
 
 
 def _joined(parts: list[tuple[Any, Part]]) -> Any:
@@ -64,28 +75,17 @@ def _joined(parts: list[tuple[Any, Part]]) -> Any:
     (weight, first), *others = parts
     if not others:
         return weight * first.value()
-    apart = all(part.problem.kind == "apart" for _, part in parts)
-    each = tuple((part.problem.rows, part.problem.kind, len(part.hyper)) for _, part in parts)
+    each = tuple((part.loss.rows, len(part.hyper)) for _, part in parts)
     weights = static_or_traced(tuple(weight for weight, _ in parts), first.batch.embeddings)
-    problem = dataclasses.replace(
-        first.problem,
-        rows=_joined_apart if apart else _joined_whole,
-        kind="apart" if apart else "whole",
-        mirrored=all(part.problem.mirrored for _, part in parts),
-    )
+    mirrored = all(part.loss.mirrored for _, part in parts)
+    loss = replace(first.loss, rows=_joined_rows, mirrored=mirrored)
     hyper = (Static(each), *weights, *(h for _, part in parts for h in part.hyper))
-    return dataclasses.replace(first, problem=problem, hyper=hyper).value()
+    return replace(first, loss=loss, hyper=hyper).value()
 
 
-def _joined_apart(positive_scores, positives, negative_scores, negatives, each, *numbers) -> tuple[Mean, ...]:
+def _joined_rows(pairs: Pairs, each: tuple, *numbers: Any) -> tuple[Mean, ...]:
+    """The Means of several row functions, each with its own hyper-parameters, times their weights."""
     weights, hyper, means = numbers[: len(each)], iter(numbers[len(each) :]), []
-    for weight, (rows, _, count) in zip(weights, each, strict=True):
-        found = rows(positive_scores, positives, negative_scores, negatives, *islice(hyper, count))
-        means += [Mean(weight * mean.total, mean.count) for mean in ((found,) if isinstance(found, Mean) else found)]
+    for weight, (rows, count) in zip(weights, each, strict=True):
+        means += [Mean(weight * mean.total, mean.count) for mean in as_means(rows(pairs, *islice(hyper, count)))]
     return tuple(means)
-
-
-def _joined_whole(scores, positives, negatives, each, *numbers) -> tuple[Mean, ...]:
-    whole = lambda rows: lambda p, positives, n, negatives, *hyper: rows(p, positives, negatives, *hyper)
-    each = tuple((rows if kind == "apart" else whole(rows), kind, count) for rows, kind, count in each)
-    return _joined_apart(scores, positives, scores, negatives, each, *numbers)

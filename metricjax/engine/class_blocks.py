@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from metricjax import similarities
 from metricjax.engine.devices import varying
 from metricjax.engine.pairs import unwrapped
-from metricjax.ground.numerics import inverse_length, logsumexp, widen
+from metricjax.ground.numerics import logsumexp, widen
 from metricjax.ground.pairwise import Pairwise
 
 
@@ -59,46 +58,21 @@ take_and_pass.defvjp(lambda prototypes, index: (take_and_pass(prototypes, index)
 class Scores:
     """Scores of embedded rows against prototypes [c, d], or [c, k, d] with a pool, or (prototypes, biases [c]).
 
-    With `fast_cosines` they have no forward mode.
+    With `reverse` they have reverse mode alone, where that is faster.
     """
 
     similarity: Pairwise
     pool: Callable[..., Array] | None
-    fast_cosines: bool
+    reverse: bool
 
     def __call__(self, x, w, hyper) -> Float[Array, "n c"]:
         wide = lambda w: jax.tree.map(lambda a: a.astype(x.dtype), w)
-        compare = cosines if self.fast_cosines and self.similarity is similarities.cosine else self._compare
-        one = lambda w: compare(x, wide(w))
+        scaled = self.similarity.scaled if self.reverse else None
+        one = lambda w: (scaled or self._compare)(x, wide(w))
         return one(w) if self.pool is None else self.pool(jax.vmap(one, 1)(w), *hyper)
 
     def _compare(self, x, w):
         return self.similarity.compare(x, self.similarity.embed(w))
-
-
-@jax.custom_vjp
-def cosines(x: Float[Array, "n d"], w: Float[Array, "b d"]) -> Float[Array, "n b"]:
-    """Cosines of rows of length 1 or 0, and rows of any length.
-
-    Dividing columns of the product, where a pass is being made anyway, is faster than dividing the rows `w` before it.
-    """
-    return (x @ w.T) * inverse_length(w)[None]
-
-
-def _cosines(x, w):
-    inverse = inverse_length(w)
-    return (x @ w.T) * inverse[None], (x, w, inverse)
-
-
-def _from_cosines(kept, cotangent):
-    x, w, inverse = kept
-    to_products = cotangent * inverse[None]
-    along = (x.T @ to_products).T
-    unit = w * inverse[:, None]
-    return to_products @ w, along - jnp.sum(along * unit, axis=-1, keepdims=True) * unit
-
-
-cosines.defvjp(_cosines, _from_cosines)
 
 
 @dataclass(frozen=True)

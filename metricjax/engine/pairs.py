@@ -1,9 +1,9 @@
-"""A loss as a problem, static functions and pytrees, and what it comes to for one block of rows."""
+"""A pair-based loss, and what it gets of one block of rows: `Pairs`, the record of a row function."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,12 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from metricjax.engine.miners import Miner, Selection, Triplets
 from metricjax.engine.positives import Side, listed_positives, summed_over_positives
 from metricjax.engine.sizes import LIST
 from metricjax.ground.functions import by_content, check_closed, own_functions
 from metricjax.ground.numerics import computing_dtype
 from metricjax.ground.pairwise import Pairwise
-from metricjax.mining.compound import mined
-from metricjax.mining.triplets import Triplets
 
 
 class Mean(NamedTuple):
@@ -30,53 +29,46 @@ class Mean(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    meta_fields=["rows", "score", "is_similarity", "kind", "mirrored", "swap", "negative_of"],
-    data_fields=["same", "miner", "select", "given"],
+    meta_fields=["rows", "score", "is_similarity", "mirrored", "swap", "reaches"],
+    data_fields=["same", "miner", "select"],
 )
 @dataclass(frozen=True)
-class Problem:
+class PairLoss:
     """One loss. Its functions are static; those that may hold arrays (a miner's limits, a key) are pytrees.
 
-    kind: what the row function gets besides hyper-parameters: "whole" (scores, positives, negatives), "apart"
-        (positives and negatives as two arrays of scores, each with its mask), "reaching" ("whole", and `Reach`) or
-        "triplets" (distances d_ap and d_an [r, t] of selected triplets, and which are valid).
+    rows: the row function, or with `select` the function of the terms of selected triplets.
     mirrored: score, terms and cotangent of the pair (i, j) are those of (j, i).
     swap: of triplets, d_an is min(d_an, d_pn).
-    negative_of: selects the negative for one positive of each row.
-    given: `(row labels, column labels) -> anything`, which the row function gets before its hyper-parameters.
+    reaches: the row function takes rows of its columns (found out by the driver).
     """
 
     rows: Callable[..., Any]
     score: Pairwise
     is_similarity: bool
-    kind: Literal["whole", "apart", "reaching", "triplets"] = "whole"
     mirrored: bool = False
     swap: bool = False
-    negative_of: Callable[[Array, Array, Array], Array] | None = None
+    reaches: bool = False
     same: Partial | None = None
-    miner: Partial | None = None
-    select: Partial | None = None
-    given: Partial | None = None
+    miner: Miner | None = None
+    select: Selection | None = None
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Lengths of lists of positives to choose from: finer steps where each positive needs a row of its own."""
-        return (4, 16, LIST) if self.kind == "reaching" else (LIST,)
+        return (4, 16, LIST) if self.reaches else (LIST,)
 
 
-class Reach(NamedTuple):
-    """How a row function reaches the rows of its columns.
+@dataclass(frozen=True)
+class WholeRows:
+    """The row function of one that is written as `rows(scores, positives, negatives, *hyper)`."""
 
-    positive, there: the columns [r, p] of each row's positives, and which of them count.
-    pick: the entries [r, p] at the positives, of an array [r, m] or [m].
-    row_of: scores, positives and negatives [r, m] of one column for each row, given their indices [r], against all
-        columns.
-    """
+    rows: Callable[..., Any]
 
-    positive: Int[Array, "r p"]
-    there: Bool[Array, "r p"]
-    pick: Callable[[Array], Array]
-    row_of: Callable[[Array], tuple[Array, Array, Array]]
+    def __call__(self, pairs: "Pairs", *hyper: Any) -> Any:
+        return self.rows(pairs.scores, pairs.positives, pairs.negatives, *hyper)
+
+
+# --- hyper-parameters -----------------------------------------------------------------------------------------------
 
 
 @jax.tree_util.register_static
@@ -87,39 +79,144 @@ class Static:
     value: Any
 
 
-def unwrapped(hyper: tuple) -> tuple:
-    return tuple(h.value if isinstance(h, Static) else h for h in hyper)
-
-
 def static_or_traced(values: tuple, embeddings: Array) -> tuple:
     """Numbers and arrays as arrays of the computing dtype, anything else wrapped as `Static`."""
     dtype = computing_dtype(embeddings.dtype)
-    is_static = lambda v: v is None or isinstance(v, bool | str) or callable(v)
-    # A number goes to the device with the call: by itself it would take as long as everything else.
-    as_array = lambda v: np.asarray(v, dtype) if isinstance(v, int | float) else jnp.asarray(v, dtype=dtype)
-    return tuple(Static(by_content(v)) if is_static(v) else as_array(v) for v in values)
+
+    def wrapped(v):
+        if isinstance(v, Partial):
+            return by_content(v)
+        if v is None or isinstance(v, bool | str) or callable(v):
+            return Static(by_content(v))
+        # A number goes to the device with the call: by itself it would take as long as everything else.
+        return np.asarray(v, dtype) if isinstance(v, int | float) else jnp.asarray(v, dtype=dtype)
+
+    return tuple(map(wrapped, values))
+
+
+def unwrapped(hyper: tuple) -> tuple:
+    return tuple(h.value if isinstance(h, Static) else h for h in hyper)
 
 
 # --- one block of rows ----------------------------------------------------------------------------------------------
 
 
-def scores_and_masks(problem: Problem, x, columns, row: Side, column: Side):
+class Apart(NamedTuple):
+    """Scores and mask of the positives [r, p], in any order, and of the negatives [r, m]."""
+
+    positive_scores: Float[Array, "r p"]
+    positives: Bool[Array, "r p"]
+    negative_scores: Float[Array, "r m"]
+    negatives: Bool[Array, "r m"]
+
+
+class Pairs:
+    """What a row function gets of a block of r rows against m columns. Nothing is computed that is not asked for.
+
+    scores: [r, m], similarities or distances.
+    positives, negatives: [r, m], masks; what is neither is left out.
+    apart: the positives and the negatives, each with its scores. Where no class is large the positives are a short
+        list, and what is computed for them costs next to nothing.
+    positive_columns, listed: [r, p], the columns of that list (or all columns), and which of them count.
+    labels, column_labels: [r, ...] and [m, ...].
+    """
+
+    def __init__(self, loss: PairLoss, x: Array, columns: Array, row: Side, column: Side):
+        self._loss, self._columns, self._column = loss, columns, column
+        self._x, self._row = x, row
+        self.touched: set[str] = set()  # what had to be asked of the driver
+
+    @cached_property
+    def _whole(self) -> tuple[Array, Array, Array]:
+        return scores_and_masks(self._loss, self._x, self._columns, self._row, self._column)
+
+    @property
+    def scores(self) -> Float[Array, "r m"]:
+        return self._whole[0]
+
+    @property
+    def positives(self) -> Bool[Array, "r m"]:
+        return self._whole[1]
+
+    @property
+    def negatives(self) -> Bool[Array, "r m"]:
+        return self._whole[2]
+
+    @property
+    def labels(self) -> Shaped[Array, "r ..."]:
+        return self._row.labels
+
+    @property
+    def column_labels(self) -> Shaped[Array, "m ..."]:
+        return self._column.labels
+
+    @cached_property
+    def _list(self) -> tuple[Int[Array, "r p"], Bool[Array, "r p"]]:
+        self.touched.add("list")
+        positives = self.positives
+        if self._column.slots is None:
+            return jnp.broadcast_to(jnp.arange(positives.shape[1], dtype=jnp.int32), positives.shape), positives
+        index, listed = listed_positives(self._row, self._column, self._column.slots)
+        mined = self._loss.miner is not None
+        return index, listed & jnp.take_along_axis(positives, index, axis=1) if mined else listed
+
+    @property
+    def positive_columns(self) -> Int[Array, "r p"]:
+        return self._list[0]
+
+    @property
+    def listed(self) -> Bool[Array, "r p"]:
+        return self._list[1]
+
+    @property
+    def apart(self) -> Apart:
+        return Apart(self.pick(self.scores), self.listed, self.scores, self.negatives)
+
+    def pick(self, a: Shaped[Array, "..."]) -> Shaped[Array, "r p"]:
+        """The entries of an array [r, m], or [m], at `positive_columns`."""
+        index = self.positive_columns
+        if self._column.slots is None:
+            return jnp.broadcast_to(a, index.shape)
+        return a[index] if a.ndim == 1 else jnp.take_along_axis(a, index, axis=1)
+
+    def row_of(self, index: Int[Array, " r"]) -> tuple[Array, Array, Array]:
+        """Scores, positives and negatives [r, m] of one column for each row, against all columns."""
+        self.touched.add("rows")
+        column = self._column
+        row = Side(column.labels[index], column.where[index], column.ids[index])
+        return scores_and_masks(self._loss, self._columns[index], self._columns, row, column)
+
+
+class Chosen(NamedTuple):
+    """What a function of terms gets of selected triplets: distances [r, t], which are valid, and the rows' labels."""
+
+    d_ap: Float[Array, "r t"]
+    d_an: Float[Array, "r t"]
+    valid: Bool[Array, "r t"]
+    labels: Shaped[Array, "r ..."]
+
+
+def scores_and_masks(loss: PairLoss, x, columns, row: Side, column: Side):
     """Scores of some rows against all columns, and the masks of their positives and negatives."""
-    scores = problem.score.compare(x, columns)
-    same = problem.same or (lambda a, b: jnp.all(a == b))
-    related = jax.vmap(lambda a: jax.vmap(lambda b: same(a, b))(column.labels))(row.labels)
+    scores = loss.score.compare(x, columns)
+    same = loss.same or (lambda a, b: jnp.all(a == b))
+    related = all_pairs(same, row.labels, column.labels)
     _check_pairs("same", related if isinstance(related, tuple) else (related,), scores, "one boolean, or two")
     match, differ = related if isinstance(related, tuple) else (related, ~related)
     exist = row.where[:, None] & column.where[None]
     other = exist & (row.ids[:, None] != column.ids[None])
-    positives, negatives = match & other, differ & (exist if problem.same is None else other)
-    if problem.miner is not None:
-        row_of = partial(distances_of, problem, columns)
-        distances = as_distances(problem, scores)
-        masks = mined(keyed(problem.miner, row), distances, positives, negatives, row_of)
+    positives, negatives = match & other, differ & (exist if loss.same is None else other)
+    if loss.miner is not None:
+        row_of = partial(distances_of, loss, columns)
+        masks = keyed(loss.miner, row)(as_distances(loss, scores), positives, negatives, row_of)
         _check_pairs("miner", masks, scores, "the masks (positives, negatives); what selects goes to `triplets`")
         positives, negatives = masks
     return scores, positives, negatives
+
+
+def all_pairs(relation: Callable[[Array, Array], Any], rows: Array, columns: Array) -> Any:
+    """`relation(a, b)` of each row with each column: [r, m] for each of its results."""
+    return jax.vmap(lambda a: jax.vmap(lambda b: relation(a, b))(columns))(rows)
 
 
 def _check_pairs(name: str, found: Any, scores: Float[Array, "r m"], wanted: str) -> None:
@@ -138,38 +235,48 @@ def shown(value: Any) -> str:
     return f"{value.dtype}{list(value.shape)}" if hasattr(value, "dtype") else repr(value)
 
 
-def as_distances(problem: Problem, scores: Float[Array, "r m"]) -> Float[Array, "r m"]:
+def as_distances(loss: PairLoss, scores: Float[Array, "r m"]) -> Float[Array, "r m"]:
     """What miners get: distances, without a gradient."""
-    return lax.stop_gradient(1 - scores if problem.is_similarity else scores)
+    return lax.stop_gradient(1 - scores if loss.is_similarity else scores)
 
 
-def distances_of(problem: Problem, columns, index: Int[Array, " r"]) -> Float[Array, "r m"]:
+def distances_of(loss: PairLoss, columns, index: Int[Array, " r"]) -> Float[Array, "r m"]:
     """The rows of distances of some columns to all columns."""
-    return as_distances(problem, problem.score.compare(columns[index], columns))
+    return as_distances(loss, loss.score.compare(columns[index], columns))
 
 
-def keyed(f: Partial, row: Side) -> Partial:
+def keyed(f: Any, row: Side) -> Any:
     """`f` with each random key among its leaves replaced by one for each row, the same wherever the row is computed."""
     is_key = lambda a: jnp.issubdtype(jnp.result_type(a), jax.dtypes.prng_key)
     return jax.tree.map(lambda a: jax.vmap(jax.random.fold_in, (None, 0))(a, row.ids) if is_key(a) else a, f)
 
 
-def means_of(problem: Problem, x, columns, hyper, row: Side, column: Side) -> tuple[Mean, ...]:
+# --- Means ----------------------------------------------------------------------------------------------------------
+
+
+def means_of(loss: PairLoss, x, columns, hyper, row: Side, column: Side) -> tuple[Mean, ...]:
     """The Means of some anchors: [r] arrays."""
-    hyper = given_of(problem, row, column) + unwrapped(hyper)
-    scores, positives, negatives = scores_and_masks(problem, x, columns, row, column)
-    if problem.kind == "triplets":
-        means = _means_of_triplets(problem, scores, positives, negatives, columns, hyper, row)
-    elif problem.kind == "whole":
-        means = problem.rows(scores, positives, negatives, *hyper)
+    if loss.select is not None:
+        found = _means_of_triplets(loss, x, columns, unwrapped(hyper), row, column)
     else:
-        index, listed, pick = _listed(problem, positives, row, column)
-        if problem.kind == "reaching":
-            reach = Reach(index, listed, pick, partial(_row_of, problem, columns, column))
-            means = problem.rows(scores, positives, negatives, reach, *hyper)
-        else:
-            means = problem.rows(pick(scores), listed, scores, negatives, *hyper)
-    return tuple(counted(mean, x) for mean in as_means(means))
+        found = loss.rows(Pairs(loss, x, columns, row, column), *unwrapped(hyper))
+    return tuple(counted(mean, x) for mean in as_means(found))
+
+
+def looked_at(loss: PairLoss, x, columns, hyper, row: Side, column: Side) -> tuple[tuple[Mean, ...], set[str]]:
+    """The Means of one anchor, as shapes, and what was asked for: a "list" of positives, "rows" of columns.
+
+    The row function is traced once more for that, with one row.
+    """
+    x, row = jax.tree.map(lambda a: a[:1], (x, row))
+    pairs = []
+
+    def recorded(x, columns, hyper, row, column):
+        pairs.append(Pairs(loss, x, columns, row, column))
+        return tuple(counted(mean, x) for mean in as_means(loss.rows(pairs[-1], *unwrapped(hyper))))
+
+    means = jax.eval_shape(recorded, x, columns, hyper, row, column)
+    return means, pairs[-1].touched
 
 
 def as_means(found: Any) -> tuple[Mean, ...]:
@@ -182,82 +289,39 @@ def as_means(found: Any) -> tuple[Mean, ...]:
     return tuple(means)
 
 
-def check_own_functions(problem: Problem, x, columns, hyper, row: Side, column: Side, plain: bool) -> None:
+def check_own_functions(loss: PairLoss, x, columns, hyper, row: Side, column: Side, numbers: bool) -> None:
     """Users' functions use no traced value but their arguments, and Means have one entry a row: at any size, alike.
 
-    They are traced once more, for a number of rows that nothing else has. If `plain`, an entry is a number.
+    They are traced once more, for a number of rows that nothing else has. With `numbers`, an entry is a number.
     """
-    own = {"the row function": (problem.rows, unwrapped(hyper)), "similarity or distance": problem.score.compare}
-    own |= {"same": problem.same, "miner": problem.miner, "triplets": problem.select, "given": problem.given}
+    own = {"the row function": (loss.rows, unwrapped(hyper)), "similarity or distance": loss.score.compare}
+    own |= {"same": loss.same, "miner": loss.miner, "triplets": loss.select}
     if not own_functions(tuple(own.values())):
         return
     r = len(columns) + 1
 
-    def of_some(problem, x, columns, hyper, row, column):
+    def of_some(loss, x, columns, hyper, row, column):
         x, row = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], (r, *a.shape[1:])), (x, row))
-        return means_of(problem, x, columns, hyper, row, column)
+        return means_of(loss, x, columns, hyper, row, column)
 
-    for mean in check_closed(own, of_some, problem, x, columns, hyper, row, column):
+    for mean in check_closed(own, of_some, loss, x, columns, hyper, row, column):
         for name, a in zip(mean._fields, mean, strict=True):
-            if a.shape[:1] != (r,) or (plain and a.ndim > 1):
+            if a.shape[:1] != (r,) or (numbers and a.ndim > 1):
                 wanted = f"one entry for each of the {r} rows, [{r}]"
                 raise ValueError(f"the row function returned a Mean whose {name} has shape {a.shape}; wanted {wanted}")
-
-
-def given_of(problem: Problem, row: Side, column: Side) -> tuple:
-    return () if problem.given is None else (problem.given(row.labels, column.labels),)
-
-
-def _listed(problem: Problem, positives, row: Side, column: Side):
-    """Columns [r, p] of each row's positives, which count, and how to pick there: a short list, or all columns."""
-    if column.slots is None:
-        index = jnp.broadcast_to(jnp.arange(positives.shape[1], dtype=jnp.int32), positives.shape)
-        return index, positives, lambda a: jnp.broadcast_to(a, positives.shape)
-    index, listed = listed_positives(row, column, column.slots)
-    pick = lambda a: a[index] if a.ndim == 1 else jnp.take_along_axis(a, index, axis=1)
-    return index, listed if problem.miner is None else listed & pick(positives), pick
-
-
-def _row_of(problem: Problem, columns, column: Side, index: Int[Array, " r"]):
-    row = Side(column.labels[index], column.where[index], column.ids[index])
-    return scores_and_masks(problem, columns[index], columns, row, column)
 
 
 def counted(mean: Mean, x: Array) -> Mean:
     return Mean(mean.total, lax.stop_gradient(mean.count).astype(x.dtype))
 
 
-def mean_of_ends(problem: Problem, x, ends, hyper, valid) -> Mean:
-    """The Mean of triplets whose ends [r, t, d] were gathered."""
-    pair = jax.vmap(lambda a, b: problem.score.compare(a[None], b)[0])
-    d_ap, d_an = pair(x, ends[0]), pair(x, ends[1])
-    if problem.swap:
-        d_an = jnp.minimum(d_an, jax.vmap(lambda a, b: pair(a, b[:, None])[:, 0])(*ends))
-    (mean,) = as_means(problem.rows(d_ap, d_an, valid, *hyper))
-    return counted(mean, x)
+# --- selected triplets ----------------------------------------------------------------------------------------------
 
 
-def _means_of_triplets(problem: Problem, scores, positives, negatives, columns, hyper, row: Side) -> Mean:
-    """The Mean of triplets whose distances are picked out of the scores."""
-    positive, negative, valid = chosen_triplets(problem, lax.stop_gradient(scores), positives, negatives, row)
-    d_ap, d_an = (jnp.take_along_axis(scores, index, axis=1) for index in (positive, negative))
-    if not problem.swap:
-        return problem.rows(d_ap, d_an, valid, *hyper)
-
-    def one(there, d_ap, d_an, positive, negative):
-        d_pn = jax.vmap(lambda a, b: problem.score.compare(a[None], b[None])[0, 0])(
-            columns[positive], columns[negative]
-        )
-        return problem.rows(d_ap[:, None], jnp.minimum(d_an, d_pn)[:, None], there[:, None], *hyper)
-
-    return summed_over_positives(one, valid, d_ap, d_an, positive, negative)
-
-
-def chosen_triplets(problem: Problem, scores, positives, negatives, row: Side):
+def chosen_triplets(loss: PairLoss, scores, positives, negatives, row: Side):
     """Columns of the positive and the negative, and validity, each [r, t]."""
-    assert problem.select is not None
-    chosen = as_triplets(keyed(problem.select, row)(scores, positives, negatives))
-    return jax.tree.map(lambda a: a.reshape(len(scores), -1), (chosen.positive, chosen.negative, chosen.valid))
+    found = as_triplets(keyed(loss.select, row)(scores, positives, negatives))
+    return jax.tree.map(lambda a: a.reshape(len(scores), -1), (found.positive, found.negative, found.valid))
 
 
 def as_triplets(found: Any) -> Triplets:
@@ -266,3 +330,29 @@ def as_triplets(found: Any) -> Triplets:
         wanted = "mj.mining.Triplets(anchor, positive, negative, valid); what keeps pairs goes to `miner`"
         raise TypeError(f"triplets returned {shown(found)}; wanted {wanted}")
     return found
+
+
+def mean_of_ends(loss: PairLoss, x, ends, hyper, valid, row: Side) -> Mean:
+    """The Mean of triplets whose ends [r, t, d] were gathered."""
+    pair = jax.vmap(lambda a, b: loss.score.compare(a[None], b)[0])
+    d_ap, d_an = pair(x, ends[0]), pair(x, ends[1])
+    if loss.swap:
+        d_an = jnp.minimum(d_an, jax.vmap(lambda a, b: pair(a, b[:, None])[:, 0])(*ends))
+    (mean,) = as_means(loss.rows(Chosen(d_ap, d_an, valid, row.labels), *hyper))
+    return counted(mean, x)
+
+
+def _means_of_triplets(loss: PairLoss, x, columns, hyper, row: Side, column: Side) -> Mean:
+    """The Mean of triplets whose distances are picked out of the scores."""
+    scores, positives, negatives = scores_and_masks(loss, x, columns, row, column)
+    positive, negative, valid = chosen_triplets(loss, lax.stop_gradient(scores), positives, negatives, row)
+    d_ap, d_an = (jnp.take_along_axis(scores, index, axis=1) for index in (positive, negative))
+    if not loss.swap:
+        return loss.rows(Chosen(d_ap, d_an, valid, row.labels), *hyper)
+
+    def one(there, d_ap, d_an, positive, negative):
+        compare = jax.vmap(lambda a, b: loss.score.compare(a[None], b[None])[0, 0])
+        d_an = jnp.minimum(d_an, compare(columns[positive], columns[negative]))
+        return loss.rows(Chosen(d_ap[:, None], d_an[:, None], there[:, None], row.labels), *hyper)
+
+    return summed_over_positives(one, valid, d_ap, d_an, positive, negative)

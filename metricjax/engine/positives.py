@@ -1,7 +1,7 @@
-"""What is known of rows and columns besides their embeddings: labels, which exist, which is which, and, from the order
-of the columns by class, lists of each row's positives."""
+"""The positives of each row: short lists of them, from the order of the columns by class, and a loop over them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int, Shaped
 
+from metricjax.engine.devices import varying
 from metricjax.engine.selecting import next_marked
-
-LIST = 64  # positives of an anchor that are looked at one by one; with more, all columns are
+from metricjax.engine.sizes import LIST
 
 
 class Side(NamedTuple):
@@ -54,9 +54,7 @@ def listed_positives(row: Side, column: Side, which: Int[Array, " p"]) -> tuple[
     return index, (at < end) & row.where[:, None] & column.where[index]
 
 
-def with_lists_if_short(
-    f: Callable[[Side, Side], Any], row: Side, column: Side, lengths: tuple[int, ...] = (LIST,)
-) -> Any:
+def with_short_lists(f: Callable[[Side, Side], Any], row: Side, column: Side, lengths: tuple[int, ...]) -> Any:
     """`f(row, column)`, with lists of positives of the least of the rising lengths that is enough for each row."""
     if row.span is None:
         return f(row, column)
@@ -65,23 +63,56 @@ def with_lists_if_short(
     sizes = row.span[:, 1] - row.span[:, 0]
     short = jnp.max(jnp.where(row.where, sizes, 0), initial=0) <= lengths[0]
     listed = lambda row, column: f(row, column._replace(slots=jnp.arange(lengths[0], dtype=jnp.int32)))
-    otherwise = lambda row, column: with_lists_if_short(f, row, column, lengths[1:])
+    otherwise = lambda row, column: with_short_lists(f, row, column, lengths[1:])
     return lax.cond(short, listed, otherwise, row, column)
 
 
-def one_by_one(
-    positives: Bool[Array, "r m"], row: Side, column: Side
-) -> tuple[Int[Array, ""], Callable[[Array, Array], Array]]:
-    """The greatest number of positives, and a function that gives the p-th positive [r, 1] from p and the last one.
+def each_positive(
+    step: Callable[[Any, Array, Array], Any],
+    carry: Any,
+    positives: Bool[Array, "r m"],
+    sides: tuple[Side, Side] | None = None,
+) -> Any:
+    """`step(carry, column [r, 1], there [r, 1])` for the first positive of each row, then for the second, and so on.
 
-    It goes on to columns that are no positives where there are fewer.
+    Rows that have no more of them get any column, which is not `there`. What `step` returns varies over the mesh axes
+    that `carry` varies over.
+
+    The loop has both modes of differentiation, in which each step is computed again: it goes over as many steps as
+    there are columns, and does nothing in those that no row has a positive for. With `sides`, row and column, it ends
+    with the last positive, and looks positives up where the columns are in order of class; it has no reverse mode.
     """
-    if row.span is not None:
-        first, end, own = row.span.T
-        sizes = jnp.where(row.where, end - first - (own < end).astype(jnp.int32), 0)
-        return jnp.max(sizes), lambda p, last: listed_positives(row, column, p[None])[0]
-    after = lambda p, last: jnp.minimum(next_marked(positives, last), positives.shape[1] - 1)
-    return jnp.max(jnp.sum(positives, axis=1, dtype=jnp.int32)), after
+    m = positives.shape[1]
+    before = varying(jnp.full((len(positives), 1), -1, jnp.int32), (positives, carry))
+
+    def visit(state):
+        last, carry = state
+        column = next_marked(positives, last)
+        return column, step(carry, jnp.minimum(column, m - 1), column < m)
+
+    if sides is None:
+
+        @partial(jax.checkpoint, prevent_cse=False)
+        def visit_if_any(state, _):
+            return lax.cond(jnp.any(state[0] < m), visit, lambda state: state, state), None
+
+        return lax.scan(visit_if_any, (before, carry), length=m)[0][1]
+    row, columns = sides
+    if row.span is None:
+        count = jnp.max(jnp.sum(positives, axis=1, dtype=jnp.int32))
+        return lax.fori_loop(0, count, lambda _, state: visit(state), (before, carry))[1]
+
+    def look_up(p, carry):
+        column, listed = listed_positives(row, columns, p[None])
+        return step(carry, column, listed & jnp.take_along_axis(positives, column, axis=1))
+
+    return lax.fori_loop(0, jnp.max(_class_sizes(row)), look_up, carry)
+
+
+def _class_sizes(row: Side) -> Int[Array, " r"]:
+    """How many columns of each row's class there are besides its own."""
+    first, end, own = row.span.T  # type: ignore[union-attr]
+    return jnp.where(row.where, end - first - (own < end).astype(jnp.int32), 0)
 
 
 def summed_over_positives(f: Callable[..., Any], positives: Bool[Array, "r p"], *values: Shaped[Array, "r p"]) -> Any:
@@ -93,15 +124,11 @@ def summed_over_positives(f: Callable[..., Any], positives: Bool[Array, "r p"], 
     every = positives, *values
     if positives.shape[1] <= LIST:
         return jax.tree.map(lambda a: jnp.sum(a, axis=0), jax.vmap(f, 1)(*every))
-    order = jnp.argsort(~positives, axis=1)
 
-    @jax.checkpoint
-    def step(sums, column):
-        add = lambda: jax.tree.map(jnp.add, sums, f(*column))
-        return lax.cond(jnp.any(column[0]), add, lambda: sums), None
+    def add(sums, column, there):
+        own = (jnp.take_along_axis(a, column, axis=1)[:, 0] for a in values)
+        return jax.tree.map(jnp.add, sums, f(there[:, 0], *own))
 
-    columns = tuple(jnp.take_along_axis(a, order, axis=1).T for a in every)
-    like = jax.eval_shape(f, *(a[0] for a in columns))
-    zero = jnp.where(jnp.any(positives), 0, 0)  # varies over the same mesh axes
-    zeros = jax.tree.map(lambda a: jnp.full(a.shape, zero, a.dtype), like)
-    return lax.scan(step, zeros, columns)[0]
+    like = jax.eval_shape(f, *(a[:, 0] for a in every))
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    return each_positive(add, varying(zeros, every), positives)

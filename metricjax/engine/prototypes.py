@@ -3,17 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from metricjax.engine import devices
-from metricjax.engine.class_blocks import Scores, Sweep, dense, how_many, in_blocks, take, take_and_pass
+from metricjax.engine import devices, implementations
+from metricjax.engine.class_blocks import Scores, Sweep, how_many
 from metricjax.engine.devices import of_all, summed, varying
 from metricjax.engine.pairs import Mean, shown, unwrapped
-from metricjax.engine.reductions import quotient, reduced
+from metricjax.engine.reductions import Reduction, quotient, reduced, weighted
 from metricjax.engine.sizes import classes_in_block
 from metricjax.ground.functions import check_closed, jitted, own_functions
 from metricjax.ground.numerics import a_row_for_none, existing, softplus, spoilt, widen
@@ -29,7 +29,7 @@ class Settings:
     similarity: Pairwise
     pool: Callable[..., Array] | None
     join: str
-    reduction: Callable[[Mean], Any] = quotient
+    reduction: Reduction = quotient
     block_size: int | str | None = "auto"
     axis_name: str | tuple[str, ...] | None = None
     num_classes: int | None = None
@@ -73,8 +73,9 @@ def over_all_prototypes(how: Settings, arrays, hyper):
     to = targets(all_labels, how_many(prototypes), classes, how.num_classes, axis)
     _, smoothing, *own_hyper = unwrapped(hyper)
     size = _block_size(how, len(all_x), x.shape[1], how_many(prototypes))
-    own_rows, prototypes = (take if size is None else take_and_pass)(prototypes, jnp.maximum(to.own, 0))
-    scores = Scores(how.similarity, how.pool, fast_cosines=size is not None)
+    sums, take = implementations.of_classes(size)
+    own_rows, prototypes = take(prototypes, jnp.maximum(to.own, 0))
+    scores = Scores(how.similarity, how.pool, reverse=size is not None)
     _check_own_functions(how, scores, all_x, prototypes, rows, own_hyper)
     alone = lambda tree: jax.tree.map(lambda a: a[None], tree)
     here = jax.vmap(lambda x, w: scores(alone(x), alone(w), own_hyper)[0, 0])(all_x, own_rows)
@@ -85,14 +86,14 @@ def over_all_prototypes(how: Settings, arrays, hyper):
     if how.others is not None:
         sweep = Sweep(scores, how.others, size, how.join != "sum", how.join == "sum" or smoothing is not None)
         arguments = (all_x, prototypes, to.own, to.real, (own, *all_rows), hyper)
-        log_sum, plain = (dense if size is None else in_blocks)(sweep, *arguments)
+        log_sum, plain = sums(sweep, *arguments)
         log_sum = devices.log_summed(log_sum, axis) if sweep.exponential else None
         plain = mine(summed(plain, axis))
         total = _total(how.join, logit, log_sum, plain, smoothing)
     exists = mine(to.known) if where is None else where & mine(to.known)
     mean = Mean(jnp.where(exists, total, 0) + spoilt(all_x), exists.astype(x.dtype))
     mean, weights = jax.tree.map(lambda a: a[:came], (mean, None if weights is None else weights.astype(x.dtype)))
-    return reduced((mean,), weights, how.reduction, axis)
+    return reduced(weighted((mean,), weights), how.reduction, axis)
 
 
 def _check_own_functions(how: Settings, scores: Scores, x, prototypes, rows, hyper) -> None:

@@ -26,6 +26,20 @@ def check_positive(**numbers: Any) -> None:
             raise ValueError(f"{name} is {value}; wanted a positive number")
 
 
+def check_options(what: str, options: Any, *taken: type) -> None:
+    """The options are those of a TypedDict, or of several."""
+    known = {name for one in taken for name in one.__annotations__}
+    if unknown := sorted(options.keys() - known):
+        raise TypeError(f"unknown options {unknown}; besides its own, {what} takes {sorted(known)}")
+
+
+def refuse_options(reason: str, options: Any, *names: str) -> None:
+    """Options that a loss cannot have, though others like it do, were not given."""
+    for name in names:
+        if options.get(name) is not None:
+            raise TypeError(f"{name} is given; {reason}")
+
+
 def check_array(name: str, x: Any, wanted: str) -> None:
     """`x` is an array of JAX or NumPy."""
     if isinstance(x, list | tuple):

@@ -3,8 +3,10 @@
 JAX keeps a compiled program for each function it was handed, and a lambda is another function each time its line runs.
 """
 
+import dataclasses
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, cast
@@ -14,6 +16,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 F = TypeVar("F", bound=Callable)
+D = TypeVar("D")
 
 _KEPT = 128  # static configurations of one jitted function whose programs are kept
 _PURE = {"jax", "jaxtyping", "numpy", "math", "functools", "operator", "metricjax"}  # modules that do not change
@@ -21,55 +24,91 @@ _PURE = {"jax", "jaxtyping", "numpy", "math", "functools", "operator", "metricja
 
 # --- what the public ones are for -----------------------------------------------------------------------------------
 
-OFFERED: dict[str, dict[str, str]] = {}  # for each argument that is a function, how the public ones are written
-
-
-def offer(role: str, f: Any, made: bool = False) -> None:
-    """Declare that a public function is for the argument `role`, as it stands, or `made`: what it returns is."""
-    settings = inspect.signature(f).parameters.values() if made else ()
-    call = "(...)" if any(p.default is p.empty for p in settings) else "()" if made else ""
-    written = f"mj.{f.__module__.split('.')[1]}.{f.__name__}{call}"
-    OFFERED.setdefault(role, {})[f.__name__] = written
-    setattr(f, "makes" if made else "role", role)
+_HOMES = {  # of each argument that is a function: the module that has the public ones
+    "distance": "metricjax.distances",
+    "similarity": "metricjax.similarities",
+    "miner": "metricjax.mining",
+    "triplets": "metricjax.mining",
+    "same": "metricjax.relations",
+    "grade": "metricjax.relations",
+    "reduction": "metricjax",
+}
 
 
 def offered(role: str, made: bool = False) -> Callable[[F], F]:
-    """`offer` as a decorator. What is used as it stands says so where it is called like one that is made."""
+    """Declare that a public function is for the argument `role`, as it stands, or `made`: what it returns is.
+
+    What is used as it stands says so where it is called like one that is made.
+    """
 
     def declared(f):
         if made:
-            offer(role, f, made)
+            f.makes = role
             return f
 
         @functools.wraps(f)
         def given(*arguments, **options):
-            if not arguments and not options:
-                as_it_stands = f"{role}={OFFERED[role][f.__name__]}"
-                raise TypeError(f"{f.__name__} has no settings; give it as it stands, {as_it_stands}")
+            check_settings(given, arguments or options)
             return f(*arguments, **options)
 
-        offer(role, given)
+        given.role = role
         return given
 
     return declared
 
 
+def check_settings(f: Any, given: Any) -> None:
+    """A public function that is used as it stands was `given` arguments."""
+    if not given:
+        as_it_stands = f"{f.role}={_written(f, f.role)}"
+        raise TypeError(f"{f.__name__} has no settings; give it as it stands, {as_it_stands}")
+
+
 def check_function(name: str, f: Any, role: str | None = None) -> None:
     """`f` is a function and, if it is a public one, one for the argument `name`."""
     role = role or name
-    known = OFFERED.get(role, {})
+    known = _offered(role)
     names = f"{', '.join(known.values())}, or your own" if known else "your own"
     if isinstance(f, str) and f in known:
         raise TypeError(f"{name} is {f!r}; wanted a function, {name}={known[f]}")
     if not callable(f):
         raise TypeError(f"{name} is {_shown(f)}; wanted a function: {names}")
+    f = unbound(f)
     made, own = getattr(f, "makes", None), getattr(f, "role", role)
     if made is not None:
-        wanted = f"what it makes, {name}={OFFERED[made][f.__name__]}"
+        wanted = f"what it makes, {name}={_written(f, made)}"
         raise TypeError(f"{name} is {f.__name__} without its parentheses; wanted {wanted}")
     if own != role:
-        which = OFFERED[own].get(f.__name__, repr(f))
-        raise TypeError(f"{name} is {which}, which is for `{own}`; wanted {names}")
+        raise TypeError(f"{name} is {_written(f, own)}, which is for `{own}`; wanted {names}")
+
+
+def under_name(declared: D, f: Callable) -> D:
+    """What was declared of a function, a frozen dataclass, under its name and with its documentation."""
+    found: dict[str, Any] = {name: getattr(f, name) for name in functools.WRAPPER_ASSIGNMENTS if hasattr(f, name)}
+    vars(declared).update(found, __wrapped__=f)
+    return declared
+
+
+def unbound(f: Any) -> Any:
+    """The function to which values were bound, by `jax.tree_util.Partial` or `functools.partial`."""
+    return unbound(f.func) if isinstance(f, functools.partial) else f
+
+
+def _offered(role: str) -> dict[str, str]:
+    """How the public functions for an argument are written."""
+    every = vars(sys.modules[_HOMES[role]]) if role in _HOMES else {}
+    fits = lambda f: role in (getattr(f, "role", None), getattr(f, "makes", None))
+    return {name: _written(f, role) for name, f in every.items() if fits(f) and not name.startswith("_")}
+
+
+def _written(f: Any, role: str) -> str:
+    """How users write a public function: what makes one, with its parentheses."""
+    name = getattr(f, "__name__", None)
+    if name is None:
+        return repr(f)
+    settings = inspect.signature(f).parameters.values() if hasattr(f, "makes") else ()
+    call = "(...)" if any(p.default is p.empty for p in settings) else "()" if hasattr(f, "makes") else ""
+    return f"{_HOMES[role].replace('metricjax', 'mj', 1)}.{name}{call}"
 
 
 def _shown(value: Any) -> str:
@@ -122,6 +161,8 @@ def own_functions(tree: Any) -> list[Callable]:
     """The functions in tuples and `Partial`s that are not this library's: those of users, and what may hold such."""
     if isinstance(tree, Partial):
         return own_functions((tree.func, *tree.args, *tree.keywords.values()))
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        tree = tuple(getattr(tree, field.name) for field in dataclasses.fields(tree))
     if isinstance(tree, tuple | list):
         return [f for part in tree for f in own_functions(part)]
     named = tree if isinstance(tree, types.FunctionType) else type(tree)  # the function, or the class of what is called

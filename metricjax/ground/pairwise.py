@@ -7,18 +7,23 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array, Float
 
-from metricjax.ground.functions import by_content, check_function
+from metricjax.ground.functions import by_content, check_function, unbound
 from metricjax.ground.numerics import widen
 
 Kind = Literal["distance", "similarity"]
 
 
 class Pairwise:
-    """`f(x, y) = compare(embed(x), embed(y))`, jitted, in at least float32.
+    """`f(x, y) = compare(embed(x), embed(y))`, jitted, in at least float32, and what a driver may know of it.
 
-    `embed` maps rows one by one (for a cosine: normalises them), so that a driver which compares panels of rows with
-    all columns embeds each row once. `symmetric` says that f(x, y) = f(y, x)ᵀ. `role` is "distance" (smaller is closer)
-    or "similarity" (larger is closer), and not there where nothing is known of it. Those of the same parts are equal.
+    embed: maps rows one by one (for a cosine: normalises them), so that a driver which compares panels of rows with all
+        columns embeds each row once.
+    symmetric: f(x, y) = f(y, x)ᵀ.
+    role: "distance" (smaller is closer) or "similarity" (larger is closer); not there where nothing is known of it.
+    scaled: None, or the same as `compare(x, embed(y))` for an embedded x, made faster where y has many rows that are
+        compared once, in reverse mode alone: say, by scaling the columns of a product.
+
+    Those of the same parts are equal.
     """
 
     role: Kind
@@ -29,10 +34,12 @@ class Pairwise:
         compare: Callable[[Array, Array], Array],
         symmetric: bool,
         kind: Kind | None = None,
+        scaled: Callable[[Array, Array], Array] | None = None,
     ):
         functools.update_wrapper(self, compare)
         self.name = getattr(compare, "__name__", repr(compare))
         self.embed, self.compare, self.symmetric = by_content(embed), by_content(compare), symmetric
+        self.scaled = by_content(scaled)
         if kind is not None:
             self.role = kind
 
@@ -52,12 +59,15 @@ class Pairwise:
     def _all_pairs(self) -> Callable[[Array, Array], Array]:
         return jax.jit(lambda x, y: self.compare(self.embed(widen(x)), self.embed(widen(y))), inline=True)
 
+    @property
+    def _parts(self) -> tuple:
+        return self.embed, self.compare, self.symmetric, self.scaled
+
     def __hash__(self) -> int:
-        return hash((self.embed, self.compare, self.symmetric))
+        return hash(self._parts)
 
     def __eq__(self, other: Any) -> bool:
-        parts = lambda f: (f.embed, f.compare, f.symmetric)
-        return self is other or (isinstance(other, Pairwise) and parts(self) == parts(other))
+        return isinstance(other, Pairwise) and self._parts == other._parts
 
     def __repr__(self) -> str:
         return f"<{self.__module__}.{self.name}>"
@@ -68,12 +78,15 @@ def _as_it_is(x: Any) -> Any:
 
 
 def pairwise(
-    embed: Callable[[Array], Array] = _as_it_is, symmetric: bool = True, kind: Kind | None = None
+    embed: Callable[[Array], Array] = _as_it_is,
+    symmetric: bool = True,
+    kind: Kind | None = None,
+    scaled: Callable[[Array, Array], Array] | None = None,
 ) -> Callable[[Callable[[Array, Array], Array]], Pairwise]:
-    """Make an all-pairs function of a `compare(x, y)` that gets rows already passed through `embed`."""
+    """Make an all-pairs function of a `compare(x, y)` that gets rows already passed through `embed`: see `Pairwise`."""
 
     def made(compare: Callable[[Array, Array], Array]) -> Pairwise:
-        return Pairwise(embed, compare, symmetric, kind)
+        return Pairwise(embed, compare, symmetric, kind, scaled)
 
     return made
 
@@ -82,4 +95,5 @@ def as_pairwise(f: Callable[[Array, Array], Array], kind: Kind | None = None) ->
     """An all-pairs function as a `Pairwise`: a public one that is of the other `kind` is refused, one's own taken."""
     if kind is not None:
         check_function(kind, f)
-    return f if isinstance(f, Pairwise) else Pairwise(_as_it_is, f, symmetric=False)
+    inner = unbound(f)
+    return inner if isinstance(inner, Pairwise) else Pairwise(_as_it_is, f, symmetric=False)

@@ -10,17 +10,18 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from metricjax import distances
-from metricjax.anchors import AnchorOptions, over_anchors
+from metricjax.anchors import AnchorOptions, over_pairs
 from metricjax.engine import devices
 from metricjax.engine.devices import of_all, summed
 from metricjax.engine.reductions import Loss
-from metricjax.ground.checks import check_labels, check_rows
+from metricjax.ground.checks import check_labels, check_rows, refuse_options
 from metricjax.ground.numerics import existing, softplus, widen
 from metricjax.losses.pairs import check_average, hinge_mean
 
 
-def _rows(scores, positives, negatives, margin, hardest, average):
+def _rows(pairs, margin, hardest, average):
     """Each row has one positive at most."""
+    scores, positives, negatives = pairs.scores, pairs.positives, pairs.negatives
     own = jnp.sum(jnp.where(positives, scores, 0), axis=-1, keepdims=True)
     where = negatives & jnp.any(positives, axis=-1, keepdims=True)
     if hardest:
@@ -63,16 +64,15 @@ def centroid_triplet(
     2.5
     """
     check_average(average)
-    for name in ("references", "reference_labels", "reference_where", "same"):
-        if options.get(name) is not None:
-            raise TypeError(f"centroid_triplet makes its references out of the batch's classes; it takes no `{name}`")
+    made = ("references", "reference_labels", "reference_where", "same")
+    refuse_options("centroid_triplet makes its references out of the batch's classes", options, *made)
     check_rows("embeddings", embeddings)
     check_labels("labels", labels, len(embeddings))
     if labels.ndim != 1:
         raise ValueError(f"labels has shape {labels.shape}; wanted one integer for each row")
     anchors, references = _with_centroids(options.get("axis_name"), embeddings, labels, options.get("where"))
     how: dict[str, Any] = {**options, **references, "same": _own_or_another, "distance": distance}
-    return over_anchors(_rows, embeddings, anchors, margin, hardest, average, **how)
+    return over_pairs(_rows, embeddings, anchors, margin, hardest, average, **how)
 
 
 @jax.jit(static_argnums=0, inline=True)

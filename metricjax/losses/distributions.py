@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from metricjax import distances, mining, similarities
-from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
+from metricjax.anchors import AnchorOptions, Mean, over_pairs, over_triplets
 from metricjax.engine.reductions import Loss, of_sums
 from metricjax.ground.checks import check_positive, check_rows
 
@@ -20,13 +20,15 @@ def _means(mean: Mean) -> Float[Array, "..."]:
     return mean.total / jnp.where(mean.count > 0, mean.count, 1)
 
 
-def _mean_score_rows(positive_scores, positives, negative_scores, negatives):
+def _mean_score_rows(pairs):
+    positive_scores, positives, negative_scores, negatives = pairs.apart
     sides = (positive_scores, positives), (negative_scores, negatives)
     totals = [jnp.sum(jnp.where(mask, scores, 0), axis=-1) for scores, mask in sides]
     return Mean(jnp.stack(totals, axis=-1), jnp.stack([jnp.sum(mask, axis=-1) for _, mask in sides], axis=-1))
 
 
-def _variance_rows(positive_scores, positives, negative_scores, negatives, limits):
+def _variance_rows(pairs, limits):
+    positive_scores, positives, negative_scores, negatives = pairs.apart
     pull = jnp.square(jnp.maximum(limits[0] - positive_scores, 0))
     push = jnp.square(jnp.maximum(negative_scores - limits[1], 0))
     one = lambda terms, where: Mean(jnp.sum(jnp.where(where, terms, 0), axis=-1), jnp.sum(where, axis=-1))
@@ -54,10 +56,10 @@ def intra_pair_variance(
     >>> float(intra_pair_variance(z, jnp.array([0, 0, 0]), positive_epsilon=0.0))  # 2/3 · (1/3)²
     0.0741
     """
-    how: dict[str, Any] = {"similarity": similarity, "apart": True}
-    limits = over_anchors(_mean_score_rows, embeddings, labels, **{**how, **options, "reduction": _means})
+    how: dict[str, Any] = {"similarity": similarity}
+    limits = over_pairs(_mean_score_rows, embeddings, labels, **{**how, **options, "reduction": _means})
     limits *= jnp.stack([1 - jnp.asarray(positive_epsilon), 1 + jnp.asarray(negative_epsilon)]).astype(limits.dtype)
-    return over_anchors(_variance_rows, embeddings, labels, limits, **how, by_pair=True, **options)
+    return over_pairs(_variance_rows, embeddings, labels, limits, **how, by_pair=True, **options)
 
 
 def _places(values: Float[Array, "..."], nodes: int, limit) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
@@ -76,14 +78,15 @@ def _shares(values: Float[Array, "r p"], where: Array, nodes: int, limit) -> Mea
     return Mean(total, jnp.sum(where, axis=-1, keepdims=True))
 
 
-def _histogram_rows(positive_scores, positives, negative_scores, negatives, nodes):
+def _histogram_rows(pairs, nodes):
+    positive_scores, positives, _, _ = pairs.apart
     return _shares(positive_scores, positives, len(nodes), 1.0)
 
 
-def _below_rows(positive_scores, positives, negative_scores, negatives, cumulated):
-    low, part = _places(negative_scores, len(cumulated), 1.0)
+def _below_rows(pairs, cumulated):
+    low, part = _places(pairs.scores, len(cumulated), 1.0)
     below = (1 - part) * cumulated[low] + part * cumulated[low + 1]
-    return Mean(jnp.sum(jnp.where(negatives, below, 0), axis=-1), jnp.sum(negatives, axis=-1))
+    return Mean(jnp.sum(jnp.where(pairs.negatives, below, 0), axis=-1), jnp.sum(pairs.negatives, axis=-1))
 
 
 def histogram(
@@ -109,18 +112,18 @@ def histogram(
     """
     if bins < 1:
         raise ValueError(f"bins is {bins}; wanted at least 1")
-    how: dict[str, Any] = {"similarity": similarity, "apart": True}
+    how: dict[str, Any] = {"similarity": similarity}
     nodes = jnp.zeros(bins + 1)
-    own = over_anchors(_histogram_rows, embeddings, labels, nodes, **{**how, **options, "reduction": _means})
-    return over_anchors(_below_rows, embeddings, labels, jnp.cumsum(own), **how, **options)
+    own = over_pairs(_histogram_rows, embeddings, labels, nodes, **{**how, **options, "reduction": _means})
+    return over_pairs(_below_rows, embeddings, labels, jnp.cumsum(own), **how, **options)
 
 
-def _gap_terms(d_ap, d_an, valid, nodes, limit) -> Mean:
-    return _shares(d_ap - d_an, valid, len(nodes), limit)
+def _gap_terms(chosen, nodes, limit) -> Mean:
+    return _shares(chosen.d_ap - chosen.d_an, chosen.valid, len(nodes), limit)
 
 
-def _softly_weighted_terms(d_ap, d_an, valid, cumulated, limit) -> Mean:
-    gaps = d_ap - d_an
+def _softly_weighted_terms(chosen, cumulated, limit) -> Mean:
+    gaps, valid = chosen.d_ap - chosen.d_an, chosen.valid
     low, part = _places(gaps, len(cumulated), limit)
     weights = lax.stop_gradient(cumulated[low + (part >= 1).astype(low.dtype)])  # the last node at the limit and beyond
     return Mean(jnp.sum(jnp.where(valid, weights * gaps, 0), axis=-1), jnp.sum(valid, axis=-1))

@@ -1,24 +1,25 @@
-"""Losses that weigh a row's similarities by exponentials of them."""
+"""Contrastive losses that are a softmax over the similarities of an anchor: NT-Xent, SupCon, N-pair, NCA and others."""
 
 import functools
 from collections.abc import Callable
 from typing import Any, Literal, Unpack
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from metricjax import distances, similarities
-from metricjax.anchors import AnchorOptions, Mean, over_anchors
+from metricjax.anchors import AnchorOptions, Mean, over_pairs
+from metricjax.engine.pairs import all_pairs
 from metricjax.engine.reductions import Loss
 from metricjax.ground.checks import check_positive, check_rows
 from metricjax.ground.functions import by_content, check_function
 from metricjax.ground.numerics import logsumexp, safe_sqrt, softplus
 
 
-def _nt_xent_rows(positive_scores, positives, negative_scores, negatives, temperature):
+def _nt_xent_rows(pairs, temperature):
+    positive_scores, positives, negative_scores, negatives = pairs.apart
     rest = logsumexp(negative_scores / temperature, negatives)[:, None]
     terms = jnp.where(positives, softplus(rest - positive_scores / temperature), 0)
     return Mean(jnp.sum(terms, axis=-1), jnp.sum(positives, axis=-1))
@@ -45,7 +46,7 @@ def nt_xent(
     0.3133
     """
     check_positive(temperature=temperature)
-    return over_anchors(_nt_xent_rows, embeddings, labels, temperature, similarity=similarity, apart=True, **options)
+    return over_pairs(_nt_xent_rows, embeddings, labels, temperature, similarity=similarity, **options)
 
 
 def n_pairs(
@@ -69,25 +70,27 @@ def n_pairs(
     >>> float(n_pairs(z, jnp.array([0, 0, 1])))  # log(1 + 1/e)
     0.3133
     """
-    return over_anchors(_nt_xent_rows, embeddings, labels, 1.0, similarity=similarity, apart=True, **options)
+    return over_pairs(_nt_xent_rows, embeddings, labels, 1.0, similarity=similarity, **options)
 
 
-def _decoupled_rows(positive_scores, positives, negative_scores, negatives, temperature, sigma, log_mean):
-    pairs = positives & jnp.any(negatives, axis=-1, keepdims=True)
+def _decoupled_rows(pairs, temperature, sigma, log_mean):
+    positive_scores, positives, negative_scores, negatives = pairs.apart
+    counts = positives & jnp.any(negatives, axis=-1, keepdims=True)
     rest = logsumexp(negative_scores / temperature, negatives)[:, None]
     weights = 1.0
     if sigma is not None:
         exponents = lax.stop_gradient(positive_scores / sigma - log_mean)
-        weights = 2 - jnp.exp(jnp.where(pairs, exponents, 0))
-    terms = jnp.where(pairs, rest - weights * positive_scores / temperature, 0)
-    return Mean(jnp.sum(terms, axis=-1), jnp.sum(pairs, axis=-1))
+        weights = 2 - jnp.exp(jnp.where(counts, exponents, 0))
+    terms = jnp.where(counts, rest - weights * positive_scores / temperature, 0)
+    return Mean(jnp.sum(terms, axis=-1), jnp.sum(counts, axis=-1))
 
 
-def _log_exp_rows(positive_scores, positives, negative_scores, negatives, sigma):
-    pairs = positives & jnp.any(negatives, axis=-1, keepdims=True)
-    some = jnp.any(pairs, axis=-1)
-    own = jnp.where(some, logsumexp(positive_scores / sigma, pairs), 0)
-    return Mean(jnp.stack([own, some.astype(own.dtype)], axis=-1), jnp.sum(pairs, axis=-1))
+def _log_exp_rows(pairs, sigma):
+    positive_scores, positives, _, negatives = pairs.apart
+    counts = positives & jnp.any(negatives, axis=-1, keepdims=True)
+    some = jnp.any(counts, axis=-1)
+    own = jnp.where(some, logsumexp(positive_scores / sigma, counts), 0)
+    return Mean(jnp.stack([own, some.astype(own.dtype)], axis=-1), jnp.sum(counts, axis=-1))
 
 
 def _log_mean_exp(mean: Mean) -> Float[Array, ""]:
@@ -127,43 +130,28 @@ def decoupled_contrastive(
     if sigma is not None:
         check_rows("embeddings", embeddings)
         own: dict[str, Any] = {**options, "reduction": _log_mean_exp}
-        log_mean = over_anchors(
-            _log_exp_rows, lax.stop_gradient(embeddings), labels, sigma, similarity=similarity, apart=True, **own
-        )
+        log_mean = over_pairs(_log_exp_rows, lax.stop_gradient(embeddings), labels, sigma, similarity=similarity, **own)
     hyper = (temperature, sigma, log_mean)
-    return over_anchors(_decoupled_rows, embeddings, labels, *hyper, similarity=similarity, apart=True, **options)
+    return over_pairs(_decoupled_rows, embeddings, labels, *hyper, similarity=similarity, **options)
 
 
-def _supcon_rows(positive_scores, positives, negative_scores, negatives, temperature, variant):
+def _supcon_rows(pairs, temperature, variant, grade):
+    """−Σ_p w_p log q_p for "out", −log Σ_p w_p q_p for "in"; q is the softmax over all, w_p 1/|P| or by grade."""
+    positive_scores, positives, negative_scores, negatives = pairs.apart
+    grades = positives if grade is None else pairs.pick(all_pairs(grade, pairs.labels, pairs.column_labels))
+    grades = jnp.where(positives, grades.astype(positive_scores.dtype), 0)
+    total = jnp.sum(grades, axis=-1)
+    some = total > 0
+    weights = grades / jnp.where(some, total, 1)[:, None]
     logits = positive_scores / temperature
-    count = jnp.sum(positives, axis=-1)
-    weights = positives.astype(logits.dtype) / jnp.maximum(count, 1)[:, None].astype(logits.dtype)
-    return _supcon(logits, positives, negative_scores / temperature, negatives, weights, count > 0, variant)
-
-
-def _graded_supcon_rows(scores, positives, negatives, grades, temperature, variant):
-    grades = jnp.where(positives, grades.astype(scores.dtype), 0)
-    total = jnp.sum(grades, axis=-1, keepdims=True)
-    weights = grades / jnp.where(total > 0, total, 1)
-    logits = scores / temperature
-    return _supcon(logits, positives, logits, negatives, weights, total[:, 0] > 0, variant)
-
-
-def _supcon(logits, positives, other_logits, negatives, weights, some, variant) -> Mean:
-    """−Σ_p w_p log q_p for "out" and −log Σ_p w_p q_p for "in", with q the softmax over all."""
     own = jnp.where(some, logsumexp(logits, positives), 0)
-    everything = own + softplus(logsumexp(other_logits, negatives) - own)
+    everything = own + softplus(logsumexp(negative_scores / temperature, negatives) - own)
     if variant == "out":
         pulled = jnp.sum(jnp.where(positives, weights * logits, 0), axis=-1)
     else:
         weighed = weights > 0
         pulled = logsumexp(logits + jnp.log(jnp.where(weighed, weights, 1)), weighed)
     return Mean(jnp.where(some, everything - jnp.where(some, pulled, 0), 0), some)
-
-
-@functools.lru_cache(maxsize=256)
-def _all_pairs(relation: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    return lambda rows, columns: jax.vmap(lambda a: jax.vmap(lambda b: relation(a, b))(columns))(rows)
 
 
 @functools.lru_cache(maxsize=256)
@@ -199,19 +187,17 @@ def supcon(
     check_positive(temperature=temperature)
     if variant not in ("out", "in"):
         raise ValueError(f"variant is {variant!r}; wanted 'out' or 'in', where the sum over positives stands")
-    hyper = (temperature, variant)
-    if grade is None:
-        return over_anchors(_supcon_rows, embeddings, labels, *hyper, similarity=similarity, apart=True, **options)
-    check_function("grade", grade)
-    grade = by_content(grade)
-    if options.get("same") is None:
-        options["same"] = _related(grade)
-    return over_anchors(
-        _graded_supcon_rows, embeddings, labels, *hyper, similarity=similarity, given=_all_pairs(grade), **options
-    )
+    if grade is not None:
+        check_function("grade", grade)
+        grade = by_content(grade)
+        if options.get("same") is None:
+            options["same"] = _related(grade)
+    hyper = (temperature, variant, grade)
+    return over_pairs(_supcon_rows, embeddings, labels, *hyper, similarity=similarity, **options)
 
 
-def _nca_rows(d_positive, positives, d_negative, negatives, temperature):
+def _nca_rows(pairs, temperature):
+    d_positive, positives, d_negative, negatives = pairs.apart
     some = jnp.any(positives, axis=-1)
     own = jnp.where(some, logsumexp(-d_positive / temperature, positives), 0)
     rest = logsumexp(-d_negative / temperature, negatives)
@@ -240,10 +226,11 @@ def nca(
     0.3133
     """
     check_positive(temperature=temperature)
-    return over_anchors(_nca_rows, embeddings, labels, temperature, distance=distance, apart=True, **options)
+    return over_pairs(_nca_rows, embeddings, labels, temperature, distance=distance, **options)
 
 
-def _tuplet_rows(positive_scores, positives, negative_scores, negatives, margin, scale):
+def _tuplet_rows(pairs, margin, scale):
+    positive_scores, positives, negative_scores, negatives = pairs.apart
     turned = positive_scores * jnp.cos(margin) + safe_sqrt(1 - jnp.square(positive_scores)) * jnp.sin(margin)
     rest = logsumexp(scale * negative_scores, negatives)[:, None]
     terms = jnp.where(positives, softplus(rest - scale * turned), 0)
@@ -273,116 +260,4 @@ def tuplet_margin(
     """
     check_positive(scale=scale)
     hyper = (margin, scale)
-    return over_anchors(_tuplet_rows, embeddings, labels, *hyper, similarity=similarities.cosine, apart=True, **options)
-
-
-def _multi_similarity_rows(positive_scores, positives, negative_scores, negatives, alpha, beta, base):
-    pull = softplus(logsumexp(-alpha * (positive_scores - base), positives)) / alpha
-    push = softplus(logsumexp(beta * (negative_scores - base), negatives)) / beta
-    return Mean(pull + push, jnp.any(positives, axis=-1) | jnp.any(negatives, axis=-1))
-
-
-def multi_similarity(
-    embeddings: Float[Array, "n d"],
-    labels: Shaped[Array, "n ..."],
-    *,
-    alpha: ArrayLike = 2.0,
-    beta: ArrayLike = 50.0,
-    base: ArrayLike = 0.5,
-    similarity: Callable[[Array, Array], Array] = similarities.cosine,
-    **options: Unpack[AnchorOptions],
-) -> Loss:
-    """Multi-similarity loss: mean over anchors of log(1 + Σ_p e^{−α(s_ap−λ)})/α + log(1 + Σ_n e^{β(s_an−λ)})/β.
-
-    The mean is over anchors that have a pair of either kind. λ is `base`. Options: `AnchorOptions`.
-
-    Wang et al. 2019, arXiv:1904.06627 (α = 2, β = 50, λ = 0.5).
-
-    >>> import jax.numpy as jnp
-    >>> z = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-    >>> float(multi_similarity(z, jnp.array([0, 0])))  # log(1 + e) / 2
-    0.6566
-    """
-    check_positive(alpha=alpha, beta=beta)
-    return over_anchors(
-        _multi_similarity_rows, embeddings, labels, alpha, beta, base, similarity=similarity, apart=True, **options
-    )
-
-
-def _unified_rows(
-    positive_scores, positives, negative_scores, negatives, scale, positive_margin, negative_margin, pull, push
-):
-    weight = lambda f, scores, margin: 1.0 if f is None else f(lax.stop_gradient(scores), margin)
-    pulled = weight(pull, positive_scores, positive_margin) * (positive_scores - positive_margin)
-    pushed = weight(push, negative_scores, negative_margin) * (negative_scores - negative_margin)
-    terms = softplus(logsumexp(-scale * pulled, positives) + logsumexp(scale * pushed, negatives))
-    return Mean(terms, jnp.any(positives, axis=-1) & jnp.any(negatives, axis=-1))
-
-
-def unified_pair(
-    embeddings: Float[Array, "n d"],
-    labels: Shaped[Array, "n ..."],
-    *,
-    scale: ArrayLike = 80.0,
-    positive_margin: ArrayLike = 1.0,
-    negative_margin: ArrayLike = 0.0,
-    positive_weight: Callable[[Array, Array], Array] | None = None,
-    negative_weight: Callable[[Array, Array], Array] | None = None,
-    similarity: Callable[[Array, Array], Array] = similarities.cosine,
-    **options: Unpack[AnchorOptions],
-) -> Loss:
-    """Circle loss's general form: mean over anchors of log(1 + Σ_n Σ_p e^{γ (α_n (s_an − Δ_n) − α_p (s_ap − Δ_p))}).
-
-    The weights are functions of a similarity and its margin, `positive_weight(s_ap, Δ_p)` and `negative_weight(s_an,
-    Δ_n)`, which carry no gradient; None is 1. γ is `scale`. The mean is over anchors that have both a positive and a
-    negative. With both weights 1 only m = Δ_p − Δ_n matters: over class prototypes as references this is then
-    `cosface(scale=γ, margin=m)`, and γ → ∞ makes it γ times the triplet loss with batch-hard selection, cosine distance
-    and margin m. `circle` is Δ_p = 1 − m, Δ_n = m with α_p = [2 − Δ_p − s]₊ and α_n = [s + Δ_n]₊. Options:
-    `AnchorOptions`.
-
-    Sun et al. 2020, arXiv:2002.10857, equations 1 to 6.
-
-    >>> import jax.numpy as jnp
-    >>> z = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    >>> float(unified_pair(z, jnp.array([0, 0, 1]), scale=1.0))  # log(1 + e^{0 − (1 − 1)})
-    0.6931
-    """
-    check_positive(scale=scale)
-    hyper = (scale, positive_margin, negative_margin, positive_weight, negative_weight)
-    return over_anchors(_unified_rows, embeddings, labels, *hyper, similarity=similarity, apart=True, **options)
-
-
-def _circle_pull(scores, positive_margin):
-    return jnp.maximum(2 - positive_margin - scores, 0)
-
-
-def _circle_push(scores, negative_margin):
-    return jnp.maximum(scores + negative_margin, 0)
-
-
-def circle(
-    embeddings: Float[Array, "n d"],
-    labels: Shaped[Array, "n ..."],
-    *,
-    margin: ArrayLike = 0.4,
-    scale: ArrayLike = 80.0,
-    similarity: Callable[[Array, Array], Array] = similarities.cosine,
-    **options: Unpack[AnchorOptions],
-) -> Loss:
-    """Circle loss: mean over anchors of log(1 + Σ_n e^{γ α_n (s_an − m)} Σ_p e^{−γ α_p (s_ap − 1 + m)}).
-
-    α_p = [1 + m − s_ap]₊ and α_n = [s_an + m]₊ carry no gradient; γ is `scale`. The mean is over anchors that have
-    both a positive and a negative. Options: `AnchorOptions`.
-
-    Sun et al. 2020, arXiv:2002.10857 (m = 0.4, γ = 80 for fine-grained retrieval; 0.25 and 256 for faces).
-
-    >>> import jax.numpy as jnp
-    >>> z = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    >>> float(circle(z, jnp.array([0, 0, 1]), scale=1.0))  # log(1 + e^{-0.16 - 0.16})
-    0.5459
-    """
-    margin = jnp.asarray(margin)
-    return unified_pair(
-        embeddings, labels, scale=scale, positive_margin=1 - margin, negative_margin=margin,
-        positive_weight=_circle_pull, negative_weight=_circle_push, similarity=similarity, **options,
-    )  # fmt: skip
+    return over_pairs(_tuplet_rows, embeddings, labels, *hyper, similarity=similarities.cosine, **options)

@@ -9,9 +9,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax import distances, similarities
-from metricjax.anchors import AnchorOptions, Mean, over_anchors, over_triplets
+from metricjax.anchors import AnchorOptions, Mean, over_pairs, over_triplets
 from metricjax.engine.reductions import Loss
-from metricjax.ground.checks import check_positive
+from metricjax.ground.checks import check_positive, refuse_options
 from metricjax.ground.numerics import logsumexp
 from metricjax.mining import Triplets
 
@@ -29,7 +29,8 @@ def hinge_mean(terms: Float[Array, "n m"], where: Bool[Array, "n m"], average: s
     return Mean(jnp.sum(jnp.where(where, terms, 0), axis=-1), jnp.sum(counted, axis=-1))
 
 
-def _contrastive_rows(d_positive, positives, d_negative, negatives, margin, positive_margin, squared, average):
+def _contrastive_rows(pairs, margin, positive_margin, squared, average):
+    d_positive, positives, d_negative, negatives = pairs.apart
     far = jnp.maximum(d_positive - positive_margin, 0)
     near = jnp.maximum(margin - d_negative, 0)
     if squared:
@@ -61,9 +62,7 @@ def contrastive(
     0.0
     """
     hyper = (margin, positive_margin, squared, average)
-    return over_anchors(
-        _contrastive_rows, embeddings, labels, *hyper, distance=distance, apart=True, by_pair=True, **options
-    )
+    return over_pairs(_contrastive_rows, embeddings, labels, *hyper, distance=distance, by_pair=True, **options)
 
 
 def signal_to_noise(
@@ -93,26 +92,22 @@ def signal_to_noise(
     )  # fmt: skip
 
 
-def _row_labels(rows: Array, columns: Array) -> Array:
-    return rows
-
-
 def _boundaries(beta, labels):
     """Each row's β [r, 1]: the one for all, or that of its class."""
     return beta[None, None] if beta.ndim == 0 else beta[labels][:, None]
 
 
-def _margin_rows(scores, positives, negatives, labels, margin, beta, nu, average):
-    beyond = scores - _boundaries(beta, labels)
-    terms = jnp.maximum(jnp.where(positives, beyond, -beyond) + margin, 0)
-    return _regularized(hinge_mean(terms, positives | negatives, average), labels, beta, nu)
+def _margin_rows(pairs, margin, beta, nu, average):
+    beyond = pairs.scores - _boundaries(beta, pairs.labels)
+    terms = jnp.maximum(jnp.where(pairs.positives, beyond, -beyond) + margin, 0)
+    return _regularized(hinge_mean(terms, pairs.positives | pairs.negatives, average), pairs.labels, beta, nu)
 
 
-def _margin_terms(d_ap, d_an, valid, labels, margin, beta, nu, average):
-    boundary = _boundaries(beta, labels)
-    far = hinge_mean(jnp.maximum(d_ap - boundary + margin, 0), valid, average)
-    near = hinge_mean(jnp.maximum(boundary - d_an + margin, 0), valid, average)
-    return _regularized(Mean(far.total + near.total, far.count + near.count), labels, beta, nu)
+def _margin_terms(chosen, margin, beta, nu, average):
+    boundary = _boundaries(beta, chosen.labels)
+    far = hinge_mean(jnp.maximum(chosen.d_ap - boundary + margin, 0), chosen.valid, average)
+    near = hinge_mean(jnp.maximum(boundary - chosen.d_an + margin, 0), chosen.valid, average)
+    return _regularized(Mean(far.total + near.total, far.count + near.count), chosen.labels, beta, nu)
 
 
 def _regularized(mean: Mean, labels, beta, nu) -> Mean:
@@ -152,13 +147,12 @@ def margin(
     check_average(average)
     hyper = (margin, beta, nu, average)
     if triplets is None:
-        return over_anchors(_margin_rows, embeddings, labels, *hyper, distance=distance, given=_row_labels, **options)
-    return over_triplets(
-        _margin_terms, triplets, embeddings, labels, *hyper, distance=distance, given=_row_labels, **options
-    )
+        return over_pairs(_margin_rows, embeddings, labels, *hyper, distance=distance, **options)
+    return over_triplets(_margin_terms, triplets, embeddings, labels, *hyper, distance=distance, **options)
 
 
-def _threshold_rows(s_positive, positives, s_negative, negatives, limit, ceiling, positive_weight, negative_weight):
+def _threshold_rows(pairs, limit, ceiling, positive_weight, negative_weight):
+    s_positive, positives, s_negative, negatives = pairs.apart
     low, high = positives & (s_positive <= limit), negatives & (s_negative >= ceiling)
     pull = jnp.sum(jnp.where(low, limit - s_positive, 0), axis=-1)
     push = jnp.sum(jnp.where(high, s_negative - ceiling, 0), axis=-1)
@@ -188,12 +182,11 @@ def threshold_consistent_margin(
     0.9
     """
     hyper = (positive_margin, negative_margin, positive_weight, negative_weight)
-    return over_anchors(
-        _threshold_rows, embeddings, labels, *hyper, similarity=similarity, apart=True, by_pair=True, **options
-    )
+    return over_pairs(_threshold_rows, embeddings, labels, *hyper, similarity=similarity, by_pair=True, **options)
 
 
-def _ranked_rows(d_positive, positives, d_negative, negatives, margin, alpha, temperature, pull_temperature, balance):
+def _ranked_rows(pairs, margin, alpha, temperature, pull_temperature, balance):
+    d_positive, positives, d_negative, negatives = pairs.apart
     far, near = d_positive - (alpha - margin), alpha - d_negative
     pull = _weighted_mean(far, positives & (far > 0), pull_temperature)
     push = _weighted_mean(near, negatives & (near > 0), temperature)
@@ -236,12 +229,13 @@ def ranked_list(
     0.3071
     """
     hyper = (margin, alpha, temperature, positive_temperature, balance)
-    return over_anchors(_ranked_rows, embeddings, labels, *hyper, distance=distance, apart=True, **options)
+    return over_pairs(_ranked_rows, embeddings, labels, *hyper, distance=distance, **options)
 
 
-def _log_ratio_rows(d, positives, negatives, label_distances, epsilon):
-    others = positives | negatives
-    gaps = jnp.log(d + epsilon) - jnp.log(label_distances.astype(d.dtype) + epsilon)
+def _log_ratio_rows(pairs, epsilon, label_distance):
+    d, others = pairs.scores, pairs.positives | pairs.negatives
+    apart = label_distance(pairs.labels, pairs.column_labels).astype(d.dtype)
+    gaps = jnp.log(d + epsilon) - jnp.log(apart + epsilon)
     count = jnp.sum(others, axis=-1).astype(d.dtype)
     mean = jnp.sum(jnp.where(others, gaps, 0), axis=-1) / jnp.maximum(count, 1)
     squares = jnp.sum(jnp.where(others, jnp.square(gaps - mean[:, None]), 0), axis=-1)
@@ -283,9 +277,6 @@ def log_ratio(
     0.0
     """
     check_positive(epsilon=epsilon)
-    if options.get("same") is not None:
-        raise TypeError("log_ratio compares labels by label_distance; it takes no `same`")
+    refuse_options("log_ratio compares labels by label_distance alone", options, "same")
     options["same"] = _never
-    return over_anchors(
-        _log_ratio_rows, embeddings, labels, epsilon, distance=distance, given=label_distance, **options
-    )
+    return over_pairs(_log_ratio_rows, embeddings, labels, epsilon, label_distance, distance=distance, **options)

@@ -8,11 +8,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from metricjax import similarities
-from metricjax.anchors import Mean, over_anchors
+from metricjax.anchors import Mean, over_pairs
 from metricjax.engine.devices import of_all, row_ids
 from metricjax.engine.prototypes import none_unknown, targets
 from metricjax.engine.reductions import Loss
-from metricjax.ground.checks import check_class_batch, check_positive
+from metricjax.ground.checks import check_class_batch, check_positive, refuse_options
 from metricjax.ground.numerics import logsumexp, softplus
 from metricjax.losses.margin_softmax import less_margin, others_scaled
 from metricjax.losses.row_values import class_count
@@ -72,11 +72,11 @@ def proxy_nca_pp(
     return over_prototypes(_minus_chord, _minus_chords, *arrays, similarity=similarity, **options)
 
 
-def _anchor_rows(scores, positives, negatives, scale, margin):
-    pull = softplus(logsumexp(-scale * (scores - margin), positives))
-    push = softplus(logsumexp(scale * (scores + margin), negatives))
-    some = jnp.any(positives, axis=-1)
-    return Mean(pull, some), Mean(push, some | jnp.any(negatives, axis=-1))
+def _anchor_rows(pairs, scale, margin):
+    pull = softplus(logsumexp(-scale * (pairs.scores - margin), pairs.positives))
+    push = softplus(logsumexp(scale * (pairs.scores + margin), pairs.negatives))
+    some = jnp.any(pairs.positives, axis=-1)
+    return Mean(pull, some), Mean(push, some | jnp.any(pairs.negatives, axis=-1))
 
 
 def proxy_anchor(
@@ -105,9 +105,9 @@ def proxy_anchor(
     """
     check_positive(scale=scale)
     given = dict[str, Any](options)
+    refuse_options("terms of proxy_anchor are those of proxies, not of rows", options, "weights", "ignore_above")
     for name in ("weights", "ignore_above"):
-        if given.pop(name, None) is not None:
-            raise TypeError(f"proxy_anchor takes no {name}: its terms are those of proxies, not of rows")
+        given.pop(name, None)
     where, classes, number = (given.pop(name, None) for name in ("where", "classes", "num_classes"))
     check_class_batch(embeddings, labels, prototypes, where, None, classes)
     axis = options.get("axis_name")
@@ -117,7 +117,7 @@ def proxy_anchor(
     classes, labels = none_unknown(classes), none_unknown(labels)
     given |= {"references": embeddings, "reference_labels": labels, "where": to.real}
     given["reference_where"] = known if where is None else known & where
-    return over_anchors(_anchor_rows, prototypes, classes, scale, margin, similarity=similarities.cosine, **given)
+    return over_pairs(_anchor_rows, prototypes, classes, scale, margin, similarity=similarities.cosine, **given)
 
 
 def _relaxed(scores, scale, gamma, margin):

@@ -15,15 +15,16 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax import distances, similarities
-from metricjax.anchors import AnchorOptions, Mean, over_anchors
+from metricjax.anchors import AnchorOptions, Mean, over_pairs
 from metricjax.engine.devices import varying
+from metricjax.engine.positives import each_positive
 from metricjax.engine.reductions import Loss
-from metricjax.engine.selecting import next_marked
 from metricjax.ground.checks import check_positive
 from metricjax.losses.pairs import hinge_mean
 
 
-def _fast_ap_rows(d_positive, positives, d_negative, negatives, edges):
+def _fast_ap_rows(pairs, edges):
+    d_positive, positives, d_negative, negatives = pairs.apart
     width = edges[1] - edges[0]
 
     def within(d, where):
@@ -64,7 +65,7 @@ def fast_ap(
     if bins < 1:
         raise ValueError(f"bins is {bins}; wanted at least 1")
     edges = np.linspace(0, 4, bins + 1)
-    return over_anchors(_fast_ap_rows, embeddings, labels, edges, distance=distance, apart=True, **options)
+    return over_pairs(_fast_ap_rows, embeddings, labels, edges, distance=distance, **options)
 
 
 def _smooth_rank(own, scores, where, temperature):
@@ -78,7 +79,8 @@ def _smooth_miss(own, positive_scores, negative_scores, temperature, positives, 
     return wrong / (right + wrong)
 
 
-def _smooth_ap_rows(positive_scores, positives, negative_scores, negatives, temperature):
+def _smooth_ap_rows(pairs, temperature):
+    positive_scores, positives, negative_scores, negatives = pairs.apart
     numbers = (positive_scores, negative_scores, temperature)
     return _mean_over_positives(_smooth_miss, positives, positive_scores, numbers, (positives, negatives))
 
@@ -105,7 +107,7 @@ def smooth_ap(
     0.5
     """
     check_positive(temperature=temperature)
-    return over_anchors(_smooth_ap_rows, embeddings, labels, temperature, similarity=similarity, apart=True, **options)
+    return over_pairs(_smooth_ap_rows, embeddings, labels, temperature, similarity=similarity, **options)
 
 
 def _recall_miss(own, positive_scores, negative_scores, share, ks, temperature, k_temperature, positives, negatives):
@@ -114,7 +116,8 @@ def _recall_miss(own, positive_scores, negative_scores, share, ks, temperature, 
     return jnp.sum(jax.nn.sigmoid((ks - rank) / k_temperature) * share)
 
 
-def _recall_at_k_rows(positive_scores, positives, negative_scores, negatives, ks, temperature, k_temperature):
+def _recall_at_k_rows(pairs, ks, temperature, k_temperature):
+    positive_scores, positives, negative_scores, negatives = pairs.apart
     count = jnp.sum(positives, axis=-1)
     some = count > 0
     share = 1 / (len(ks) * jnp.minimum(ks[None], jnp.maximum(count, 1).astype(ks.dtype)[:, None]))
@@ -150,7 +153,7 @@ def recall_at_k(
     if not ks:
         raise ValueError("ks is empty; wanted at least one k")
     hyper = (ks, temperature, k_temperature)
-    return over_anchors(_recall_at_k_rows, embeddings, labels, *hyper, similarity=similarity, apart=True, **options)
+    return over_pairs(_recall_at_k_rows, embeddings, labels, *hyper, similarity=similarity, **options)
 
 
 def _upper_rank(own, scores, where, temperature, slope, delta):
@@ -166,10 +169,8 @@ def _upper_miss(own, negative_scores, temperature, slope, delta, positive_scores
     return wrong / (right + wrong)
 
 
-def _roadmap_rows(
-    positive_scores, positives, negative_scores, negatives,
-    temperature, slope, delta, positive_margin, negative_margin, calibration, average,
-):  # fmt: skip
+def _roadmap_rows(pairs, temperature, slope, delta, positive_margin, negative_margin, calibration, average):
+    positive_scores, positives, negative_scores, negatives = pairs.apart
     numbers, fixed = (negative_scores, temperature, slope, delta), (positive_scores, positives, negatives)
     ranks = _mean_over_positives(_upper_miss, positives, positive_scores, numbers, fixed)
     far = hinge_mean(jnp.maximum(positive_margin - positive_scores, 0), positives, average)
@@ -210,7 +211,7 @@ def roadmap(
     """
     check_positive(temperature=temperature)
     hyper = (temperature, slope, delta, positive_margin, negative_margin, calibration, average)
-    return over_anchors(_roadmap_rows, embeddings, labels, *hyper, similarity=similarity, apart=True, **options)
+    return over_pairs(_roadmap_rows, embeddings, labels, *hyper, similarity=similarity, **options)
 
 
 _PENALTIES = {
@@ -226,7 +227,8 @@ def _penalty(variant, own, negative_scores, temperature, alpha, b, negatives):
     return _PENALTIES[variant](_smooth_rank(own, negative_scores, negatives, temperature), alpha, b)
 
 
-def _pnp_rows(positive_scores, positives, negative_scores, negatives, variant, temperature, alpha, b):
+def _pnp_rows(pairs, variant, temperature, alpha, b):
+    positive_scores, positives, negative_scores, negatives = pairs.apart
     numbers = (negative_scores, temperature, alpha, b)
     return _mean_over_positives(partial(_penalty, variant), positives, positive_scores, numbers, (negatives,))
 
@@ -260,7 +262,7 @@ def pnp(
     if variant not in _PENALTIES:
         raise ValueError(f"variant is {variant!r}; wanted one of {sorted(_PENALTIES)}")
     hyper = (variant, temperature, alpha, b)
-    return over_anchors(_pnp_rows, embeddings, labels, *hyper, similarity=similarity, apart=True, **options)
+    return over_pairs(_pnp_rows, embeddings, labels, *hyper, similarity=similarity, **options)
 
 
 # --- sums over positives --------------------------------------------------------------------------------------------
@@ -290,10 +292,11 @@ def _sum_over_positives(
     """
     of_one = _by_row(partial(_if_there, f), numbers)
 
-    def add(total, place, there, own):
-        return total + of_one(there, own, numbers, fixed)
+    def add(total, column, there):
+        own = jnp.take_along_axis(scores, column, axis=1)
+        return total + of_one(there[:, 0], own[:, 0], numbers, fixed)
 
-    return _one_by_one(add, positives, scores, jnp.zeros_like(scores[:, 0]))
+    return each_positive(add, varying(jnp.zeros_like(scores[:, 0]), scores), positives)
 
 
 @_sum_over_positives.defjvp
@@ -302,14 +305,15 @@ def _(f, primals, tangents):
     of_one = _by_row(jax.value_and_grad(partial(_if_there, f), (1, 2)), numbers)
     rows = jnp.arange(len(scores), dtype=jnp.int32)
 
-    def add(carry, place, there, own):
+    def add(carry, column, there):
         total, to_scores, to_numbers = carry
-        value, (to_own, more) = of_one(there, own, numbers, fixed)
-        return total + value, to_scores.at[rows, place].add(to_own), jax.tree.map(jnp.add, to_numbers, more)
+        own = jnp.take_along_axis(scores, column, axis=1)
+        value, (to_own, more) = of_one(there[:, 0], own[:, 0], numbers, fixed)
+        return total + value, to_scores.at[rows, column[:, 0]].add(to_own), jax.tree.map(jnp.add, to_numbers, more)
 
     zeros = [jnp.zeros(a.shape if a.ndim == 2 else (len(scores), *a.shape), a.dtype) for a in numbers]
     start = (jnp.zeros_like(scores[:, 0]), jnp.zeros_like(scores), tuple(zeros))
-    total, *gradients = _one_by_one(add, positives, scores, start)
+    total, *gradients = each_positive(add, varying(start, scores), positives)
 
     def change(gradient, tangent):
         tangent = tangent if tangent.ndim == 2 else tangent[None]
@@ -325,20 +329,3 @@ def _if_there(f, there, own, numbers, fixed):
 def _by_row(f, numbers):
     """`f(there, own, numbers, fixed)` of each row; of the numbers, matrices have one row for each."""
     return jax.vmap(f, (0, 0, tuple(0 if a.ndim == 2 else None for a in numbers), 0))
-
-
-def _one_by_one(add, positives, scores, start):
-    """`add(carry, place, there, score)`, [r] each, for the first positive of each row, then the second, and so on."""
-    p = positives.shape[1]
-
-    def visit(last, carry):
-        column = next_marked(positives, last)
-        place = jnp.minimum(column, p - 1)
-        own = jnp.take_along_axis(scores, place, axis=1)
-        return column, add(carry, place[:, 0], column[:, 0] < p, own[:, 0])
-
-    def step(state, _):
-        return lax.cond(jnp.any(state[0] < p), visit, lambda *state: state, *state), None
-
-    before = jnp.full((len(scores), 1), -1, jnp.int32)
-    return lax.scan(step, varying((before, start), scores), length=p)[0][1]

@@ -9,11 +9,19 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax import distances, similarities
-from metricjax.anchors import AnchorOptions, Mean, over_anchors
-from metricjax.engine.devices import mine, of_all, row_ids
-from metricjax.engine.reductions import Loss, check_reduction, quotient, reduced
+from metricjax.anchors import AnchorOptions, Mean, over_pairs
+from metricjax.engine.devices import mine, of_all
+from metricjax.engine.implementations import Settings
+from metricjax.engine.reductions import Loss, as_mean, as_reduction, quotient, reduced, weighted
 from metricjax.engine.selecting import first_largest
-from metricjax.ground.checks import check_array, check_per_row, check_positive, check_rows
+from metricjax.ground.checks import (
+    check_array,
+    check_options,
+    check_per_row,
+    check_positive,
+    check_rows,
+    refuse_options,
+)
 from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import existing, norm, normalize, spoilt, widen
 
@@ -33,6 +41,20 @@ class RowOptions(TypedDict, total=False):
     axis_name: str | tuple[str, ...] | None
 
 
+class OtherRowOptions(RowOptions, total=False):
+    """Options of the regularisers that compare each row with the others: `RowOptions`, and
+
+    block_size: rows per panel; "auto", an int, or None (always dense), as in `AnchorOptions`.
+    """
+
+    block_size: int | Literal["auto"] | None
+
+
+def over_other_rows(rows: Callable[..., Mean], x: Float[Array, "n d"], *hyper: Any, **options: Any) -> Loss:
+    """`over_pairs` with all other rows of `x` as the positives of each, and no negatives."""
+    return over_pairs(rows, x, jnp.zeros(len(x), jnp.int32), *hyper, **options)
+
+
 def _squared_gap(x, target):
     return jnp.square(norm(x)[:, 0] - target)
 
@@ -50,7 +72,7 @@ def embedding_norm(embeddings: Float[Array, "n d"], *, target: ArrayLike = 0.0, 
     12.5
     """
     check_rows("embeddings", embeddings)
-    return _over_rows(_squared_gap, embeddings, target, **options)
+    return _over_rows(_squared_gap, embeddings, (target,), options)
 
 
 def _absolute_sum(x):
@@ -70,26 +92,20 @@ def zero_mean(embeddings: Float[Array, "n d"], **options: Unpack[RowOptions]) ->
     1.5
     """
     check_rows("embeddings", embeddings)
-    return _over_rows(_absolute_sum, embeddings, **options)
+    return _over_rows(_absolute_sum, embeddings, (), options)
 
 
-def _nearest_rows(d, others, none):
-    index = first_largest(jnp.where(others, -d, -jnp.inf))
-    return Mean(index.astype(d.dtype), jnp.any(others, axis=-1))  # whole numbers up to 2²⁴ are exact
+def _nearest_rows(pairs):
+    index = first_largest(jnp.where(pairs.positives, -pairs.scores, -jnp.inf))
+    return Mean(index.astype(pairs.scores.dtype), jnp.any(pairs.positives, axis=-1))  # exact up to 2²⁴
 
 
-def koleo(
-    embeddings: Float[Array, "n d"],
-    *,
-    epsilon: ArrayLike = 1e-8,
-    block_size: int | Literal["auto"] | None = "auto",
-    **options: Unpack[RowOptions],
-) -> Loss:
+def koleo(embeddings: Float[Array, "n d"], *, epsilon: ArrayLike = 1e-8, **options: Unpack[OtherRowOptions]) -> Loss:
     """KoLeo, the Kozachenko-Leonenko entropy: mean over rows of −log(‖x_i − x_nn(i)‖ + ε), nn the nearest other row.
 
     Rows are normalised. The neighbour is selected in panels, by cosine and without a gradient; the distance to it is
     that of the difference, exact for near duplicates. Between equal rows it is 0, with gradient 0; ε keeps the
-    logarithm finite. A row alone adds 0. Options: `RowOptions`, and `block_size` as in `AnchorOptions`.
+    logarithm finite. A row alone adds 0. Options: `OtherRowOptions`.
 
     Sablayrolles et al. 2019, arXiv:1806.03198 (the authors' code adds a constant, −log n); ε and form as in DINOv2
     (Oquab et al. 2023, arXiv:2304.07193; weight 0.1).
@@ -100,27 +116,29 @@ def koleo(
     """
     check_positive(epsilon=epsilon)
     check_rows("embeddings", embeddings)
-    return _koleo((block_size, *_static(**options)), embeddings, epsilon, *_masks(**options))
+    check_options("koleo", options, OtherRowOptions)
+    reduction, block_size = as_reduction(options.get("reduction", quotient)), options.get("block_size", "auto")
+    how = Settings(reduction, block_size, options.get("axis_name"))
+    return _koleo(how, embeddings, epsilon, options.get("where"), options.get("weights"))
 
 
 @jitted
-def _koleo(how, embeddings, epsilon, where, weights):
-    block_size, reduction, axis_name = how
-    n = len(embeddings)
-    alike, fixed = jnp.zeros(n, jnp.int32), lax.stop_gradient(embeddings)
-    how = {"where": where, "block_size": block_size, "axis_name": axis_name}
-    index, some = over_anchors(_nearest_rows, fixed, alike, distance=distances.cosine, reduction=tuple, **how)
+def _koleo(how: Settings, embeddings, epsilon, where, weights):
+    n, axis_name = len(embeddings), how.axis_name
+    options = {"where": where, "block_size": how.block_size, "axis_name": axis_name, "reduction": as_mean}
+    fixed = lax.stop_gradient(embeddings)
+    index, some = over_other_rows(_nearest_rows, fixed, distance=distances.cosine, **options)
     x = normalize(existing(widen(embeddings), where))
     columns = of_all(x, axis_name)
     index, some = mine((index, some), n, axis_name)
     gaps = norm(x - columns[index.astype(jnp.int32)])[:, 0]
     terms = -jnp.log(gaps + jnp.asarray(epsilon, x.dtype)) + spoilt(columns)
-    return _mean_of(terms, some > 0, weights, reduction, axis_name)
+    return _mean_of(terms, some > 0, weights, how)
 
 
-def _negative_rows(scores, positives, negatives, squared):
-    values = jnp.square(scores) if squared else scores
-    return Mean(jnp.sum(jnp.where(negatives, values, 0), axis=-1), jnp.sum(negatives, axis=-1))
+def _negative_rows(pairs, squared):
+    values = jnp.square(pairs.scores) if squared else pairs.scores
+    return Mean(jnp.sum(jnp.where(pairs.negatives, values, 0), axis=-1), jnp.sum(pairs.negatives, axis=-1))
 
 
 def spread_out(
@@ -137,50 +155,42 @@ def spread_out(
     >>> float(spread_out(jnp.array([[1.0, 0.0], [2.0, 0.0]]), jnp.array([0, 1])))  # 1 + 1 - 1/2
     1.5
     """
-    if "reduction" in options:
-        raise TypeError("spread_out takes no reduction: it is a function of two means over all negative pairs")
+    refuse_options("spread_out is a function of two means over all negative pairs", options, "reduction")
     how: Any = {"similarity": similarities.cosine, "by_pair": True, **options}
-    first, second = (over_anchors(_negative_rows, embeddings, labels, squared, **how) for squared in (False, True))
+    first, second = (over_pairs(_negative_rows, embeddings, labels, squared, **how) for squared in (False, True))
     return jnp.square(first) + jnp.maximum(second - 1 / embeddings.shape[1], 0)
 
 
-def _static(where=None, weights=None, reduction=quotient, axis_name=None) -> tuple:
-    """Of `RowOptions`, those that are static."""
-    return check_reduction(reduction), axis_name
-
-
-def _masks(where=None, weights=None, reduction=quotient, axis_name=None) -> tuple:
-    """Of `RowOptions`, those that are arrays."""
-    return where, weights
-
-
-def _over_rows(terms, embeddings, *hyper, **options):
-    """The mean of `terms(x [n, d], *hyper) -> [n]` over rows, with all of `RowOptions`."""
-    return _jitted_over_rows((terms, *_static(**options)), embeddings, hyper, *_masks(**options))
+def _over_rows(terms: Callable[..., Array], rows: Array, hyper: tuple, options: RowOptions) -> Loss:
+    """The mean of `terms(x [n, ...], *hyper) -> [n]` over rows."""
+    check_options("a regulariser of rows", options, RowOptions)
+    how = Settings(as_reduction(options.get("reduction", quotient)), axis_name=options.get("axis_name"))
+    return _mean_over_rows((terms, how), rows, hyper, options.get("where"), options.get("weights"))
 
 
 @jitted
-def _jitted_over_rows(how, embeddings, hyper, where, weights):
-    terms, reduction, axis_name = how
-    check_per_row("where", where, len(embeddings))
-    x = existing(widen(embeddings), where)
+def _mean_over_rows(static, rows, hyper, where, weights):
+    terms, how = static
+    check_per_row("where", where, len(rows))
+    x = existing(widen(rows), where)
     there = jnp.ones(len(x), bool) if where is None else where
     values = terms(x, *(jnp.asarray(h, x.dtype) for h in hyper))
-    return _mean_of(values + spoilt(x), there, weights, reduction, axis_name)
+    return _mean_of(values + spoilt(x), there, weights, how)
 
 
-def _mean_of(terms, there, weights, reduction, axis_name):
+def _mean_of(terms, there, weights, how: Settings):
     """The reduced mean of terms [n] over the rows that are there."""
     check_per_row("weights", weights, len(terms), jnp.floating)
     mean = Mean(jnp.where(there, terms, 0), there.astype(terms.dtype))
-    return reduced((mean,), None if weights is None else weights.astype(terms.dtype), reduction, axis_name)
+    weights = None if weights is None else weights.astype(terms.dtype)
+    return reduced(weighted((mean,), weights), how.reduction, how.axis_name)
 
 
 # --- of prototypes --------------------------------------------------------------------------------------------------
 
 
-def _energy_rows(d, positives, others, power):
-    z = jnp.maximum(d, 1e-4)
+def _energy_rows(pairs, power):
+    others, z = pairs.positives, jnp.maximum(pairs.scores, 1e-4)
     energy = jnp.where(power > 0, z**-power, -jnp.log(z))
     return Mean(jnp.sum(jnp.where(others, energy, 0), axis=-1), jnp.sum(others, axis=-1))
 
@@ -190,14 +200,13 @@ def hyperspherical_energy(
     *,
     power: ArrayLike = 2.0,
     angular: bool = False,
-    block_size: int | Literal["auto"] | None = "auto",
-    **options: Unpack[RowOptions],
+    **options: Unpack[OtherRowOptions],
 ) -> Loss:
     """Minimum hyperspherical energy (MHE): mean over pairs of prototypes of z^−s, z = ‖ŵ_i − ŵ_j‖ the chord.
 
     It spreads prototypes evenly. s is the `power`; for 0 the energy is −log z. With `angular`, z is the angle instead:
     SphereFace+ adds this, over the classes of the batch (which `where` marks). z counts as 10⁻⁴ where it is less. Taken
-    in panels of rows. Options: `RowOptions`, and `block_size` as in `AnchorOptions`.
+    in panels of rows. Options: `OtherRowOptions`.
 
     Liu et al. 2018, arXiv:1805.09298 (s = 2).
 
@@ -206,25 +215,20 @@ def hyperspherical_energy(
     0.5
     """
     check_rows("prototypes", prototypes)
+    check_options("hyperspherical_energy", options, OtherRowOptions)
     distance = distances.geodesic if angular else distances.chord
-    ids = row_ids(len(prototypes), options.get("axis_name"))
-    return over_anchors(_energy_rows, prototypes, ids, power, distance=distance, block_size=block_size, **options)
+    return over_other_rows(_energy_rows, prototypes, power, distance=distance, **options)
 
 
-def _nearest_rows_of_prototypes(scores, positives, others):
-    some = jnp.any(others, axis=-1)
-    return Mean(jnp.where(some, jnp.max(scores, axis=-1, where=others, initial=-1), 0), some)
+def _greatest_rows(pairs):
+    some = jnp.any(pairs.positives, axis=-1)
+    return Mean(jnp.where(some, jnp.max(pairs.scores, axis=-1, where=pairs.positives, initial=-1), 0), some)
 
 
-def regular_face(
-    prototypes: Float[Array, "c d"],
-    *,
-    block_size: int | Literal["auto"] | None = "auto",
-    **options: Unpack[RowOptions],
-) -> Loss:
+def regular_face(prototypes: Float[Array, "c d"], **options: Unpack[OtherRowOptions]) -> Loss:
     """RegularFace's exclusive regularisation: mean over prototypes of max_{j≠i} cos(w_i, w_j).
 
-    Taken in panels of rows. Options: `RowOptions`, and `block_size` as in `AnchorOptions`.
+    Taken in panels of rows. Options: `OtherRowOptions`.
 
     Zhao, Xu, Cheng 2019, "RegularFace: deep face recognition via exclusive regularization".
 
@@ -233,10 +237,8 @@ def regular_face(
     0.0
     """
     check_rows("prototypes", prototypes)
-    ids, similarity = row_ids(len(prototypes), options.get("axis_name")), similarities.cosine
-    return over_anchors(
-        _nearest_rows_of_prototypes, prototypes, ids, similarity=similarity, block_size=block_size, **options
-    )
+    check_options("regular_face", options, OtherRowOptions)
+    return over_other_rows(_greatest_rows, prototypes, similarity=similarities.cosine, **options)
 
 
 def _half_mean_chord(x):
@@ -262,4 +264,4 @@ def merged_centers(prototypes: Float[Array, "c k d"], **options: Unpack[RowOptio
     check_array("prototypes", prototypes, "an array [classes, prototypes of each, features]")
     if prototypes.ndim != 3:
         raise ValueError(f"prototypes has shape {prototypes.shape}; wanted [classes, prototypes of each, features]")
-    return _over_rows(_half_mean_chord, prototypes, **options)
+    return _over_rows(_half_mean_chord, prototypes, (), options)

@@ -10,12 +10,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from metricjax import distances, similarities
-from metricjax.anchors import Mean, over_anchors
+from metricjax.anchors import Mean, over_pairs
 from metricjax.engine.devices import row_ids, summed
 from metricjax.engine.pairs import static_or_traced
-from metricjax.engine.reductions import Loss, quotient, reduced
-from metricjax.ground.checks import check_per_row, check_positive, check_rows
+from metricjax.engine.reductions import Loss, quotient, reduced, weighted
+from metricjax.ground.checks import check_options, check_per_row, check_positive, check_rows, refuse_options
 from metricjax.ground.numerics import existing, logsumexp, normalize, safe_sqrt, softplus, spoilt, widen
+from metricjax.losses.regularizers import over_other_rows
 
 
 class ViewOptions(TypedDict, total=False):
@@ -38,11 +39,11 @@ class ViewOptions(TypedDict, total=False):
     axis_name: str | tuple[str, ...] | None
 
 
-def _info_nce_rows(scores, positives, negatives, scale):
-    logits = scale * scores
-    own = jnp.sum(jnp.where(positives, logits, 0), axis=-1)
-    some = jnp.any(positives, axis=-1)
-    return Mean(jnp.where(some, softplus(logsumexp(logits, negatives) - own), 0), some)
+def _info_nce_rows(pairs, scale):
+    logits = scale * pairs.scores
+    own = jnp.sum(jnp.where(pairs.positives, logits, 0), axis=-1)
+    some = jnp.any(pairs.positives, axis=-1)
+    return Mean(jnp.where(some, softplus(logsumexp(logits, pairs.negatives) - own), 0), some)
 
 
 def info_nce(
@@ -94,10 +95,10 @@ def clip(
     return jax.tree.map(lambda a, b: (a + b) / 2, forth, back)
 
 
-def _siglip_rows(scores, positives, negatives, scale, bias):
-    logits = scale * scores + bias
-    exist = positives | negatives
-    terms = softplus(jnp.where(positives, -logits, logits))
+def _siglip_rows(pairs, scale, bias):
+    logits = scale * pairs.scores + bias
+    exist = pairs.positives | pairs.negatives
+    terms = softplus(jnp.where(pairs.positives, -logits, logits))
     return Mean(jnp.sum(jnp.where(exist, terms, 0), axis=-1), jnp.any(exist, axis=-1))
 
 
@@ -124,9 +125,10 @@ def siglip(
     return _over_views(_siglip_rows, x, y, scale, bias, similarity=similarity, options=options)
 
 
-def _least_rows(squares, others, none):
+def _least_rows(pairs):
+    others = pairs.positives
     some = jnp.any(others, axis=-1)
-    return Mean(jnp.where(some, jnp.min(jnp.where(others, squares, jnp.inf), axis=-1), 0), some)
+    return Mean(jnp.where(some, jnp.min(jnp.where(others, pairs.scores, jnp.inf), axis=-1), 0), some)
 
 
 def _least(mean: Mean) -> Float[Array, ""]:
@@ -134,8 +136,9 @@ def _least(mean: Mean) -> Float[Array, ""]:
     return jnp.min(least, initial=jnp.inf)
 
 
-def _gaussian_rows(squares, others, none, t, least):
-    gaps = jnp.where(others, squares - least, 0)
+def _gaussian_rows(pairs, t, least):
+    others = pairs.positives
+    gaps = jnp.where(others, pairs.scores - least, 0)
     return Mean(jnp.sum(jnp.where(others, jnp.exp(-t * gaps), 0), axis=-1), jnp.sum(others, axis=-1))
 
 
@@ -159,7 +162,8 @@ def alignment_uniformity(
     >>> float(alignment_uniformity(jnp.eye(2), jnp.eye(2)))  # aligned, and √2 apart: log e^-4
     -4.0
     """
-    _check_views(x, y, options, taken=("where", "weights", "block_size", "axis_name"))
+    refuse_options("alignment_uniformity is not a mean over anchors", options, "miner", "reduction")
+    _check_views(x, y, options)
     settings = options.get("block_size", "auto"), options.get("axis_name")
     arrays = x, y, options.get("where"), options.get("weights")
     return _alignment_uniformity(*settings, arrays, static_or_traced((alpha, t, uniformity), x))
@@ -179,16 +183,16 @@ def _alignment_uniformity(block_size, axis_name, arrays, hyper):
     powers = jnp.where(apart, jnp.where(apart, squares, 1) ** (alpha / 2), 0)
     own_weights = None if weights is None else weights.astype(x.dtype)
     powers += sum(map(spoilt, units))
-    alignment = reduced((Mean(powers, there.astype(x.dtype)),), own_weights, quotient, axis_name)
-    alike, how = jnp.zeros(len(x), jnp.int32), {"distance": distances.squared_chord, "block_size": block_size}
-    how |= {"where": where, "weights": weights, "axis_name": axis_name}
+    alignment = reduced(weighted((Mean(powers, there.astype(x.dtype)),), own_weights), quotient, axis_name)
+    how = {"distance": distances.squared_chord, "block_size": block_size, "axis_name": axis_name}
+    how |= {"where": where, "weights": weights}
 
     def spread(view):
         # The least square is the constant of log-sum-exp: it changes neither the value nor a derivative of any order.
-        least = over_anchors(_least_rows, lax.stop_gradient(view), alike, reduction=_least, **how)
+        least = over_other_rows(_least_rows, lax.stop_gradient(view), reduction=_least, **how)
         some = jnp.isfinite(least)
         least = jnp.where(some, least, 0)
-        mean = over_anchors(_gaussian_rows, view, alike, t, least, by_pair=True, **how)
+        mean = over_other_rows(_gaussian_rows, view, t, least, by_pair=True, **how)
         return jnp.where(some, jnp.log(jnp.where(some, mean, 1)) - t * least, 0)
 
     return alignment + uniformity * (spread(x) + spread(y)) / 2
@@ -284,24 +288,22 @@ def _barlow_twins(axis_name, x, y, where, hyper):
 # --- what the losses share ------------------------------------------------------------------------------------------
 
 
-def _check_views(x: Any, y: Any, options: Any, taken: tuple[str, ...] = tuple(ViewOptions.__annotations__)) -> None:
-    """x and y are two sets of rows of one shape, and the options are among those taken."""
+def _check_views(x: Any, y: Any, options: Any) -> None:
+    """x and y are two sets of rows of one shape, and the options are those of losses of two views."""
     check_rows("x", x)
     check_rows("y", y)
     if x.shape != y.shape:
         raise ValueError(f"x has shape {x.shape}, y has shape {y.shape}; row i of x belongs with row i of y")
     check_per_row("where", options.get("where"), len(x))
-    unknown = sorted(options.keys() - set(taken))
-    if unknown:
-        raise TypeError(f"unknown options {unknown}; besides its own, this loss of two views takes {sorted(taken)}")
+    check_options("a loss of two views", options, ViewOptions)
 
 
 def _over_views(rows: Callable[..., Mean], x, y, *hyper, similarity, options: ViewOptions):
-    """`over_anchors` with x as anchors and y as references; numbers of rows, over all devices, are the labels."""
+    """`over_pairs` with x as anchors and y as references; numbers of rows, over all devices, are the labels."""
     _check_views(x, y, options)
     number = row_ids(len(x), options.get("axis_name"))
     pairs: dict[str, Any] = {"references": y, "reference_labels": number, "reference_where": options.get("where")}
-    return over_anchors(rows, x, number, *hyper, similarity=similarity, **pairs, **options)
+    return over_pairs(rows, x, number, *hyper, similarity=similarity, **pairs, **options)
 
 
 def _centred(axis_name, x, y, where):

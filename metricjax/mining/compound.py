@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,14 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from metricjax.engine.miners import Masks, Miner, as_miner, prepared
 from metricjax.engine.positives import summed_over_positives
 from metricjax.engine.selecting import ordered_integers
 from metricjax.ground.functions import offered
-from metricjax.mining.masks import Masks
 
 
 @offered("miner", made=True)
-def angular(angle: ArrayLike = math.pi / 9) -> Partial:
+def angular(angle: ArrayLike = math.pi / 9) -> Miner:
     """Keeps the pairs that are part of a triplet whose angle at the negative is wide: tan⁻¹(d_ap / 2 d_cn) > `angle`.
 
     c is the middle of anchor and positive, so that d_cn² = (d_an² + d_pn²) / 2 − d_ap² / 4: the distances have to be
@@ -36,7 +35,7 @@ def angular(angle: ArrayLike = math.pi / 9) -> Partial:
     >>> [bool(jnp.any(angular(jnp.deg2rad(limit))(d[:1], p, n, lambda i: d[i])[1])) for limit in (26, 27)]
     [True, False]
     """
-    return Partial(_angular, angle)
+    return Miner(Partial(_angular, angle), reaches=True)
 
 
 def _angular(angle, distances, positives, negatives, row_of) -> Masks:
@@ -55,7 +54,7 @@ def _angular(angle, distances, positives, negatives, row_of) -> Masks:
 
 
 @offered("miner", made=True)
-def hard_fraction(fraction: ArrayLike = 0.5) -> Partial:
+def hard_fraction(fraction: ArrayLike = 0.5) -> Miner:
     """Keeps the hardest share of all positive pairs of the batch, and of all negative pairs.
 
     With n pairs of a kind these are the ⌈fraction · n⌉ farthest positives and the closest negatives, wherever they are
@@ -71,12 +70,16 @@ def hard_fraction(fraction: ArrayLike = 0.5) -> Partial:
     >>> hard_fraction(0.5)(d, ~n, n)[1].tolist()
     [[True, True], [False, False]]
     """
-    return Partial(_hard_fraction, fraction)
+    return Miner(Partial(_hard_fraction, fraction), prepare=_with_limits)
 
 
 def _hard_fraction(fraction, distances, positives, negatives) -> Masks:
     limits = _hard_limits(fraction, lambda f: f(distances, positives, negatives, None))
     return _as_hard(limits, distances, positives, negatives)
+
+
+def _with_limits(total, fraction) -> Miner:
+    return Miner(Partial(_as_hard, _hard_limits(fraction, total)))
 
 
 def _as_hard(limits, distances, positives, negatives) -> Masks:
@@ -86,7 +89,7 @@ def _as_hard(limits, distances, positives, negatives) -> Masks:
 
 
 def _hard_limits(fraction, total):
-    """The hardness of the ⌈fraction · n⌉-th hardest positive and negative, found digit by digit (see `prepared_by`)."""
+    """The hardness of the ⌈fraction · n⌉-th hardest positive and negative, found digit by digit (see `Miner`)."""
     counts = total(lambda d, p, n, _: jnp.stack([jnp.sum(p, dtype=jnp.int32), jnp.sum(n, dtype=jnp.int32)]))
     share = jnp.ceil(jnp.asarray(fraction, jnp.float32) * counts.astype(jnp.float32)).astype(jnp.int32)
     wanted = jnp.clip(share, 0, counts)
@@ -120,7 +123,7 @@ def _digits(keys, where, limit, shift):
 
 
 @offered("miner", made=True)
-def chain(*miners: Callable[[Array, Array, Array], Masks]) -> Partial:
+def chain(*miners: Callable[[Array, Array, Array], Masks]) -> Miner:
     """Mask miners one after the other: each gets what the one before it kept.
 
     >>> import jax.numpy as jnp
@@ -129,17 +132,27 @@ def chain(*miners: Callable[[Array, Array, Array], Masks]) -> Partial:
     >>> chain(pair_margin(negative=0.75), rank_range((2, 3)))(d, ~n, n)[1].tolist()
     [[False, True, True, False]]
     """
-    return Partial(_chained, _as_trees("chain", miners))
+    parts = _as_miners("chain", miners)
+    return Miner(Partial(_chained, parts), reaches=True, prepare=_each_after_the_last if _need_batch(parts) else None)
 
 
-def _chained(miners, distances, positives, negatives, row_of=None) -> Masks:
+def _chained(miners, distances, positives, negatives, row_of) -> Masks:
     for miner in miners:
-        positives, negatives = mined(miner, distances, positives, negatives, row_of)
+        positives, negatives = miner(distances, positives, negatives, row_of)
     return positives, negatives
 
 
+def _each_after_the_last(total, miners) -> Miner:
+    """Each miner is prepared on what those before it keep."""
+    done: tuple[Miner, ...] = ()
+    for miner in miners:
+        kept = lambda f, done=done: total(lambda d, p, n, row_of: f(d, *_chained(done, d, p, n, row_of), row_of))
+        done = (*done, prepared(miner, kept))
+    return Miner(Partial(_chained, done), reaches=True)
+
+
 @offered("miner", made=True)
-def switch(index: ArrayLike, miners: Sequence[Callable[[Array, Array, Array], Masks]]) -> Partial:
+def switch(index: ArrayLike, miners: Sequence[Callable[[Array, Array, Array], Masks]]) -> Miner:
     """The mask miner that stands at `index`, which may be traced: a schedule under `jit`.
 
     An index out of range takes the first or the last. Under `jit` only the chosen one runs; under a `vmap` over the
@@ -154,48 +167,28 @@ def switch(index: ArrayLike, miners: Sequence[Callable[[Array, Array, Array], Ma
     """
     if not miners:
         raise ValueError("switch got no miners; wanted one at least")
-    return Partial(_switched, index, _as_trees("switch", miners))
+    parts = _as_miners("switch", miners)
+    return Miner(Partial(_switched, index, parts), reaches=True, prepare=_all_prepared if _need_batch(parts) else None)
 
 
-def _switched(index, miners, distances, positives, negatives, row_of=None) -> Masks:
-    branches = [lambda miner=miner: mined(miner, distances, positives, negatives, row_of) for miner in miners]
+def _switched(index, miners, distances, positives, negatives, row_of) -> Masks:
+    branches = [lambda miner=miner: miner(distances, positives, negatives, row_of) for miner in miners]
     return lax.switch(jnp.asarray(index, jnp.int32), branches)
 
 
-def _as_trees(name, miners):
-    """Plain functions would be leaves, and traced."""
+def _all_prepared(total, index, miners) -> Miner:
+    return Miner(Partial(_switched, index, tuple(prepared(miner, total) for miner in miners)), reaches=True)
+
+
+# --- the parts of a miner made of miners ----------------------------------------------------------------------------
+
+
+def _as_miners(name: str, miners: Sequence[Callable[..., Masks]]) -> tuple[Miner, ...]:
     for miner in miners:
         if not callable(miner):
             raise TypeError(f"{name} got {miner!r}; wanted functions (distances, positives, negatives) -> masks")
-    return tuple(miner if isinstance(miner, Partial) else Partial(miner) for miner in miners)
+    return tuple(map(as_miner, miners))
 
 
-# --- what the driver asks of a miner --------------------------------------------------------------------------------
-
-
-def mined(miner: Partial, distances, positives, negatives, row_of) -> Masks:
-    """What a miner keeps; `row_of` goes to those that take it."""
-    reach = (row_of,) if miner.func in (_angular, _chained, _switched) else ()
-    return miner(distances, positives, negatives, *reach)
-
-
-def _parts(miner: Partial) -> tuple[Partial, ...]:
-    return miner.args[-1] if miner.func in (_chained, _switched) else ()
-
-
-def needs_batch(miner: Partial) -> bool:
-    """Whether a miner looks at the whole batch, and has to be prepared."""
-    return miner.func is _hard_fraction or any(map(needs_batch, _parts(miner)))
-
-
-def prepared_by(total: Callable[[Callable], Any], miner: Partial) -> Partial:
-    """The same miner, for one row at a time; `total(f)`: Σ f(distances, positives, negatives, row_of) over all rows."""
-    if miner.func is _hard_fraction:
-        return Partial(_as_hard, _hard_limits(miner.args[0], total))
-    if miner.func is _switched:
-        return Partial(_switched, miner.args[0], tuple(prepared_by(total, part) for part in _parts(miner)))
-    done: tuple[Partial, ...] = ()
-    for part in _parts(miner):
-        kept = lambda f, done=done: total(lambda d, p, n, row_of: f(d, *_chained(done, d, p, n, row_of), row_of))
-        done = (*done, prepared_by(kept, part))
-    return Partial(_chained, done) if done else miner
+def _need_batch(miners: tuple[Miner, ...]) -> bool:
+    return any(miner.prepare for miner in miners)

@@ -12,10 +12,10 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from metricjax.engine.miners import Masks, Miner
 from metricjax.engine.selecting import as_floats, first_greater, ordered_integers
 from metricjax.ground.functions import offered
 
-Masks: TypeAlias = tuple[Bool[Array, "n m"], Bool[Array, "n m"]]
 Range: TypeAlias = tuple[ArrayLike, ArrayLike]
 Strategy: TypeAlias = Literal["easy", "semi_hard", "hard", "all"]
 
@@ -29,7 +29,7 @@ def _farthest(distances: Float[Array, "n m"], where: Bool[Array, "n m"]) -> Floa
 
 
 @offered("miner", made=True)
-def multi_similarity(epsilon: ArrayLike = 0.1) -> Partial:
+def multi_similarity(epsilon: ArrayLike = 0.1) -> Miner:
     """Keeps positives with d_ap + ε > min_n d_an and negatives with d_an − ε < max_p d_ap.
 
     For a similarity s = 1 − d these are s_ap − ε < max_n s_an and s_an + ε > min_p s_ap. An anchor without positives
@@ -43,7 +43,7 @@ def multi_similarity(epsilon: ArrayLike = 0.1) -> Partial:
     >>> p.tolist(), n.tolist()
     ([[False, True, False, False]], [[False, False, True, False]])
     """
-    return Partial(_multi_similarity, epsilon)
+    return Miner(Partial(_multi_similarity, epsilon))
 
 
 def _multi_similarity(epsilon, distances, positives, negatives) -> Masks:
@@ -53,7 +53,7 @@ def _multi_similarity(epsilon, distances, positives, negatives) -> Masks:
 
 
 @offered("miner", made=True)
-def pair_margin(positive: ArrayLike = 0.2, negative: ArrayLike = 0.8) -> Partial:
+def pair_margin(positive: ArrayLike = 0.2, negative: ArrayLike = 0.8) -> Miner:
     """Keeps positives with d_ap > `positive` and negatives with d_an < `negative`, each pair by itself.
 
     The defaults are those of PyTorch Metric Learning's PairMarginMiner.
@@ -64,7 +64,7 @@ def pair_margin(positive: ArrayLike = 0.2, negative: ArrayLike = 0.8) -> Partial
     >>> p.tolist(), n.tolist()
     ([[False, True, False, False]], [[False, False, True, False]])
     """
-    return Partial(_pair_margin, positive, negative)
+    return Miner(Partial(_pair_margin, positive, negative))
 
 
 def _pair_margin(positive, negative, distances, positives, negatives) -> Masks:
@@ -78,7 +78,7 @@ def batch_easy_hard(
     negative: Strategy = "semi_hard",
     positive_range: Range | None = None,
     negative_range: Range | None = None,
-) -> Partial:
+) -> Miner:
     """Keeps one positive and one negative of each anchor, with what ties with them, by a strategy for each.
 
     "easy" is the closest positive or the farthest negative, "hard" the farthest positive or the closest negative, and
@@ -103,7 +103,7 @@ def batch_easy_hard(
         raise ValueError(
             f"positive is {positive!r} and negative {negative!r}; 'semi_hard' needs 'easy' or 'hard' on the other side"
         )
-    return Partial(_EasyHard(positive, negative), positive_range, negative_range)
+    return Miner(Partial(_EasyHard(positive, negative), positive_range, negative_range))
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _hardest(strategy, hardness, where):
 
 
 @offered("miner", made=True)
-def rank_range(negatives: Range | None, positives: Range | None = None) -> Partial:
+def rank_range(negatives: Range | None, positives: Range | None = None) -> Miner:
     """Keeps the first-th to last-th hardest of each anchor's negatives, and of its positives: `(first, last)` each.
 
     1 is the hardest: the closest negative, the farthest positive. `None` keeps all of that side. Leaving out the very
@@ -159,7 +159,7 @@ def rank_range(negatives: Range | None, positives: Range | None = None) -> Parti
     >>> rank_range((2, 3))(d, ~n, n)[1].tolist()
     [[False, False, True, True, False, False]]
     """
-    return Partial(_rank_range, negatives, positives)
+    return Miner(Partial(_rank_range, negatives, positives))
 
 
 def _rank_range(of_negatives, of_positives, distances, positives, negatives) -> Masks:
@@ -180,7 +180,7 @@ def _ranked(limits, distances, where):
 
 
 @offered("miner", made=True)
-def triplet_margin(margin: ArrayLike = 0.2, kind: Literal["all", "hard", "semi_hard", "easy"] = "all") -> Partial:
+def triplet_margin(margin: ArrayLike = 0.2, kind: Literal["all", "hard", "semi_hard", "easy"] = "all") -> Miner:
     """Keeps the pairs that are part of a triplet of one kind, told by t = d_an − d_ap.
 
     "all": t ≤ margin, the triplets that violate the margin. "hard": t ≤ 0. "semi_hard": 0 < t ≤ margin. "easy":
@@ -197,7 +197,7 @@ def triplet_margin(margin: ArrayLike = 0.2, kind: Literal["all", "hard", "semi_h
     """
     if kind not in _KINDS:
         raise ValueError(f"kind is {kind!r}; wanted one of {tuple(_KINDS)}")
-    return Partial(_KINDS[kind], 0.0 if kind == "hard" else margin)
+    return Miner(Partial(_KINDS[kind], 0.0 if kind == "hard" else margin))
 
 
 def _at_most(margin, distances, positives, negatives) -> Masks:

@@ -5,8 +5,6 @@ static shape with a mask that says which of them count. Ties go to the first ind
 gradient: the losses gather what they chose and differentiate only that.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -14,17 +12,9 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from metricjax.engine.miners import Selection, Triplets, selection
 from metricjax.engine.selecting import first_greater, first_largest, ordered_integers
 from metricjax.ground.functions import offered
-
-
-class Triplets(NamedTuple):
-    """Rows (`anchor`) and columns (`positive`, `negative`) of each triplet; what is not `valid` means nothing."""
-
-    anchor: Int[Array, "n ..."]
-    positive: Int[Array, "n ..."]
-    negative: Int[Array, "n ..."]
-    valid: Bool[Array, "n ..."]
 
 
 def _farthest(distances: Float[Array, "n m"], where: Bool[Array, "n m"]) -> Int[Array, " n"]:
@@ -44,7 +34,7 @@ def _one_each(positive: Int[Array, " n"], negative: Int[Array, " n"], positives,
     return Triplets(jnp.arange(positive.size, dtype=jnp.int32), positive, negative, valid)
 
 
-@offered("triplets")
+@selection()
 def batch_hard(
     distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]
 ) -> Triplets:
@@ -58,7 +48,7 @@ def batch_hard(
     return _one_each(_farthest(distances, positives), _closest(distances, negatives), positives, negatives)
 
 
-@offered("triplets")
+@selection()
 def easy_positive_hard_negative(
     distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]
 ) -> Triplets:
@@ -84,7 +74,18 @@ def _one_for_each_positive(negative: Int[Array, "n m"], valid: Bool[Array, "n m"
     return Triplets(anchor, positive, negative, valid)
 
 
-@offered("triplets")
+def _semi_hard_negative(
+    limit: Float[Array, "n 1"], distances: Float[Array, "n m"], negatives: Bool[Array, "n m"]
+) -> Int[Array, " n"]:
+    """The negative that `semi_hard` selects for one positive of each anchor, `limit` away."""
+    farther = negatives & (distances > limit)
+    closest = _closest(distances, farther)
+    some = _marked(farther, closest)
+    fall_back = lambda: jnp.where(some, closest, _farthest(distances, negatives))
+    return lax.cond(jnp.all(some), lambda: closest, fall_back)
+
+
+@selection(one=_semi_hard_negative)
 def semi_hard(distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]) -> Triplets:
     """For each anchor and positive the closest negative that is farther than the positive, else the farthest negative.
 
@@ -105,18 +106,7 @@ def semi_hard(distances: Float[Array, "n m"], positives: Bool[Array, "n m"], neg
     return _one_for_each_positive(negative, positives & jnp.any(negatives, axis=-1, keepdims=True))
 
 
-def semi_hard_negative(
-    limit: Float[Array, "n 1"], distances: Float[Array, "n m"], negatives: Bool[Array, "n m"]
-) -> Int[Array, " n"]:
-    """The negative that `semi_hard` selects for one positive of each anchor, `limit` away."""
-    farther = negatives & (distances > limit)
-    closest = _closest(distances, farther)
-    some = _marked(farther, closest)
-    fall_back = lambda: jnp.where(some, closest, _farthest(distances, negatives))
-    return lax.cond(jnp.all(some), lambda: closest, fall_back)
-
-
-@offered("triplets")
+@selection()
 def semi_hard_of_hardest(
     distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]
 ) -> Triplets:
@@ -137,7 +127,7 @@ def semi_hard_of_hardest(
 
 
 @offered("triplets", made=True)
-def semi_hard_within(margin: ArrayLike = 0.2) -> Partial:
+def semi_hard_within(margin: ArrayLike = 0.2) -> Selection:
     """For each anchor and positive the closest negative with d_ap < d_an < d_ap + margin, where there is one.
 
     n × m triplets, one for each positive: the words of Schroff et al. 2015 (arXiv:1503.03832, margin 0.2), for whom
@@ -149,7 +139,7 @@ def semi_hard_within(margin: ArrayLike = 0.2) -> Partial:
     >>> t.valid[0].tolist(), int(t.negative[0, 0])
     ([True, False, False, False, False], 2)
     """
-    return Partial(_semi_hard_within, margin)
+    return Selection(Partial(_semi_hard_within, margin))
 
 
 def _semi_hard_within(margin, distances, positives, negatives) -> Triplets:
@@ -162,7 +152,7 @@ def _semi_hard_within(margin, distances, positives, negatives) -> Triplets:
 @offered("triplets", made=True)
 def distance_weighted(
     key: Key[Array, "..."], dimension: ArrayLike, *, cutoff: ArrayLike = 0.5, upper: ArrayLike = 1.4
-) -> Partial:
+) -> Selection:
     """For each anchor and positive one negative, drawn with probability ∝ 1 / q(max(d, cutoff)) among those d < upper.
 
     q(d) = d^(D − 2) (1 − d²/4)^((D − 3)/2) is the density of distances between uniformly spread points of the unit
@@ -182,7 +172,7 @@ def distance_weighted(
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise TypeError(f"key is an array of {key.dtype}; wanted one made by jax.random.key")
-    return Partial(_distance_weighted, key, dimension, cutoff, upper)
+    return Selection(Partial(_distance_weighted, key, dimension, cutoff, upper))
 
 
 def _distance_weighted(key, dimension, cutoff, upper, distances, positives, negatives) -> Triplets:
@@ -214,13 +204,13 @@ def row_keys(key: Key[Array, "..."], n: int) -> Key[Array, " n"]:
     return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n))
 
 
-@offered("triplets")
+@selection(every=True)
 def all_triplets(
     distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]
 ) -> Triplets:
     """Every anchor with every positive and every negative: n × m × m triplets.
 
-    `losses.triplet(triplets=all_triplets)` recognises this function and sums the same triplets without listing them.
+    It declares that it selects every triplet, so that `losses.triplet` sums them without listing them.
     """
     n, m = distances.shape
     anchor, positive, negative = jnp.meshgrid(*(jnp.arange(size, dtype=jnp.int32) for size in (n, m, m)), indexing="ij")

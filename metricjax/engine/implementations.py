@@ -1,0 +1,141 @@
+"""Which implementation runs a loss: the one file that chooses, by sizes and by what the loss declares.
+
+Each implementation of a pair-based loss is `run(how, loss, size, given) -> loss`, with `size` anchors at a time.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from metricjax.engine.class_blocks import dense, in_blocks, take, take_and_pass
+from metricjax.engine.devices import Axis, summed
+from metricjax.engine.pairs import Mean, PairLoss, as_triplets, means_of
+from metricjax.engine.panels import means_in_panels, sum_in_panels, sums_in_panels
+from metricjax.engine.positives import Side, with_short_lists
+from metricjax.engine.reductions import Reduction, joined, quotient, reduced, weighted
+from metricjax.engine.selected_triplets import sum_of_triplets
+
+
+class Settings(NamedTuple):
+    """The options of one call that are neither arrays nor relations between labels."""
+
+    reduction: Reduction = quotient
+    block_size: int | str | None = "auto"
+    axis_name: Axis = None
+
+
+class Given(NamedTuple):
+    """The arrays of one call, as rows and columns.
+
+    came: how many rows came; one is added to none.
+    x: embedded rows; None where the columns are the rows.
+    spoil: NaN if a row that exists holds NaN or infinity, else 0.
+    """
+
+    came: int
+    x: Float[Array, "n d"] | None
+    columns: Float[Array, "m d"]
+    hyper: tuple
+    weights: Float[Array, " n"]
+    row: Side
+    column: Side
+    spoil: Float[Array, ""]
+
+    @property
+    def rows(self) -> Float[Array, "n d"]:
+        """Embedded rows, whether they are the columns or not."""
+        return self.columns if self.x is None else self.x
+
+    @property
+    def scored(self) -> tuple[Array | None, Array, tuple]:
+        return self.x, self.columns, self.hyper
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        return self.row, self.column
+
+
+def of_pairs(how: Settings, size: int | None, means: tuple[Mean, ...]) -> Callable[..., Any]:
+    """The implementation for a row function whose Means of one anchor have the shapes of `means`."""
+    if size is None:
+        return _dense
+    if not how.reduction.of_sums:
+        return _means_in_panels
+    if not how.reduction.of_numbers:
+        return _sums_in_panels
+    return _sum_in_panels if len(means) == 1 else _shares_in_panels
+
+
+def of_triplets(how: Settings, loss: PairLoss, size: int | None, m: int) -> Callable[..., Any]:
+    """The implementation for selected triplets among m columns.
+
+    A few triplets a row are gathered. Of as many as there are columns, or more, distances are picked out of the scores.
+    """
+    if size is None:
+        return _dense
+    if not how.reduction.of_sums:
+        return _means_in_panels
+    if not how.reduction.of_numbers:
+        return _sums_in_panels
+    gathers = loss.select.one is not None or _triplets_of_a_row(loss, m) < m  # type: ignore[union-attr]
+    return _triplets_in_panels if gathers else _sum_in_panels
+
+
+def of_classes(size: int | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Sums over blocks of `size` classes, and how each row's own prototype is taken out."""
+    return (dense, take) if size is None else (in_blocks, take_and_pass)
+
+
+def _triplets_of_a_row(loss: PairLoss, m: int) -> int:
+    scores, mask = jax.ShapeDtypeStruct((1, m), jnp.float32), jax.ShapeDtypeStruct((1, m), jnp.bool_)
+    return as_triplets(jax.eval_shape(loss.select, scores, mask, mask)).valid.size  # type: ignore[arg-type]
+
+
+def _dense(how: Settings, loss: PairLoss, size: None, given: Given) -> Any:
+    of_all_rows = partial(means_of, loss, given.rows, given.columns, given.hyper)
+    return _of_anchors(how, given, with_short_lists(of_all_rows, *given.sides, loss.lengths))
+
+
+def _means_in_panels(how: Settings, loss: PairLoss, size: int, given: Given) -> Any:
+    return _of_anchors(how, given, means_in_panels(size, loss, *given.scored, *given.sides))
+
+
+def _sums_in_panels(how: Settings, loss: PairLoss, size: int, given: Given) -> Any:
+    return _of_sums(how, given, sums_in_panels(size, loss, *given.scored, given.weights, *given.sides))
+
+
+def _sum_in_panels(how: Settings, loss: PairLoss, size: int, given: Given) -> Any:
+    return _of_sums(how, given, (sum_in_panels(size, loss, *given.scored, (given.weights,), *given.sides),))
+
+
+def _shares_in_panels(how: Settings, loss: PairLoss, size: int, given: Given) -> Any:
+    """Each total is divided by its own count, so that counts have to be known before totals are added."""
+    fixed = lax.stop_gradient(given.scored)
+    own = [jnp.sum(mean.count * given.weights) for mean in means_in_panels(size, loss, *fixed, *given.sides)]
+    counts = summed(own, how.axis_name)
+    shares = tuple(given.weights / jnp.where(count > 0, count, 1) for count in counts)
+    total = sum_in_panels(size, loss, *given.scored, shares, *given.sides).total
+    return _of_sums(how, given, (Mean(total * sum(counts), sum(own, start=jnp.zeros_like(total))),))
+
+
+def _triplets_in_panels(how: Settings, loss: PairLoss, size: int, given: Given) -> Any:
+    return _of_sums(how, given, (sum_of_triplets(size, loss, *given.scored, given.weights, *given.sides),))
+
+
+def _of_anchors(how: Settings, given: Given, means: tuple[Mean, ...]) -> Any:
+    every = (_spoilt(means, given), given.weights)
+    means, weights = jax.tree.map(lambda a: a[: given.came], every)
+    return reduced(weighted(means, weights), how.reduction, how.axis_name)
+
+
+def _of_sums(how: Settings, given: Given, sums: tuple[Mean, ...]) -> Any:
+    return joined(_spoilt(sums, given), how.reduction, how.axis_name)
+
+
+def _spoilt(means: tuple[Mean, ...], given: Given) -> tuple[Mean, ...]:
+    return tuple(mean._replace(total=mean.total + given.spoil) for mean in means)

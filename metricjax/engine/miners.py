@@ -1,0 +1,130 @@
+"""What a driver may know of a miner: each declares, as data, what it needs and what can be done with it."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+import jax
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Int
+
+from metricjax.ground.functions import by_content, check_settings, under_name
+
+Masks: TypeAlias = tuple[Bool[Array, "n m"], Bool[Array, "n m"]]
+
+
+class Triplets(NamedTuple):
+    """Rows (`anchor`) and columns (`positive`, `negative`) of each triplet; what is not `valid` means nothing."""
+
+    anchor: Int[Array, "n ..."]
+    positive: Int[Array, "n ..."]
+    negative: Int[Array, "n ..."]
+    valid: Bool[Array, "n ..."]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["keep"], meta_fields=["reaches", "prepare"])
+@dataclass(frozen=True)
+class Miner:
+    """A mask miner, `keep(distances, positives, negatives) -> (positives, negatives)`, and what it needs besides.
+
+    A plain function, or a `jax.tree_util.Partial` that binds numbers and keys to one, is a miner that looks at one row
+    at a time. What it does beyond that is declared here.
+
+    Attributes:
+      keep: the function, or a `Partial` of it.
+      reaches: `keep` gets one argument more, `row_of(index [n]) -> distances [n, m]` of columns to all columns.
+      prepare: for a miner that has to look at the whole batch first: `prepare(total, *values) -> Miner`, of the values
+        bound to `keep`, returns a miner for one row at a time. `total(f)` is Σ f(distances, positives, negatives,
+        row_of) over all rows, panels and devices, where `f` returns arrays of a fixed shape.
+
+    >>> import jax.numpy as jnp
+    >>> from jax.tree_util import Partial
+    >>> def nearer_than(limit, distances, positives, negatives, row_of):
+    ...     return positives, negatives & (distances < limit)
+    >>> def below_average(total):
+    ...     count = total(lambda d, p, n, row_of: jnp.sum(n))
+    ...     mean = total(lambda d, p, n, row_of: jnp.sum(jnp.where(n, d, 0))) / count
+    ...     return Miner(Partial(nearer_than, mean), reaches=True)
+    >>> closer_half = Miner(lambda distances, positives, negatives: (positives, negatives), prepare=below_average)
+    """
+
+    keep: Any
+    reaches: bool = False
+    prepare: Callable[..., Any] | None = None
+
+    role: ClassVar[str] = "miner"
+
+    def __call__(self, distances: Any, positives: Any, negatives: Any, row_of: Any = None) -> Masks:
+        reach = (row_of,) if self.reaches else ()
+        return self.keep(distances, positives, negatives, *reach)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["select"], meta_fields=["one", "every"])
+@dataclass(frozen=True)
+class Selection:
+    """A selection of triplets, `select(distances, positives, negatives) -> Triplets`, and how else it can be run.
+
+    A plain function, or a `jax.tree_util.Partial` that binds numbers and keys to one, is a selection of which nothing
+    is known. What is known is declared here, and spares memory.
+
+    Attributes:
+      select: the function, or a `Partial` of it.
+      one: for a selection of one negative for each positive: `one(d_ap [n, 1], distances [n, m], negatives [n, m]) ->
+        columns [n]` selects that of one positive of each row, so that positives can be taken one after the other.
+      every: it selects every triplet of a positive and a negative, which a loss may sum without listing them.
+    """
+
+    select: Any
+    one: Any = None
+    every: bool = False
+
+    role: ClassVar[str] = "triplets"
+
+    def __call__(self, *masked: Any) -> Triplets:
+        check_settings(self, masked)
+        return self.select(*masked)
+
+
+def selection(**declared: Any) -> Callable[[Callable[..., Triplets]], Selection]:
+    """Make a `Selection` of a function, under its name and with its documentation."""
+
+    def made(select: Callable[..., Triplets]) -> Selection:
+        return under_name(Selection(select, **declared), select)
+
+    return made
+
+
+def as_miner(f: Any) -> Miner:
+    """A mask miner of any form, as a pytree whose leaves are the values bound to it."""
+    return _with_values(f, "keep", Miner)
+
+
+def as_selection(f: Any) -> Selection:
+    """A selection of any form, as a pytree whose leaves are the values bound to it."""
+    return _with_values(f, "select", Selection)
+
+
+def _with_values(f: Any, name: str, kind: type) -> Any:
+    if isinstance(f, kind):
+        return replace(f, **{name: as_partial(getattr(f, name))})  # type: ignore[type-var]
+    if isinstance(f, functools.partial):
+        inner = _with_values(f.func, name, kind)
+        bound = getattr(inner, name)
+        values, options = (*bound.args, *f.args), {**bound.keywords, **f.keywords}
+        return replace(inner, **{name: Partial(bound.func, *values, **options)})
+    return kind(as_partial(f))
+
+
+def as_partial(f: Any) -> Partial:
+    """A function as a pytree: without leaves, unless it is a `jax.tree_util.Partial` with numbers and keys bound."""
+    return by_content(f) if isinstance(f, Partial) else Partial(by_content(f))
+
+
+def prepared(miner: Miner, total: Callable[[Callable[..., Any]], Any]) -> Miner:
+    """The same miner for one row at a time, where it has to look at the whole batch first: see `Miner.prepare`."""
+    if miner.prepare is None:
+        return miner
+    keep = as_partial(miner.keep)
+    return as_miner(miner.prepare(total, *keep.args, **keep.keywords))

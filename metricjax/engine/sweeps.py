@@ -1,0 +1,111 @@
+"""Sweeps over panels of rows: a loop that carries sums, and the gradients of a loss taken while a panel is in cache."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
+
+from metricjax.engine.devices import Axis, summed, varying
+from metricjax.engine.miners import prepared
+from metricjax.engine.pairs import Mean, PairLoss, as_distances, distances_of, scores_and_masks
+from metricjax.engine.positives import Side
+
+
+def sweep(step: Callable, carry: Any, size: int, arrays: Any) -> tuple[Any, Any]:
+    """Scan `step(carry, block)` over blocks of rows; padded rows do not exist (`where` is False)."""
+    n = len(jax.tree.leaves(arrays)[0])
+    count = math.ceil(n / size)
+
+    def blocks(a):
+        padded = jnp.pad(a, [(0, count * size - n)] + [(0, 0)] * (a.ndim - 1))
+        return padded.reshape(count, size, *a.shape[1:])
+
+    carry, out = lax.scan(step, carry, jax.tree.map(blocks, arrays))
+    return carry, jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:])[:n], out)
+
+
+def rows_of(x: Array | None, columns: Array, row: Side) -> Array:
+    """The rows of a panel, taken out of the columns where these are the rows too."""
+    return columns[row.ids] if x is None else x
+
+
+def with_prepared_miner(size: int, loss: PairLoss, x, columns, row: Side, column: Side, axis: Axis) -> PairLoss:
+    """The loss with a miner for one row at a time, where its own has to look at the whole batch first."""
+    if loss.miner is None:
+        return loss
+    bare = dataclasses.replace(loss, miner=None)
+
+    def total(f):
+        """Σ of f(distances, positives, negatives, row_of) over panels and devices."""
+
+        def of_panel(x, row):
+            scores, *masks = scores_and_masks(bare, rows_of(x, columns, row), columns, row, column)
+            return f(as_distances(loss, scores), *masks, partial(distances_of, loss, columns))
+
+        def step(sums, block):
+            return jax.tree.map(jnp.add, sums, of_panel(*block)), None
+
+        first = jax.tree.map(lambda a: a[:size], (x, row))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_panel, *first))
+        return summed(sweep(step, varying(zeros, (columns, row)), size, (x, row))[0], axis)
+
+    return dataclasses.replace(loss, miner=prepared(loss.miner, total))
+
+
+def gradient_sweep(panel: Callable, size: int, x, columns, hyper, cotangents, row: Side):
+    """The Means of all anchors and the gradients of `x`, `columns` and `hyper`, taken while each panel is in cache.
+
+    `panel(sums, x, cotangents, row) -> (sums, dx, means)` adds to the sums the gradients of columns and
+    hyper-parameters. `x` is None where the rows are the columns: their gradient is then added to that of the columns.
+    """
+
+    def step(sums, block):
+        x, cotangents, row = block
+        sums, dx, means = panel(sums, rows_of(x, columns, row), cotangents, row)
+        if x is None:
+            sums, dx = (sums[0].at[row.ids].add(dx), sums[1]), None
+        return sums, (dx, means)
+
+    zeros = jax.tree.map(jnp.zeros_like, (columns, hyper))
+    sums, (dx, means) = sweep(step, varying(zeros, columns), size, (x, cotangents, row))
+    return (dx, *sums), means
+
+
+# --- a sum and its tangent, which is the gradient times the tangent -------------------------------------------------
+
+
+def as_one(f: Callable, *arguments: Any) -> Any:
+    """`f(*arguments)`, taken as a whole by partial evaluation, which else draws what is constant out of the scans."""
+    whole = jax.custom_jvp(f)
+    whole.defjvp(lambda primals, tangents: jax.jvp(f, primals, tangents))
+    return whole(*arguments)
+
+
+def weighted_sum(means: tuple[Mean, ...], weights: tuple[Float[Array, " n"], ...]) -> Mean:
+    """Σ over all Means and anchors of weight times total, and of weight times count."""
+    sums = [jax.tree.map(lambda a, w=w: jnp.sum(a * w), mean) for mean, w in zip(means, weights, strict=True)]
+    return jax.tree.map(lambda *a: sum(a), *sums)
+
+
+def sum_and_tangent(means: tuple[Mean, ...], weights, gradients, tangents) -> tuple[Mean, Mean]:
+    """`weighted_sum` and its tangent; of gradients and tangents, the last are those of the weights."""
+    total, count = weighted_sum(means, weights)
+    gradients = (*gradients, tuple(mean.total for mean in means))
+    both = [both for both in zip(gradients, tangents, strict=True) if both[0] is not None]
+    pairs = [pair for gradient, tangent in both for pair in _pairs_of_leaves(gradient, tangent)]
+    # Left out where nothing is differentiated: then its gradient is not computed at all.
+    change = sum((jnp.sum(g * t) for g, t in pairs if not isinstance(t, SymbolicZero)), start=jnp.zeros_like(total))
+    counts = [jnp.sum(m.count * t) for m, t in zip(means, tangents[3], strict=True) if not isinstance(t, SymbolicZero)]
+    return Mean(total, count), Mean(change, sum(counts, start=jnp.zeros_like(count)))
+
+
+def _pairs_of_leaves(gradient, tangent):
+    is_zero = lambda t: isinstance(t, SymbolicZero)
+    return zip(jax.tree.leaves(gradient), jax.tree.leaves(tangent, is_leaf=is_zero), strict=True)
