@@ -156,8 +156,9 @@ def rows(scores, positives, negatives, *hyper):
     return mj.Mean(jnp.sum(jnp.where(positives, scores, 0), axis=1), jnp.sum(positives, axis=1))
 
 
-def terms(d_ap, d_an, valid):
-    return mj.Mean(jnp.sum(jnp.where(valid, d_ap - d_an, 0), axis=1), jnp.sum(valid, axis=1))
+def terms(chosen):
+    gaps = jnp.where(chosen.valid, chosen.d_ap - chosen.d_an, 0)
+    return mj.Mean(jnp.sum(gaps, axis=1), jnp.sum(chosen.valid, axis=1))
 
 
 def closing_over(t, size):

@@ -250,7 +250,9 @@ def test_what_does_not_fit_is_named():
         "weights has 0 numbers for 0 sizes": lambda: mj.matryoshka(losses.supcon, ()),
         r"sizes are \(0, 4\); wanted numbers from 1 to the 6": lambda: mj.matryoshka(losses.supcon, (0, 4))(Z, Y),
         r"sizes are \(7,\); wanted numbers from 1 to the 6": lambda: mj.matryoshka(losses.supcon, (7,))(Z, Y),
-        "reduction is given; weighted_sum reduces each loss by its own mean": lambda: mj.weighted_sum(losses.supcon)(Z, Y, reduction=mj.with_count),
+        "reduction is given; weighted_sum reduces each loss by its own mean": lambda: mj.weighted_sum(losses.supcon)(
+            Z, Y, reduction=mj.with_count
+        ),
         "weighted_sum adds losses that return one number": lambda: mj.weighted_sum(losses.supcon, state)(Z, Y),
         "matryoshka adds losses that return one number": lambda: mj.matryoshka(state, (2, 6))(Z, Y),
         "unknown options": lambda: mj.weighted_sum(losses.supcon, losses.circle)(Z, Y, margin=0.1),

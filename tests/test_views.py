@@ -308,7 +308,7 @@ WRONG = {
     "weights of koleo": (lambda: mj.losses.koleo(X, weights=X[0]), ValueError, r"weights has shape \(5,\)"),
     "unknown option of rows": (lambda: mj.losses.zero_mean(X, labels=X), TypeError, "labels"),
     "reduction of spread_out": (
-        lambda: mj.losses.spread_out(X, jnp.arange(N), reduction=mj.with_count), TypeError, "reduction is given; spread_out",
+        lambda: mj.losses.spread_out(X, jnp.arange(N), reduction=mj.with_count), TypeError, "reduction is given",
     ),
 }  # fmt: skip
 

@@ -98,14 +98,15 @@ def _offered(role: str) -> dict[str, str]:
     """How the public functions for an argument are written."""
     every = vars(sys.modules[_HOMES[role]]) if role in _HOMES else {}
     fits = lambda f: role in (getattr(f, "role", None), getattr(f, "makes", None))
-    return {name: _written(f, role) for name, f in every.items() if fits(f) and not name.startswith("_")}
+    public = lambda name, f: fits(f) and not name.startswith("_") and not isinstance(f, type)
+    return {name: _written(f, role) for name, f in every.items() if public(name, f)}
 
 
 def _written(f: Any, role: str) -> str:
     """How users write a public function: what makes one, with its parentheses."""
     name = getattr(f, "__name__", None)
     if name is None:
-        return repr(f)
+        return f"a {type(f).__name__}"
     settings = inspect.signature(f).parameters.values() if hasattr(f, "makes") else ()
     call = "(...)" if any(p.default is p.empty for p in settings) else "()" if hasattr(f, "makes") else ""
     return f"{_HOMES[role].replace('metricjax', 'mj', 1)}.{name}{call}"

@@ -12,7 +12,6 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Key
 
-from metricjax import similarities
 from metricjax.anchors import Mean
 from metricjax.engine.devices import row_ids
 from metricjax.engine.reductions import Loss, as_mean, quotient
@@ -21,6 +20,7 @@ from metricjax.ground.numerics import a_row_for_none, computing_dtype, safe_sqrt
 from metricjax.losses.margin_softmax import angle, others_scaled, scaled, turned, with_margin
 from metricjax.losses.row_values import class_count, gathered, row_lengths, the_own
 from metricjax.prototypes import SoftmaxOptions, over_prototypes
+from metricjax.similarities import cosine
 
 State = Float[Array, "..."]
 
@@ -44,13 +44,13 @@ def _of_row(own, value):
 def _target_cosines(embeddings, labels, prototypes, options):
     """Of all rows on all devices, and which rows exist, without a gradient."""
     fixed = lax.stop_gradient((embeddings, prototypes))
-    own, exists = gathered(the_own, fixed[0], labels, fixed[1], options, similarity=similarities.cosine)
+    own, exists = gathered(the_own, fixed[0], labels, fixed[1], options, similarity=cosine)
     return own, exists > 0
 
 
 def _values(a, embeddings, labels, prototypes, options):
     """A number of each row, of all rows on all devices, and which rows exist."""
-    values, exists = gathered(_of_row, embeddings, labels, prototypes, options, a, similarity=similarities.cosine)
+    values, exists = gathered(_of_row, embeddings, labels, prototypes, options, a, similarity=cosine)
     return values, exists > 0
 
 
@@ -106,8 +106,8 @@ def curricularface(
     t, dtype = _kept(state, embeddings, 0.0)
     own, exists = _target_cosines(embeddings, labels, prototypes, options)
     t = _followed(t, _mean(own, exists), momentum, jnp.any(exists))
-    arrays, similarity = (embeddings, labels, prototypes, scale, margin, t), similarities.cosine
-    loss = over_prototypes(_curricular_target, _curricular_others, *arrays, similarity=similarity, **options)
+    batch, hyper = (embeddings, labels, prototypes), (scale, margin, t)
+    loss = over_prototypes(_curricular_target, _curricular_others, *batch, *hyper, similarity=cosine, **options)
     return loss, t.astype(dtype)
 
 
@@ -164,9 +164,9 @@ def adaface(
     deviation = _followed(deviation, spread, momentum, count > 1)
     distance = (length.astype(mean.dtype) - mean) / (deviation + jnp.asarray(epsilon, mean.dtype))
     quality = jnp.clip(jnp.asarray(concentration, mean.dtype) * distance, -1, 1)
-    arrays, similarity = (embeddings, labels, prototypes, scale, margin, epsilon), similarities.cosine
+    batch, hyper = (embeddings, labels, prototypes), (scale, margin, epsilon)
     loss = over_prototypes(
-        _adaface_target, _others_at_scale, *arrays, similarity=similarity, rows=(quality,), **options
+        _adaface_target, _others_at_scale, *batch, *hyper, similarity=cosine, rows=(quality,), **options
     )
     return loss, jnp.stack([mean, deviation]).astype(dtype)
 
@@ -206,9 +206,11 @@ def magface(
     length = jnp.clip(length, low, high)
     margin = least + (most - least) / (high - low) * (length - low)
     extra = weight * (1 / length + length / jnp.square(high))
-    arrays, similarity = (embeddings, labels, prototypes, scale, easy_margin), similarities.cosine
+    batch, hyper = (embeddings, labels, prototypes), (scale, easy_margin)
     each: SoftmaxOptions = {**options, "reduction": as_mean}
-    mean = over_prototypes(_row_margin_target, _others_at_scale, *arrays, similarity=similarity, rows=(margin,), **each)
+    mean = over_prototypes(
+        _row_margin_target, _others_at_scale, *batch, *hyper, similarity=cosine, rows=(margin,), **each
+    )
     extras, _ = _values(extra, embeddings, labels, prototypes, options)
     return options.get("reduction", quotient)(Mean(mean.total + mean.count * extras, mean.count))
 
@@ -268,8 +270,8 @@ def elasticface(
         largest_first = jnp.flip(jnp.sort(jnp.where(exists, everyone, -jnp.inf)))
         handed_out = jnp.zeros_like(largest_first).at[order].set(largest_first)
         drawn = jnp.where(exists, handed_out, 0)[ids]
-    arrays, similarity = (embeddings, labels, prototypes, scale, False), similarities.cosine
-    return over_prototypes(target, _others_at_scale, *arrays, similarity=similarity, rows=(drawn,), **options)
+    batch, hyper = (embeddings, labels, prototypes), (scale, False)
+    return over_prototypes(target, _others_at_scale, *batch, *hyper, similarity=cosine, rows=(drawn,), **options)
 
 
 # --- by the cosines so far ------------------------------------------------------------------------------------------
@@ -313,15 +315,14 @@ def adacos(
     """
     s, dtype = _kept(state, embeddings, adacos_scale(class_count(prototypes, options)))
     own, exists = _target_cosines(embeddings, labels, prototypes, options)
-    count, similarity = jnp.sum(exists), similarities.cosine
-    arrays = (*lax.stop_gradient((embeddings, labels, prototypes)), s)
+    count, fixed = jnp.sum(exists), lax.stop_gradient((embeddings, labels, prototypes))
     each: SoftmaxOptions = {**options, "weights": None, "reduction": as_mean, "label_smoothing": None}
-    log_sums = over_prototypes(_nothing, others_scaled, *arrays, similarity=similarity, join="log_odds", **each).total
+    log_sums, _ = over_prototypes(_nothing, others_scaled, *fixed, s, similarity=cosine, join="log_odds", **each)
     log_b = jax.nn.logsumexp(log_sums, where=exists) - jnp.log(_at_least_one(count, own))
     angles = a_row_for_none(jnp.sort(jnp.where(exists, jnp.arccos(jnp.clip(own, -1, 1)), jnp.inf)))
     middle = jnp.array([(count - 1) // 2, count // 2]).astype(jnp.int32)
     median = jnp.mean(angles[jnp.maximum(middle, 0)])
     new = (log_b / jnp.cos(jnp.minimum(jnp.pi / 4, median))).astype(s.dtype)
     s = jnp.where((count > 0) & (log_b > 0), new, s)
-    arrays = (embeddings, labels, prototypes, s)
-    return over_prototypes(scaled, others_scaled, *arrays, similarity=similarity, **options), s.astype(dtype)
+    loss = over_prototypes(scaled, others_scaled, embeddings, labels, prototypes, s, similarity=cosine, **options)
+    return loss, s.astype(dtype)

@@ -16,6 +16,7 @@ from metricjax.ground.checks import check_array, check_class_batch, check_positi
 from metricjax.ground.numerics import existing, normalize, safe_sqrt, widen
 from metricjax.ground.pairwise import pairwise
 from metricjax.prototypes import SoftmaxOptions, over_prototypes
+from metricjax.similarities import cosine
 
 Gradient = Literal["exact", "straight_through"]
 
@@ -104,9 +105,7 @@ def normalized_softmax(
     """
     check_positive(temperature=temperature)
     scale = 1 / jnp.asarray(temperature)
-    return over_prototypes(
-        scaled, others_scaled, embeddings, labels, prototypes, scale, similarity=similarities.cosine, **options
-    )
+    return over_prototypes(scaled, others_scaled, embeddings, labels, prototypes, scale, similarity=cosine, **options)
 
 
 def less_margin(own, scale, *hyper):
@@ -135,10 +134,8 @@ def cosface(
     0.8834
     """
     check_positive(scale=scale)
-    arrays = (embeddings, labels, prototypes)
-    return over_prototypes(
-        less_margin, others_scaled, *arrays, scale, margin, similarity=similarities.cosine, **options
-    )
+    batch, hyper = (embeddings, labels, prototypes), (scale, margin)
+    return over_prototypes(less_margin, others_scaled, *batch, *hyper, similarity=cosine, **options)
 
 
 def _arcface_target(own, scale, margin, easy_margin, gradient):
@@ -170,8 +167,8 @@ def arcface(
     0.3477
     """
     check_positive(scale=scale)
-    arrays, similarity = (embeddings, labels, prototypes, scale, margin, easy_margin, gradient), similarities.cosine
-    return over_prototypes(_arcface_target, others_scaled, *arrays, similarity=similarity, **options)
+    batch, hyper = (embeddings, labels, prototypes), (scale, margin, easy_margin, gradient)
+    return over_prototypes(_arcface_target, others_scaled, *batch, *hyper, similarity=cosine, **options)
 
 
 def _combined_target(own, scale, times, added, offset):
@@ -201,10 +198,8 @@ def combined_margin(
     check_positive(scale=scale)
     if len(margins) != 3:
         raise ValueError(f"margins has {len(margins)} numbers; wanted three: factor, angle and offset")
-    arrays = (embeddings, labels, prototypes)
-    return over_prototypes(
-        _combined_target, others_scaled, *arrays, scale, *margins, similarity=similarities.cosine, **options
-    )
+    batch, hyper = (embeddings, labels, prototypes), (scale, *margins)
+    return over_prototypes(_combined_target, others_scaled, *batch, *hyper, similarity=cosine, **options)
 
 
 def _nearest(scores, *hyper):
@@ -235,8 +230,8 @@ def sub_center_arcface(
     0.3477
     """
     check_positive(scale=scale)
-    arrays, similarity = (embeddings, labels, prototypes, scale, margin, easy_margin, gradient), similarities.cosine
-    return over_prototypes(_arcface_target, others_scaled, *arrays, similarity=similarity, pool=_nearest, **options)
+    batch, hyper = (embeddings, labels, prototypes), (scale, margin, easy_margin, gradient)
+    return over_prototypes(_arcface_target, others_scaled, *batch, *hyper, similarity=cosine, pool=_nearest, **options)
 
 
 class SubCenters(NamedTuple):
@@ -311,7 +306,5 @@ def circle_class(
     0.6326
     """
     check_positive(scale=scale)
-    arrays = (embeddings, labels, prototypes)
-    return over_prototypes(
-        _circle_target, _circle_others, *arrays, scale, margin, similarity=similarities.cosine, **options
-    )
+    batch, hyper = (embeddings, labels, prototypes), (scale, margin)
+    return over_prototypes(_circle_target, _circle_others, *batch, *hyper, similarity=cosine, **options)

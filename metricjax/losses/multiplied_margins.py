@@ -15,6 +15,7 @@ from metricjax.ground.pairwise import pairwise
 from metricjax.losses.margin_softmax import Gradient, angle, others_scaled, scaled, with_gradient
 from metricjax.losses.row_values import class_count, gathered, row_lengths, the_own
 from metricjax.prototypes import PrototypeOptions, SoftmaxOptions, over_prototypes
+from metricjax.similarities import cosine
 
 
 def _multiplied(cosine, margin, annealing):
@@ -63,8 +64,10 @@ def large_margin_softmax(
     """
     lengths = gathered(the_own, embeddings, labels, prototypes, options, similarity=_prototype_lengths).total
     rows = (row_lengths(embeddings, options), lengths[row_ids(len(embeddings), options.get("axis_name"))])
-    arrays, similarity = (embeddings, labels, prototypes, margin, annealing), similarities.dot
-    return over_prototypes(_large_margin_target, _as_they_are, *arrays, similarity=similarity, rows=rows, **options)
+    batch, hyper = (embeddings, labels, prototypes), (margin, annealing)
+    return over_prototypes(
+        _large_margin_target, _as_they_are, *batch, *hyper, similarity=similarities.dot, rows=rows, **options
+    )
 
 
 def _sphereface_target(own, length, margin, annealing):
@@ -98,8 +101,10 @@ def sphereface(
     2.4998
     """
     length = row_lengths(embeddings, options)
-    arrays, similarity = (embeddings, labels, prototypes, margin, annealing), similarities.cosine
-    return over_prototypes(_sphereface_target, _times_length, *arrays, similarity=similarity, rows=(length,), **options)
+    batch, hyper = (embeddings, labels, prototypes), (margin, annealing)
+    return over_prototypes(
+        _sphereface_target, _times_length, *batch, *hyper, similarity=cosine, rows=(length,), **options
+    )
 
 
 def sphereface_annealing(
@@ -160,8 +165,8 @@ def sphereface_r(
     if variant not in ("v1", "v2"):
         raise ValueError(f"variant is {variant!r}; wanted 'v1' or 'v2'")
     target, others = (_r1_target, others_scaled) if variant == "v1" else (scaled, _r2_others)
-    arrays = (embeddings, labels, prototypes, scale, margin, gradient)
-    return over_prototypes(target, others, *arrays, similarity=similarities.cosine, **options)
+    batch, hyper = (embeddings, labels, prototypes), (scale, margin, gradient)
+    return over_prototypes(target, others, *batch, *hyper, similarity=cosine, **options)
 
 
 def _raised(cosine, power):
@@ -209,8 +214,8 @@ def sphereface2(
     check_positive(scale=scale, power=power)
     if bias is None:
         bias = sphereface2_bias(class_count(prototypes, options), scale, margin, power, balance)
-    arrays = (embeddings, labels, prototypes, scale, margin, power, balance, bias)
-    return over_prototypes(_two_target, _two_others, *arrays, similarity=similarities.cosine, join="sum", **options)
+    batch, hyper = (embeddings, labels, prototypes), (scale, margin, power, balance, bias)
+    return over_prototypes(_two_target, _two_others, *batch, *hyper, similarity=cosine, join="sum", **options)
 
 
 def sphereface2_bias(

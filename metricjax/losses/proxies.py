@@ -7,7 +7,6 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from metricjax import similarities
 from metricjax.anchors import Mean, over_pairs
 from metricjax.engine.devices import of_all, row_ids
 from metricjax.engine.prototypes import none_unknown, targets
@@ -17,6 +16,7 @@ from metricjax.ground.numerics import logsumexp, softplus
 from metricjax.losses.margin_softmax import less_margin, others_scaled
 from metricjax.losses.row_values import class_count
 from metricjax.prototypes import PrototypeOptions, SoftmaxOptions, over_prototypes
+from metricjax.similarities import cosine
 
 
 def _minus_chord(cosine, temperature):
@@ -45,8 +45,8 @@ def proxy_nca(
     >>> float(proxy_nca(jnp.eye(3)[:1], jnp.array([0]), jnp.eye(3)))  # 0 + log(2 e^-2)
     -1.3069
     """
-    arrays, similarity = (embeddings, labels, prototypes, 1.0), similarities.cosine
-    return over_prototypes(_minus_chord, _minus_chords, *arrays, similarity=similarity, join="log_odds", **options)
+    batch, hyper = (embeddings, labels, prototypes), (1.0,)
+    return over_prototypes(_minus_chord, _minus_chords, *batch, *hyper, similarity=cosine, join="log_odds", **options)
 
 
 def proxy_nca_pp(
@@ -68,8 +68,8 @@ def proxy_nca_pp(
     0.1269
     """
     check_positive(temperature=temperature)
-    arrays, similarity = (embeddings, labels, prototypes, temperature), similarities.cosine
-    return over_prototypes(_minus_chord, _minus_chords, *arrays, similarity=similarity, **options)
+    batch, hyper = (embeddings, labels, prototypes), (temperature,)
+    return over_prototypes(_minus_chord, _minus_chords, *batch, *hyper, similarity=cosine, **options)
 
 
 def _anchor_rows(pairs, scale, margin):
@@ -117,7 +117,7 @@ def proxy_anchor(
     classes, labels = none_unknown(classes), none_unknown(labels)
     given |= {"references": embeddings, "reference_labels": labels, "where": to.real}
     given["reference_where"] = known if where is None else known & where
-    return over_pairs(_anchor_rows, prototypes, classes, scale, margin, similarity=similarities.cosine, **given)
+    return over_pairs(_anchor_rows, prototypes, classes, scale, margin, similarity=cosine, **given)
 
 
 def _relaxed(scores, scale, gamma, margin):
@@ -150,8 +150,8 @@ def soft_triple(
     0.3133
     """
     check_positive(scale=scale, gamma=gamma)
-    arrays, similarity = (embeddings, labels, prototypes, scale, gamma, margin), similarities.cosine
-    return over_prototypes(less_margin, others_scaled, *arrays, similarity=similarity, pool=_relaxed, **options)
+    batch, hyper = (embeddings, labels, prototypes), (scale, gamma, margin)
+    return over_prototypes(less_margin, others_scaled, *batch, *hyper, similarity=cosine, pool=_relaxed, **options)
 
 
 def _half_square_to_one(own):
@@ -179,8 +179,8 @@ def p2s_grad(
     >>> float(p2s_grad(jnp.array([[3.0, 4.0]]), jnp.array([0]), jnp.eye(2)))  # (0.4² + 0.8²) / 2
     0.4
     """
-    arrays, similarity = (embeddings, labels, prototypes), similarities.cosine
-    return over_prototypes(_half_square_to_one, _half_squares, *arrays, similarity=similarity, join="sum", **options)
+    batch = (embeddings, labels, prototypes)
+    return over_prototypes(_half_square_to_one, _half_squares, *batch, similarity=cosine, join="sum", **options)
 
 
 def _uniface_target(own, scale, margin, bias, balance):
@@ -218,5 +218,5 @@ def uniface(
     """
     check_positive(scale=scale)
     bias = jnp.log(10 * jnp.asarray(class_count(prototypes, options), float)) if bias is None else bias
-    arrays, similarity = (embeddings, labels, prototypes, scale, margin, bias, balance), similarities.cosine
-    return over_prototypes(_uniface_target, _uniface_others, *arrays, similarity=similarity, join="sum", **options)
+    batch, hyper = (embeddings, labels, prototypes), (scale, margin, bias, balance)
+    return over_prototypes(_uniface_target, _uniface_others, *batch, *hyper, similarity=cosine, join="sum", **options)
