@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metricjax.engine import sizes
 from metricjax.metrics import embedding_health
 
 health = sys.modules["metricjax.metrics.health"]  # the attribute of that name is the function
@@ -63,7 +64,7 @@ def sets(kind, rng, n=48, d=6):
 
 @pytest.fixture(autouse=True)
 def tiles_of_ten_rows(monkeypatch):
-    monkeypatch.setattr(health, "_TILE", 11)
+    monkeypatch.setattr(sizes, "rows_in_summed_tile", lambda n: 10)
 
 
 @pytest.mark.parametrize("kind", ["round", "one direction", "a plane", "zeros and duplicates"])

@@ -152,7 +152,7 @@ def test_folds_that_cannot_be_judged():
         mj.metrics.k_fold_accuracy(scores, scores > 2, 7)
     with pytest.raises(ValueError, match="folds is 1; wanted 2 at least"):
         mj.metrics.k_fold_accuracy(scores, scores > 2, 1)
-    with pytest.raises(ValueError, match="same is the same in all folds but one"):
+    with pytest.raises(ValueError, match="same has one value in all folds but one"):
         mj.metrics.k_fold_accuracy(scores, scores > 2, 2)
     assert mj.metrics.k_fold_accuracy(scores, scores > 2, 3) == (1, 0)  # folds of one kind, between others
 

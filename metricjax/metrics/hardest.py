@@ -9,8 +9,6 @@ from numpy.typing import ArrayLike
 from metricjax import similarities
 from metricjax.metrics.sets import check_set, panels
 
-_PANEL = 2**22  # scores at a time
-
 
 class HardestPairs(NamedTuple):
     """Pairs of rows [p, 2], the lower index first, and their scores [p], the hardest first.
@@ -59,7 +57,7 @@ def hardest_pairs(
     n = len(labels)
     person = np.unique(labels, return_inverse=True)[1] if distinct else None
     strangers = mates = (np.zeros((0, 2), np.int64), np.zeros(0, np.float32))
-    for start, scores in panels(embeddings, similarity, height=min(1024, max(1, _PANEL // max(1, n)))):
+    for start, scores in panels(embeddings, similarity):
         table = np.asarray(scores)
         row = start + np.arange(len(table))[:, None]
         same, later = labels[row] == labels[None], row < np.arange(n)[None]

@@ -1,4 +1,4 @@
-"""Thresholds that are chosen on some pairs and used on others: what they cost, and whom they serve how well."""
+"""Thresholds that are chosen on some pairs and used on others: what they cost, and how well they serve each group."""
 
 from typing import NamedTuple
 
@@ -65,7 +65,7 @@ def decidability(scores: ArrayLike, same: ArrayLike) -> float:
 
 
 def error_versus_reject(scores: ArrayLike, same: ArrayLike, quality: ArrayLike, far: float) -> ErrorVersusReject:
-    """FNMR at a fixed threshold as the genuine pairs of lowest quality are rejected: it falls if quality tells.
+    """FNMR at a fixed threshold as the genuine pairs of lowest quality are rejected: it falls where quality tells.
 
     The threshold is that of `far` among all pairs. Pairs of equal quality are rejected together: the curve has a point
     for each quality of a genuine pair, from 0 rejected to those of the highest quality left. Grother, Tabassi 2007,

@@ -12,6 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Integer
 
+from metricjax.engine import sizes
 from metricjax.engine.prototypes import none_unknown
 from metricjax.ground.checks import check_labels, check_per_row, check_rows
 from metricjax.ground.files import read_arrays, write_arrays
@@ -40,7 +41,7 @@ class Gallery:
     ids: who is in each place, 0 to 2³¹ − 2; −1 where it is free.
     overflow: how many people found no place, in all calls under `jit` together.
 
-    As a pytree it may be saved like parameters, and grows by `metricjax.classes.add_classes(gallery,
+    As a pytree it may be saved like parameters, and grows by `metricjax.prototypes.add_classes(gallery,
     Gallery.empty(more, features))`. To search one that is split over devices by places, give `sums`, `where=ids >= 0`
     and `axis_name` to `top_k`.
 
@@ -94,7 +95,7 @@ class Gallery:
         enrolled = _enrolled(self, embeddings, ids, weights)
         if not isinstance(enrolled.overflow, jax.core.Tracer) and enrolled.overflow > self.overflow:
             without = int(enrolled.overflow - self.overflow)
-            raise ValueError(f"{without} new people find no place: all {len(self.ids)} of the gallery would be taken")
+            raise ValueError(f"ids has {without} new people too many for the {len(self.ids)} places of the gallery")
         return enrolled
 
     def remove(self, ids: Integer[Array, " n"]) -> "Gallery":
@@ -153,7 +154,7 @@ ARRAYS = ("sums", "ids", "overflow")
 
 
 def of_arrays(arrays: Mapping[str, np.ndarray]) -> Gallery:
-    """The gallery of these arrays; ValueError that says what of them cannot be one's."""
+    """The gallery of these arrays; ValueError that says which of them cannot belong to one."""
     if sorted(arrays) != sorted(ARRAYS):
         raise ValueError(f"holds {sorted(arrays)}; wanted a gallery: ids, overflow and sums")
     sums, ids, overflow = (arrays[name] for name in ARRAYS)
@@ -190,12 +191,9 @@ def _check_ids(ids: Any, rows: int) -> None:
         raise TypeError(f"ids has dtype {ids.dtype}; wanted integers")
     if ids.ndim != 1:
         raise ValueError(f"ids has shape {ids.shape}; wanted one id for each of the {rows} rows")
-    # JAX would cut these to 32 bits without a word, and one person might become another.
+    # JAX would silently cut these to 32 bits, and one person might become another.
     if isinstance(ids, np.ndarray) and ids.size and not -(2**31) <= ids.min() <= ids.max() < 2**31 - 1:
         raise ValueError(f"ids go from {ids.min()} to {ids.max()}; wanted at most 2³¹ − 2")
-
-
-_FEW = 32  # ids from which on a CPU takes longer to compare than to sort them
 
 
 def _places(gallery: Gallery, ids: Int[Array, " n"]) -> Int[Array, " n"]:
@@ -205,7 +203,7 @@ def _places(gallery: Gallery, ids: Int[Array, " n"]) -> Int[Array, " n"]:
     """
     capacity = len(gallery.ids)
     numbers = jnp.arange(capacity, dtype=jnp.int32)
-    if len(ids) <= _FEW:
+    if len(ids) <= sizes.ids_to_compare():
         return lax.map(lambda i: jnp.min(jnp.where((gallery.ids == i) & (i >= 0), numbers, capacity)), ids)
     asked = jnp.sort(jnp.append(ids, jnp.iinfo(jnp.int32).max))  # which is nobody's id: no index is too large
     at = jnp.searchsorted(asked, gallery.ids)
