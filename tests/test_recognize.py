@@ -326,7 +326,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(run, people, folders,
 
 def test_messages(run, people, folders, tmp_path):
     assert "staff.npz does not exist; `enrol` makes a gallery" in run("identify", people / "Person_1", fails=True)
-    assert "is no folder with a sub-folder of images" in run("enrol", people / "Person_1", fails=True)
+    assert "wanted a sub-folder of images" in run("enrol", people / "Person_1", fails=True)
     assert "'unknown' is no name for a person" in run("enrol", people / "Person_1", "--name", "unknown", fails=True)
     assert "'' is no name for a person" in run("enrol", people / "Person_1", "--name", "", fails=True)
     assert "holds no images; wanted files .pgm" in run("enrol", people, "--name", "All", fails=True)

@@ -17,7 +17,7 @@ def resized(images: Num[Array, "n h w c"], size: Sequence[int]) -> Float[Array, 
 
 
 def standardised(images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    """Each image brought to mean 0 and variance 1 (an even one to 0)."""
+    """Each image brought to mean 0 and variance 1; an image of one value becomes 0."""
     away = images - jnp.mean(images, axis=(1, 2, 3), keepdims=True)  # first, or the variance of bright images cancels
     return away * jax.lax.rsqrt(jnp.mean(away**2, axis=(1, 2, 3), keepdims=True) + 1)
 
