@@ -245,7 +245,7 @@ def test_save_and_load(rng, tmp_path):
     with pytest.raises(ValueError, match=r"holds ids int32\[3\], .*sums float64\[4, 3\]; wanted ids int32\[c\]"):
         Gallery.load(tmp_path / "shapes.npz")
     (tmp_path / "text").write_text("nobody")
-    with pytest.raises(ValueError, match="text is no npz file"):
+    with pytest.raises(ValueError, match="text is not an npz file"):
         Gallery.load(tmp_path / "text")
 
 

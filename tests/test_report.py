@@ -170,7 +170,7 @@ def test_what_cannot_be_told_is_left_out_with_a_sentence(people, tmp_path):
     assert why == [
         "Left out: nobody has two photographs, so no pair is of the same person.",
         "Left out: nobody has two photographs, so there is nothing to find.",
-        "Left out: it enrols every other person with two photographs or more, and fewer than three have so many.",
+        "Left out: it enrols every other person with two photographs or more, of whom there are fewer than three.",
         "Left out: no images were given.",
     ]
     assert "EER" not in strangers

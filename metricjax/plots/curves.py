@@ -20,7 +20,7 @@ _probit = np.vectorize(NormalDist().inv_cdf, otypes=[float])
 def roc_curves(curves: Mapping[str, Roc], bands: Mapping[str, Bands] | None = None) -> Figure:
     """True accept rate against false accept rate, on a logarithmic axis that ends where the impostor pairs end.
 
-    `bands` holds for some of the curves their `Bands`: false accept rates, `lower` and `upper` bounds of the true
+    `bands` are the `Bands` of some of the curves: false accept rates, with `lower` and `upper` bounds of the true
     accept rate there. They are shaded.
     """
     figure, axes = _axes("curves", curves)
@@ -139,7 +139,7 @@ def _axes(name: str, entries: Mapping) -> tuple[Figure, Axes]:
 def _of_curves(bands: Mapping[str, Bands] | None, curves: Mapping[str, Roc]) -> Mapping[str, Bands]:
     for name in bands or {}:
         if name not in curves:
-            raise ValueError(f"bands has {name!r}, which is none of the curves: {', '.join(curves)}")
+            raise ValueError(f"bands has {name!r}; wanted names of curves: {', '.join(curves)}")
     return bands or {}
 
 

@@ -37,7 +37,7 @@ def embedding_map(
       embeddings: [n, d], finite.
       labels: [n], the person in each row.
       people: names; person `labels[i]` is `people[labels[i]]`.
-      rows: how many are drawn at most: of more a random part, in which all of the named people are.
+      rows: the most that are drawn; of more, a random part with all rows of the named people.
       named: the people with most rows who get a colour and a name; the others are grey.
     """
     if method not in ("pca", "umap"):
