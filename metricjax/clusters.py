@@ -1,4 +1,4 @@
-"""Clusters of embeddings by their directions: a number of them that is given, or as many as a threshold leaves."""
+"""Clusters of embeddings by their directions: in a given number, or as many as a threshold gives."""
 
 import math
 from collections.abc import Callable
@@ -75,11 +75,11 @@ def k_means(
     with probability ∝ D², the squared chord to the closest centre so far (k-means++). The same key gives the same
     clusters, and `jax.vmap` over keys runs side by side.
 
-    A cluster that lost all rows moves to the row farthest from its centre (several to the next ones). Only where each
-    row is its centre, because fewer than `count` of them differ, clusters stay without rows, their centre a copy of
-    another. A zero row has cosine 0 with all centres: it counts in the mean, belongs to cluster 0 and pulls nothing;
-    rows with NaN or infinity do not exist. Without any other row centres are 0. Memory is that of the rows and one
-    panel of scores.
+    A cluster that lost all rows moves to the row farthest from its centre (several to the next ones). Clusters stay
+    without rows only where every row is its own centre, because fewer than `count` rows differ; their centres are then
+    copies of others. A zero row has cosine 0 with all centres: it counts in the mean, belongs to cluster 0 and pulls
+    nothing; rows with NaN or infinity do not exist. If there are no other rows, centres are 0. Memory is that of the
+    rows and one panel of scores.
 
     Args:
       count: 1 to n, static.
@@ -183,7 +183,7 @@ def _moved(centers, found: _Assignment, x, some):
     return lax.cond(jnp.any(empty), filled, lambda: means)
 
 
-# --- as many as a threshold leaves ----------------------------------------------------------------------------------
+# --- as many as a threshold gives -----------------------------------------------------------------------------------
 
 
 def connected_components(
@@ -196,8 +196,8 @@ def connected_components(
     """The cluster of each row, where rows whose similarity is at least `threshold` are together: single linkage.
 
     The connected components of that graph, exactly, numbered from 0 in order of their first row. They depend neither
-    on the order of rows nor on anything drawn, but they chain: rows far apart are together if a way of close ones leads
-    from one to the other, and one bad image between two people joins them. `threshold_clusters` does not chain.
+    on the order of rows nor on chance, but they chain: rows far apart are together if a path of close ones leads from
+    one to the other, and one bad image between two people joins them. `threshold_clusters` does not chain.
 
     Equal to single-linkage clustering cut at the distance 1 − threshold, and to DBSCAN where one row makes a core. Each
     pair is scored once, a tile of pairs at a time, and memory is linear in n. A zero row has cosine 0 with all others,

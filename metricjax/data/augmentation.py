@@ -23,7 +23,7 @@ def standardised(images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
 
 
 def centred(images: Num[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    """(x − 127.5) / 127.5: pixels from 0 to 255 brought to −1 to 1, as the usual protocol has it (see `alignment`).
+    """(x − 127.5) / 127.5: pixels from 0 to 255 brought to −1 to 1, as in the usual protocol (see `alignment`).
 
     >>> centred(jnp.array([0, 51, 255]).reshape(1, 1, 3, 1)).ravel()
     Array([-1. , -0.6,  1. ], dtype=float32)

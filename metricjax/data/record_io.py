@@ -171,7 +171,7 @@ def _indexed(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _scanned(data: mmap.mmap) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and positions without an index: a key is the record's id, or its number in the file where it has none."""
+    """Keys and positions without an index: a key is the record's id, or its number in the file if it has no id."""
     offsets, offset = array.array("q"), 0
     while 0 <= offset <= len(data) - 8:
         offsets.append(offset)
@@ -245,7 +245,7 @@ def _headers(data: mmap.mmap, offsets: np.ndarray) -> np.ndarray:
 
 
 def _overlong(offsets: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """Which records end behind the beginning of the next."""
+    """Which records end after the beginning of the next."""
     order = np.argsort(offsets, kind="stable")
     return order[:-1][(offsets + spans)[order[:-1]] > offsets[order[1:]]]
 

@@ -148,8 +148,8 @@ def load_iresnet(model: IResNet, weights: Mapping[str, Any] | str | os.PathLike)
 
     The names and shapes are those of insightface's arcface_torch (`conv1.weight`, `layer1.0.bn1.running_mean`, ...,
     `features.bias`); counters (`num_batches_tracked`) are not used. They may stand in a checkpoint, in mappings inside
-    it (`state_dict`, `model`) and behind anything that ends with a dot (`module.`, `model.backbone.`): then what stands
-    beside them, a head, say, is not used, and "['state_dict'] module." is returned, or "" where nothing had to be
+    it (`state_dict`, `model`) and behind anything that ends with a dot (`module.`, `model.backbone.`): then what is
+    beside them, such as a head, is not used, and "['state_dict'] module." is returned, or "" where nothing had to be
     unwrapped. An exponential moving average (`ema` in its name) is taken where there is no other.
 
     A file is read with `torch.load(..., weights_only=True)`, which runs no code out of it, and only that needs PyTorch:

@@ -82,7 +82,7 @@ def calibrated_pair_threshold(
 ) -> Calibration:
     """`calibrated_threshold` of all pairs of a set of embeddings, with the same result as of a list of them.
 
-    Held are the genuine scores and the highest impostor scores, four times as many as `far` of them all, or more if a
+    It holds the genuine scores and the highest impostor scores, four times as many as `far` of them all, or more if a
     resample needs more: ten thousand embeddings and a rate of 0.001 are 200,000 of 50 million. Time is that of one pass
     over all pairs and of `resamples` over those that are held.
 

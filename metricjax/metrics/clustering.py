@@ -15,7 +15,7 @@ Average = Literal["arithmetic", "geometric", "min", "max"]
 
 
 class PrecisionRecall(NamedTuple):
-    """How much of what was put together belongs together, and how much of what belongs together was."""
+    """How much of what was put together belongs together, and how much of what belongs together was put together."""
 
     precision: float
     recall: float

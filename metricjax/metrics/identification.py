@@ -50,13 +50,13 @@ class Searches(NamedTuple):
         return {**rates, "mated": self.mated, "non_mated": self.non_mated}
 
     def threshold_at_fpir(self, fpir: float) -> float:
-        """The lowest threshold that at most the share `fpir` of non-mated queries reach with any score.
+        """The lowest threshold that no more than the share `fpir` of non-mated queries reach, with any score.
 
-        It is the next number above a score of the scores' own dtype, or −∞ where all of them may.
+        It is the next number above a score, in the dtype of the scores, or −∞ where all queries may.
         """
         n = self.non_mated
         if not n:
-            raise ValueError("every query has a mate in the gallery; an FPIR needs queries without")
+            raise ValueError("every query has a mate in the gallery; wanted queries without one for an FPIR")
         if not 1 / n <= fpir <= 1:
             raise ValueError(f"fpir is {fpir}; wanted {1 / n:.3g} to 1, with {n} non-mated queries")
         allowed = int(np.searchsorted(np.arange(n + 1) / n, fpir, side="right")) - 1
@@ -83,7 +83,7 @@ class Searches(NamedTuple):
 
 
 def searches(scores: ArrayLike, query_labels: ArrayLike, gallery_labels: ArrayLike) -> Searches:
-    """What [q, g] scores of queries with a gallery say of each query; the gallery may hold several rows of a person.
+    """What [q, g] scores of queries against a gallery tell about each query; a person may have several rows there.
 
     Ties count against the mate: a row of somebody else that scores the same comes first, so that equal scores for all
     are not a success (`retrieval` breaks ties by index). Ranks are of rows, not of people.
@@ -109,8 +109,8 @@ def identification(
 ) -> Searches:
     """`searches` of the scores of embeddings, in panels of queries and gallery: besides these, memory is one panel.
 
-    A gallery of a million distractors takes little longer than the product of queries and gallery, which is computed
-    once, but for the blocks that hold mates.
+    A gallery of a million distractors takes little longer than the product of queries and gallery. That is computed
+    once, and twice for the blocks that hold mates.
 
     Of the answer, `cmc(ranks)` is the closed-set figure, `fnir_at_fpir(fpir, rank)` the open-set one.
 

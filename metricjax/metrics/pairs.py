@@ -158,11 +158,11 @@ def pair_scores(
     just above them: a threshold for a FAR is then too high by less than a bin, 2/bins.
 
     Args:
-      similarity: all-pairs function, larger is closer. Of a set alone it has to be symmetric.
+      similarity: all-pairs function, larger is closer; symmetric, unless there are references.
       references, reference_labels: what rows are compared with, if not each other.
       where, reference_where: booleans, which rows exist.
-      bins: None for every genuine score, or how many equal bins from −1 to 1, or the [k] rising edges of bins, for a
-        similarity with another range. Scores outside the edges count as below or above all of them.
+      bins: None for every genuine score, or the number of equal bins from −1 to 1, or the [k] rising edges of bins, for
+        a similarity with another range. Scores outside the edges count as below or above all of them.
 
     >>> import numpy as np
     >>> z = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])

@@ -1,4 +1,4 @@
-"""Scores of a set of embeddings with itself or with another, a panel of rows at a time; and what sets have to be."""
+"""Scores of a set of embeddings with itself or with another, a panel of rows at a time; and checks of sets."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -9,7 +9,7 @@ from metricjax.metrics.verification import checked_pairs, roc
 
 
 class ErrorRates(NamedTuple):
-    """False accept and false reject rate at one threshold, and of how many pairs; NaN where there are none."""
+    """False accept and false reject rate at one threshold, and the numbers of pairs; a rate without pairs is NaN."""
 
     far: float
     frr: float

@@ -102,7 +102,7 @@ def similarity_matrix(
     similarity: Callable = similarities.cosine,
     seed: int = 0,
 ) -> Figure:
-    """Similarities of all rows with all, ordered by person: good embeddings give bright squares on the diagonal.
+    """Similarities of all pairs of rows, ordered by person: good embeddings give bright squares on the diagonal.
 
     Of more than `rows`, as many people as fit are drawn at random with 20 of their photographs at most; the title says
     so. Lines divide up to 60 people, and up to 25 are named.

@@ -1,4 +1,4 @@
-"""Galleries: the people who are known, one template each, in a number of places that does not change."""
+"""Galleries: known people, one template each, in a fixed number of places."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,7 +120,7 @@ class Gallery:
         return Matches(jnp.where(found, self.ids[best.indices], -1), best.scores)
 
     def verify(self, queries: Float[Array, "q d"], ids: Integer[Array, " q"]) -> Float[Array, " q"]:
-        """The cosine of each query with the template of the person it claims to be; −∞ for one who is not enrolled.
+        """The cosine of each query with the template of the person it claims to be; −∞ for people who are not enrolled.
 
         A query with NaN or infinity scores −∞ too.
         """
@@ -139,9 +139,9 @@ class Gallery:
 
     @classmethod
     def load(cls, path: str | PathLike) -> "Gallery":
-        """What `save` wrote, which a digest in the file proves (files of before it had one are read without).
+        """The gallery that `save` wrote, as a digest in the file proves (older files, without one, are read too).
 
-        ValueError that names the file and what is wrong if that is not a gallery, or a damaged one.
+        ValueError that names the file and what is wrong if it does not hold a gallery, or a damaged one.
         """
         arrays = read_arrays(path)
         try:
@@ -197,7 +197,7 @@ def _check_ids(ids: Any, rows: int) -> None:
 
 
 def _places(gallery: Gallery, ids: Int[Array, " n"]) -> Int[Array, " n"]:
-    """Where the people `ids` are, the capacity for those who are not (and for −1).
+    """Where the people `ids` are; the capacity for those who are not there, and for −1.
 
     The gallery is never sorted: a few ids are compared with all of it, more are sorted to look up everybody in them.
     """
