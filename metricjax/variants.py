@@ -136,7 +136,7 @@ def _check(task: Task, variants: Sequence[Variant], steps: int, every: int | Non
     if not variants:
         raise ValueError("variants is empty; wanted at least one Variant")
     if unknown := sorted({v.loss for v in variants} - task.losses.keys()):
-        raise ValueError(f"variants name the losses {unknown}; the task has {sorted(task.losses)}")
+        raise ValueError(f"variants name the losses {unknown}; wanted some of {sorted(task.losses)}")
     for v in variants:
         if not isinstance(v.seed, Integral) or not -(2**31) <= v.seed < 2**31:
             raise ValueError(f"a variant of {v.loss!r} has the seed {v.seed!r}; wanted an int of 32 bits")

@@ -192,7 +192,7 @@ WRONG = {
     "k": (lambda: retrieved(X, Y, ks=()), ValueError, r"ks is \(\)"),
     "average": (lambda: retrieved(X, Y, average="mean"), ValueError, "average is 'mean'; wanted 'micro' or 'macro'"),
     "no labels": (lambda: retrieved(X, Y, references=X), TypeError, "references came without reference_labels"),
-    "no references": (lambda: retrieved(X, Y, reference_labels=Y), TypeError, "there are none"),
+    "no references": (lambda: retrieved(X, Y, reference_labels=Y), TypeError, "wanted references"),
     "features": (
         lambda: retrieved(X, Y, references=X[:, :2], reference_labels=Y), ValueError, "references has 2 features",
     ),

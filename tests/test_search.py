@@ -274,7 +274,7 @@ def test_errors(unchecked):
         top_k(x, y.astype(int), 1)
     with pytest.raises(ValueError, match=r"where has shape \(3,\); wanted \(5,\)"):
         top_k(x, y, 1, where=jnp.ones(3, bool))
-    with pytest.raises(TypeError, match="give one of `similarity`"):
+    with pytest.raises(TypeError, match="similarity and distance came both"):
         top_k(x, y, 1, similarity=DOT, distance=mj.distances.chord)
     with pytest.raises(TypeError, match="similarity is 'cosine'; wanted a function"):
         top_k(x, y, 1, similarity="cosine")

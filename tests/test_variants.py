@@ -234,7 +234,7 @@ def test_in_double_precision(x64):
 
 WRONG = {
     "variants is empty": {"variants": []},
-    r"variants name the losses \['huh'\]; the task has \['hinge', 'prototypes', 'supcon', 'unused'\]": {
+    r"variants name the losses \['huh'\]; wanted some of \['hinge', 'prototypes', 'supcon', 'unused'\]": {
         "variants": [Variant("huh", 0, {})]
     },
     "has the seed 0.5; wanted an int": {"variants": [Variant("hinge", 0.5, {})]},

@@ -79,7 +79,7 @@ def check_fits(name: str, labels: Any) -> None:
         taken = jax.dtypes.canonicalize_dtype(labels.dtype)
         limits = np.iinfo(taken)
         if not limits.min <= labels.min() <= labels.max() <= limits.max:
-            raise ValueError(f"{name} does not fit into {taken}; number the labels from 0")
+            raise ValueError(f"{name} does not fit into {taken}; wanted labels that are numbered from 0")
 
 
 def check_per_row(name: str, a: Any, rows: int, kind: type = jnp.bool_) -> None:

@@ -67,7 +67,7 @@ def hardest_pairs(
 
 
 def _hardest(count: int, person, best, start: int, scores, where, sign: int) -> tuple[np.ndarray, np.ndarray]:
-    """The hardest of the `best` so far, which come first among equals, and of a panel; `sign` is −1 for the smallest."""
+    """The hardest of the `best` so far, which come first among equals, and of a panel; `sign` −1 for the smallest."""
     pairs, values = best
     if len(values) == count:
         where = where & (sign * scores > sign * values[-1])

@@ -189,7 +189,7 @@ def scores_at_levels(pairs: AllPairs, bins: int | ArrayLike | None = None) -> Pa
         raise ValueError(f"labels has {among}; there is nothing to verify")
     impostors = _Counts((tile.impostors() for tile in pairs.tiles()), levels)
     if not impostors.total:
-        raise ValueError("labels has one person only; verification needs pairs of different people")
+        raise ValueError("labels has one person only; wanted pairs of different people")
     # Devices take the number just above 0, which is not normal, for 0.
     above = np.where(levels == 0, np.finfo(levels.dtype).tiny, np.nextafter(levels, levels.dtype.type(np.inf)))
     falling = np.stack([above[::-1], levels[::-1]], axis=1).ravel()

@@ -73,7 +73,7 @@ def templates(
     weights = np.ones(n) if weights is None else np.asarray(weights)
     check_per_row("weights", weights, n, jnp.floating)
     if not np.all((weights >= 0) & (weights < np.inf)):
-        raise ValueError("weights holds negative numbers, NaN or infinity")
+        raise ValueError("weights holds negative numbers, NaN or infinity; wanted finite numbers, at least 0")
     ids, template = np.unique(_ids("template_ids", template_ids), return_inverse=True)
     media, medium = np.unique(media_ids, return_inverse=True)
     _, group, images = np.unique(template * len(media) + medium, return_inverse=True, return_counts=True)

@@ -82,7 +82,7 @@ def error_versus_reject(scores: ArrayLike, same: ArrayLike, quality: ArrayLike, 
     scores, same = checked_pairs(scores, same)
     quality = _per_pair("quality", quality, scores)
     if not np.all(np.isfinite(quality)):
-        raise ValueError("quality holds NaN or infinity")
+        raise ValueError("quality holds NaN or infinity; wanted finite numbers")
     threshold = roc(scores, same).threshold_at_far(far)
     levels, index = np.unique(quality[same], return_inverse=True)
     at_least = lambda weights: np.cumsum(np.bincount(index, weights, minlength=len(levels))[::-1])[::-1]

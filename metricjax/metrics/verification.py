@@ -248,5 +248,5 @@ def real_scores(scores: ArrayLike) -> np.ndarray:
     if not np.issubdtype(scores.dtype, np.floating):
         scores = scores.astype(np.float64)
     if not np.all(np.isfinite(scores)):
-        raise ValueError("scores holds NaN or infinity")
+        raise ValueError("scores holds NaN or infinity; wanted finite numbers")
     return scores

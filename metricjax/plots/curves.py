@@ -119,7 +119,7 @@ def recall_curves(results: Mapping[str, Mapping[str, Any]], measure: str = "reca
     for number, (name, found) in enumerate(results.items()):
         ks = sorted(int(key.removeprefix(f"{measure}@")) for key in found if key.startswith(f"{measure}@"))
         if not ks:
-            raise ValueError(f"results[{name!r}] has no {measure}@k; it holds {', '.join(found)}")
+            raise ValueError(f"results[{name!r}] has no {measure}@k; wanted one beside {', '.join(found)}")
         label = f"{short(name, 24)} (@{ks[0]}: {found[f'{measure}@{ks[0]}']:.3f})"
         values = [found[f"{measure}@{k}"] for k in ks]
         axes.plot(ks, values, label=label, marker="o", markersize=4, **line_style(number))

@@ -46,7 +46,7 @@ def embedding_map(
     check_people(labels, people)
     least = 3 if method == "pca" else 5
     if len(labels) < least:
-        raise ValueError(f"embeddings has {len(labels)} rows; a map needs at least {least}")
+        raise ValueError(f"embeddings has {len(labels)} rows; wanted at least {least} for a map")
     unit = np.asarray(sphere.project(embeddings), np.float64)
     values, counts = np.unique(labels, return_counts=True)
     chosen = values[np.argsort(-counts, kind="stable")][:named]

@@ -96,7 +96,7 @@ def report(
     embeddings, labels = check_set(embeddings, labels)
     check_people(labels, people)
     if len(labels) < 3:
-        raise ValueError(f"embeddings has {len(labels)} rows; a report needs at least 3")
+        raise ValueError(f"embeddings has {len(labels)} rows; wanted at least 3 for a report")
     if images is not None:
         check_images(images, len(labels))
     if not len(fars) or not all(0 < far <= 1 for far in fars):

@@ -92,7 +92,7 @@ def check_people(labels: np.ndarray, people) -> None:
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"labels has dtype {labels.dtype}; wanted integers, the place of each name in people")
     if labels.min() < 0 or labels.max() >= len(people):
-        raise ValueError(f"people has {len(people)} names; labels go from {labels.min()} to {labels.max()}")
+        raise ValueError(f"people has {len(people)} names; wanted one for each label, {labels.min()} to {labels.max()}")
 
 
 def check_images(images: np.ndarray, rows: int) -> None:

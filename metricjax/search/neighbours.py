@@ -67,7 +67,7 @@ def top_k(
         raise ValueError(f"queries has {queries.shape[1]} features, references {references.shape[1]}; they must agree")
     check_per_row("where", where, len(references))
     if similarity is not None and distance is not None:
-        raise TypeError("give one of `similarity` (larger is closer) and `distance` (smaller is closer)")
+        raise TypeError("similarity and distance came both; wanted the one that fits: of closer rows, larger or smaller")
     score = similarity if distance is None else distance
     score = similarities.cosine if score is None else score
     score = as_pairwise(score, "similarity" if distance is None else "distance")
