@@ -95,7 +95,7 @@ PAIRS_WRONG = {
         "references has 3 features, the embeddings have 4",
     ),
     "references without labels": (lambda: mj.losses.supcon(Z, Y, references=Z), TypeError, "without reference_labels"),
-    "labels without references": (lambda: mj.losses.supcon(Z, Y, reference_labels=Y), TypeError, "wanted references with them"),
+    "labels without references": (lambda: mj.losses.supcon(Z, Y, reference_labels=Y), TypeError, "wanted references"),
     "length of reference_labels": (
         lambda: mj.losses.supcon(Z, Y, references=Z, reference_labels=Y[:5]),
         ValueError,

@@ -218,7 +218,7 @@ WRONG = {
         lambda: retrieved(X, Y[:, None], same=mj.relations.equal, per_class=True), ValueError, "per row for classes",
     ),
     "large labels": (
-        lambda: retrieved(X, Y + 2**40, same=mj.relations.equal), ValueError, "labels does not fit into int32; number",
+        lambda: retrieved(X, Y + 2**40, same=mj.relations.equal), ValueError, "labels does not fit into int32; wanted",
     ),
     "text and a relation": (
         lambda: retrieved(X, Y.astype(str), same=mj.relations.equal), TypeError, "labels has dtype <U.*wanted numbers",

@@ -135,7 +135,7 @@ WRONG = {
     "ks": (lambda: retrieval_means(X, Y, ks=(0,)), ValueError, r"ks is \(0,\); wanted positive ints"),
     "half a k": (lambda: retrieval_means(X, Y, ks=(1.5,)), ValueError, r"ks is \(1.5,\)"),
     "large labels": (
-        lambda: retrieval_means(X, np.array([0, 2**32, 1])), ValueError, "labels does not fit into int32; number",
+        lambda: retrieval_means(X, np.array([0, 2**32, 1])), ValueError, "labels does not fit into int32; wanted",
     ),
     "large reference labels": (
         lambda: retrieval_means(X, Y, references=X, reference_labels=np.array([0, 2**32, 1])), ValueError,

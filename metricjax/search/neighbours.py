@@ -67,7 +67,7 @@ def top_k(
         raise ValueError(f"queries has {queries.shape[1]} features, references {references.shape[1]}; they must agree")
     check_per_row("where", where, len(references))
     if similarity is not None and distance is not None:
-        raise TypeError("similarity and distance came both; wanted the one that fits: of closer rows, larger or smaller")
+        raise TypeError("similarity and distance came both; wanted one: is a larger or a smaller value closer?")
     score = similarity if distance is None else distance
     score = similarities.cosine if score is None else score
     score = as_pairwise(score, "similarity" if distance is None else "distance")
