@@ -36,7 +36,7 @@ def queries_in_panel(n: int, references: int) -> int:
 
 
 def columns_in_group(columns: int, k: int) -> int:
-    """Columns of which the maximum is looked at first, in a search for k of them: 1 where groups save little.
+    """Columns in a group whose maximum is looked at first, in a search for k of them: 1 where groups save little.
 
     It is a power of two near √(columns / k), where groups and candidates together are fewest.
     """

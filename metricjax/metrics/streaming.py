@@ -47,7 +47,7 @@ def retrieval_means(
       references, reference_labels: what is searched, if not the other rows.
       where, reference_where: which rows exist.
       own: the number of the row of `references` that is this query, and is not searched; −1 for none. So batches of
-        queries may be taken out of their references, one after the other. Over devices, rows are numbered through.
+        queries may be taken out of their references, one after the other. Rows are numbered over all devices.
       axis_name: mesh axis (or axes) inside `jax.shard_map`, over which all arrays are split by rows. Every device gets
         the sums over all. `mj.over_mesh` writes the `shard_map`.
 

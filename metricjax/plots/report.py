@@ -156,12 +156,12 @@ def _verification(given: _Set, fars: Sequence[float], compare: Mapping, resample
     if counts.max() < 2:
         return [], [(heading, left_out("Left out: nobody has two photographs, so no pair is of the same person."))]
     scores = metrics.pair_scores(given.embeddings, given.labels, given.similarity)
-    curve, all_scores = scores.roc, {"embeddings": scores, **compare}
+    curve = scores.roc
     least = 1 / curve.impostors
     told = [far for far in fars if far >= least]
     grid = np.unique([*np.geomspace(least, 1, 40), 0.5, 0.8, 0.9, *told])
     bands = _bands(given, grid[grid >= least], resamples)
-    drawn = _curves(all_scores, bands, resamples)
+    drawn = _curves({"embeddings": scores, **compare}, bands, resamples)
     return _rates(curve, fars, bands), [(heading, paragraph("Are two photographs of the same person?") + drawn)]
 
 

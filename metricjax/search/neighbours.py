@@ -50,12 +50,12 @@ def top_k(
       exclude_self: query i is reference i, and not among its own neighbours (leave-one-out).
       block_size: references at a time. Besides queries and results, memory is that of one panel of scores.
       axis_name: mesh axis (or axes) inside `jax.shard_map`, over which queries, references and `where` are split by
-        rows. Each device gets the neighbours of its own queries among the references of all, numbered through. Queries
-        travel, references stay where they are.
+        rows. Each device gets the neighbours of its own queries among the references of all, numbered over all devices.
+        Queries travel, references stay where they are.
 
     No gradient: differentiate scores of `references[indices]`. Sums in another order may round scores differently, so
-    that near-ties of other block sizes may swap. A reference of the k closest is in one of the k groups with the
-    largest maxima: nothing but those is sorted.
+    that near-ties may swap with another block size. The k closest references are in the k groups with the largest
+    maxima: nothing but those is sorted.
 
     >>> import jax.numpy as jnp
     >>> top_k(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0], [2.0, 0.0], [3.0, 4.0]]), 2).indices.tolist()
