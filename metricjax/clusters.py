@@ -1,4 +1,4 @@
-"""Clusters of embeddings by their directions: a number of them that is given, or as many as a threshold leaves."""
+"""Clusters of embeddings by their directions: in a given number, or as many as a threshold gives."""
 
 import math
 from collections.abc import Callable
@@ -12,15 +12,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from metricjax import similarities
+from metricjax.engine import sizes
 from metricjax.engine.panels import sweep
 from metricjax.engine.selecting import first_largest
 from metricjax.ground.checks import check_per_row, check_rows
 from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import existing, finite_rows, normalize, widen
 from metricjax.ground.pairwise import as_pairwise
-
-_PANEL = 2**21  # scores at a time
-_TILE = 1024  # rows and columns of a tile of scores
 
 
 def _check(embeddings, where, **integers: int) -> None:
@@ -37,7 +35,7 @@ def _check_threshold(threshold: ArrayLike) -> None:
 
 
 def _rows(embeddings, where):
-    """All rows, 0 in place of those that do not exist or hold NaN or infinity; and which are left."""
+    """All rows, with 0 in place of those that do not exist or hold NaN or infinity; and which rows are left."""
     real = finite_rows(embeddings) if where is None else finite_rows(embeddings) & where
     return existing(widen(embeddings), real), real
 
@@ -77,24 +75,24 @@ def k_means(
     with probability ∝ D², the squared chord to the closest centre so far (k-means++). The same key gives the same
     clusters, and `jax.vmap` over keys runs side by side.
 
-    A cluster that lost all rows moves to the row farthest from its centre (several to the next ones). Only where each
-    row is its centre, because fewer than `count` of them differ, clusters stay without rows, their centre a copy of
-    another. A zero row has cosine 0 with all centres: it counts in the mean, belongs to cluster 0 and pulls nothing;
-    rows with NaN or infinity do not exist. Without any other row centres are 0. Memory is that of the rows and one
-    panel of scores.
+    A cluster that lost all rows moves to the row farthest from its centre (several to the next ones). Clusters stay
+    without rows only where every row is its own centre, because fewer than `count` rows differ; their centres are then
+    copies of others. A zero row has cosine 0 with all centres: it counts in the mean, belongs to cluster 0 and pulls
+    nothing; rows with NaN or infinity do not exist. If there are no other rows, centres are 0. Memory is that of the
+    rows and one panel of scores.
 
     Args:
       count: 1 to n, static.
       where: which rows exist; the others have label −1 and no influence, whatever they hold.
-      steps: at most so many; may be traced.
-      restarts: run so many times with different first centres, and keep the clusters of the largest similarity.
+      steps: the most that are done; may be traced.
+      restarts: how many runs with different first centres are made; those of the largest similarity are kept.
 
     Dhillon, Modha 2001, "Concept Decompositions for Large Sparse Text Data Using Clustering"; Arthur, Vassilvitskii
     2007, "k-means++: The Advantages of Careful Seeding" (one draw for each centre; scikit-learn keeps the best of
     several, which costs as many times more).
 
     >>> import jax, jax.numpy as jnp
-    >>> x = jnp.array([[1.0, 0.0], [3.0, 4.0], [-2.0, 0.0], [-3.0, -4.0]])  # in pairs of which the cosine is 0.6
+    >>> x = jnp.array([[1.0, 0.0], [3.0, 4.0], [-2.0, 0.0], [-3.0, -4.0]])  # two pairs, each with a cosine of 0.6
     >>> found = k_means(jax.random.key(0), x, 2, restarts=3)
     >>> bool(found.labels[0] == found.labels[1] != found.labels[2]), float(found.similarity)  # √0.8
     (True, 0.8944)
@@ -166,8 +164,9 @@ def _assigned(x, some, centers) -> _Assignment:
         return (totals[0] + product(own.T, x), totals[1] + jnp.sum(own, axis=0)), (labels, jnp.max(scores, axis=1))
 
     nothing = jnp.zeros_like(centers), jnp.zeros(count, x.dtype)
-    (sums, sizes), (labels, cosines) = sweep(panel, nothing, min(len(x), max(1, _PANEL // count)), (x, some))
-    return _Assignment(labels, cosines, sums, sizes)
+    height = sizes.rows_in_panel(len(x), count)
+    (sums, numbers), (labels, cosines) = sweep(panel, nothing, height, (x, some))
+    return _Assignment(labels, cosines, sums, numbers)
 
 
 def _moved(centers, found: _Assignment, x, some):
@@ -184,7 +183,7 @@ def _moved(centers, found: _Assignment, x, some):
     return lax.cond(jnp.any(empty), filled, lambda: means)
 
 
-# --- as many as a threshold leaves ----------------------------------------------------------------------------------
+# --- as many as a threshold gives -----------------------------------------------------------------------------------
 
 
 def connected_components(
@@ -197,8 +196,8 @@ def connected_components(
     """The cluster of each row, where rows whose similarity is at least `threshold` are together: single linkage.
 
     The connected components of that graph, exactly, numbered from 0 in order of their first row. They depend neither
-    on the order of rows nor on anything drawn, but they chain: rows far apart are together if a way of close ones leads
-    from one to the other, and one bad image between two people joins them. `threshold_clusters` does not chain.
+    on the order of rows nor on chance, but they chain: rows far apart are together if a path of close ones leads from
+    one to the other, and one bad image between two people joins them. `threshold_clusters` does not chain.
 
     Equal to single-linkage clustering cut at the distance 1 − threshold, and to DBSCAN where one row makes a core. Each
     pair is scored once, a tile of pairs at a time, and memory is linear in n. A zero row has cosine 0 with all others,
@@ -223,8 +222,8 @@ def connected_components(
 def _components(score, embeddings, threshold, where):
     rows, real = _rows(embeddings, where)
     n, threshold = len(rows), jnp.asarray(threshold, rows.dtype)
-    tiles = max(1, math.ceil(n / _TILE))
-    size = max(1, math.ceil(n / tiles))
+    size = sizes.rows_in_joined_tile(n)
+    tiles = max(1, math.ceil(n / size))
     all_rows = tiles * size
     x = jnp.pad(score.embed(rows), [(0, all_rows - n), (0, 0)])
     real = jnp.pad(real, (0, all_rows - n))
@@ -253,7 +252,7 @@ def _components(score, embeddings, threshold, where):
 
 
 class LeaderClusters(NamedTuple):
-    """Clusters in the order in which they began.
+    """Clusters in the order of their first rows.
 
     labels: the cluster of each row; −1 for a row that does not exist, and for one that found no place.
     centers: of each cluster Σ x / ‖x‖ over its rows, normalised; 0 in places that are free.
@@ -287,7 +286,8 @@ def threshold_clusters(
     that cannot be raised, its label is −1 and it is counted in `overflow`.
 
     Args:
-      capacity: at most so many clusters, static; default n. As rows come one by one, a smaller one saves much time.
+      capacity: the most clusters there may be, static; default n. As rows come one by one, a smaller one saves much
+        time.
 
     Hartigan 1975, "Clustering Algorithms", chapter 3 (there the first row of a cluster stands for it, not the mean).
 
@@ -305,7 +305,8 @@ def threshold_clusters(
     _check_threshold(threshold)
     found = _leaders(capacity, embeddings, threshold, where)
     if not isinstance(found.overflow, jax.core.Tracer) and found.overflow > 0:
-        raise ValueError(f"capacity is {capacity}: {int(found.overflow)} rows are like none of so many clusters")
+        left = int(found.overflow)
+        raise ValueError(f"capacity is {capacity}; wanted more: {left} rows are not similar to any of these clusters")
     return found
 
 

@@ -44,32 +44,40 @@ def pk_batches(
     starts = np.cumsum(counts) - counts
     order = rng.permutation(len(labels))
     order = order[np.argsort(inverse[order], kind="stable")]  # class after class, each in random order
+    members, first = _groups(rng, counts, classes, per_class)
+    part = slice(shard * (classes // shards), (shard + 1) * (classes // shards))
+    batches = rng.permutation(len(members))
+    members, first = members[batches, part, None], first[batches, part, None]
+    index = order[starts[members] + (first + np.arange(per_class)) % counts[members]]
+    return index.reshape(len(batches), -1)
 
-    # A group is K neighbours in its class's part of the order, from `first` on and round its end. A class with more
-    # groups left goes first: so the fewest batches need a class that has none left.
+
+def _groups(
+    rng: np.random.Generator, counts: np.ndarray, classes: int, per_class: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """[batches, P] classes of each batch, and which of the class's images is the first of K neighbours, round its end.
+
+    A class with more groups left goes first: so the fewest batches need a class that has none left.
+    """
     left = -(-counts // per_class)
-    heap = list(zip((-left).tolist(), rng.random(len(found)).tolist(), range(len(found)), strict=True))
+    heap = list(zip((-left).tolist(), rng.random(len(counts)).tolist(), range(len(counts)), strict=True))
     heapq.heapify(heap)
-    chosen, first = [], []
+    members, first = [], []
     while heap:
         picked = [heapq.heappop(heap) for _ in range(min(classes, len(heap)))]
         for (negative, _, c), tie in zip(picked, rng.random(len(picked)).tolist(), strict=True):
             if negative + 1 < 0:
                 heapq.heappush(heap, (negative + 1, tie, c))
         batch = np.array([c for _, _, c in picked])
-        groups = np.array([-negative - 1 for negative, _, _ in picked]) * per_class
+        begin = np.array([-negative - 1 for negative, _, _ in picked]) * per_class
         if len(picked) < classes:
-            others = rng.choice(len(found), classes, replace=False)
+            others = rng.choice(len(counts), classes, replace=False)
             others = others[~np.isin(others, batch)][: classes - len(picked)]
-            batch, groups = np.append(batch, others), np.append(groups, rng.integers(counts[others]))
+            batch, begin = np.append(batch, others), np.append(begin, rng.integers(counts[others]))
         places = rng.permutation(classes)
-        chosen.append(batch[places])
-        first.append(groups[places])
-    part = slice(shard * (classes // shards), (shard + 1) * (classes // shards))
-    batches = rng.permutation(len(chosen))
-    members, begin = np.stack(chosen)[batches, part, None], np.stack(first)[batches, part, None]
-    index = order[starts[members] + (begin + np.arange(per_class)) % counts[members]]
-    return index.reshape(len(batches), -1)
+        members.append(batch[places])
+        first.append(begin[places])
+    return np.stack(members), np.stack(first)
 
 
 def uniform_batches(

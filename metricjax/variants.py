@@ -29,7 +29,7 @@ Numbers = Mapping[str, Any]
 
 
 class Variant(NamedTuple):
-    """One training: its loss by name, its seed, and its numbers, which are floats; those only others have are 0."""
+    """One training: its loss by name, its seed, and its numbers, which are floats; a number only others have is 0."""
 
     loss: str
     seed: int
@@ -45,7 +45,7 @@ class Task:
     losses: by name, `(params, embeddings, batch, numbers) -> scalar`.
     batch: `(seed, step) -> batch`, any pytree. Variants of one seed see the same batches; all do if it ignores seed.
     optimizer: `(numbers) -> optax.GradientTransformation`, as in `lambda n: optax.adam(n["learning_rate"])`.
-    watch: `(embeddings, batch) -> {name: scalar}`, seen at each report, `metrics.health` for example.
+    watch: `(embeddings, batch) -> {name: scalar}`, called for each report, `metrics.health` for example.
     """
 
     init: Callable[[Array], Any]
@@ -61,7 +61,7 @@ class Trained(NamedTuple):
 
     params: of all variants, with a leading axis K.
     steps: [r], the number of steps done at each report.
-    history: {name: [r, K]}. `loss` and `gradient norm` are means over the steps since the last report, and what `watch`
+    history: {name: [r, K]}. `loss` and `gradient norm` are means over the steps since the last report; what `watch`
         returned is of the last batch.
     at_once: how many variants were trained under one `vmap`.
     seconds: {"measuring", "compiling", "training"}.
@@ -96,11 +96,11 @@ def train(
 ) -> Trained:
     """Train all variants for `steps` steps; one compilation, whatever their number.
 
-    With `at_once=1` a device trains one variant after the other (`lax.map`, with the loss chosen by `lax.switch`), with
-    a larger number so many of each loss under one `vmap`, and if that is less than all of them one such chunk after the
-    other. "auto" measures a few steps of 1, 8 and all, and takes the fastest: as a rule 1 on a CPU and all on an
-    accelerator. Results do not depend on it but by rounding. Variants are split over `devices`, default the first.
-    On a CPU avoid `lax.conv` in `embed`, which is slow in loops: see `encoders.conv_by_products`.
+    With `at_once=1` a device trains one variant after the other (`lax.map`, with the loss chosen by `lax.switch`). With
+    a larger number it trains that many variants of one loss under one `vmap`, and one such chunk after the other where
+    there are more. "auto" measures a few steps of 1, 8 and all, and takes the fastest: as a rule 1 on a CPU and all on
+    an accelerator. Results differ by rounding only. Variants are split over `devices`, default the first. On a CPU
+    avoid `lax.conv` in `embed`, which is slow in loops: see `encoders.conv_by_products`.
 
     Every `every` steps (default: ten times in all) losses, gradient norms and what `task.watch` sees are reported, and
     `progress`, `tqdm` for example, moves on: it wraps the range of first steps of the intervals.
@@ -113,13 +113,13 @@ def train(
     >>> train(task, product(["square"], [0], aim=[3.0, 5.0]), steps=1, at_once=1).params.tolist()
     [3.0, 5.0]
     """
-    check(task, variants, steps, every, at_once)
+    _check(task, variants, steps, every, at_once)
     every = every or -(-steps // 10)
     devices = list(devices or jax.devices()[:1])
     clock = [time.perf_counter()]
-    size = fastest(task, variants, devices) if at_once == "auto" else at_once
+    size = _fastest(task, variants, devices) if at_once == "auto" else at_once
     clock.append(time.perf_counter())
-    places, state, program = compiled(task, variants, devices, size)
+    places, state, program = _compiled(task, variants, devices, size)
     clock.append(time.perf_counter())
     reports = []
     for start in progress(range(0, steps, every)):
@@ -132,11 +132,11 @@ def train(
     return Trained(jax.tree.map(lambda a: a[places], state[0]), done, history, size, seconds)
 
 
-def check(task: Task, variants: Sequence[Variant], steps: int, every: int | None, at_once: int | str) -> None:
+def _check(task: Task, variants: Sequence[Variant], steps: int, every: int | None, at_once: int | str) -> None:
     if not variants:
         raise ValueError("variants is empty; wanted at least one Variant")
     if unknown := sorted({v.loss for v in variants} - task.losses.keys()):
-        raise ValueError(f"variants name the losses {unknown}; the task has {sorted(task.losses)}")
+        raise ValueError(f"variants name the losses {unknown}; wanted some of {sorted(task.losses)}")
     for v in variants:
         if not isinstance(v.seed, Integral) or not -(2**31) <= v.seed < 2**31:
             raise ValueError(f"a variant of {v.loss!r} has the seed {v.seed!r}; wanted an int of 32 bits")
@@ -154,7 +154,7 @@ def check(task: Task, variants: Sequence[Variant], steps: int, every: int | None
 # --- one variant ----------------------------------------------------------------------------------------------------
 
 
-def initial(task: Task, seeds, numbers):
+def _initial(task: Task, seeds, numbers):
     """Parameters and optimiser states of all variants."""
 
     def one(arguments):
@@ -165,7 +165,7 @@ def initial(task: Task, seeds, numbers):
     return lax.map(one, (seeds, numbers))
 
 
-def as_scalar(name, loss, *given):
+def _as_scalar(name, loss, *given):
     """The value of a loss in the dtype of all, as a `switch` and the sums need it."""
     value = jnp.asarray(loss(*given))
     if value.shape != ():
@@ -173,9 +173,9 @@ def as_scalar(name, loss, *given):
     return value.astype(float)
 
 
-def interval(task: Task, names, which, state, seed, numbers, start, count):
+def _interval(task: Task, names, which, state, seed, numbers, start, count):
     """`count` steps of one variant from step `start` on, and what was seen; `which` of losses is an int, or traced."""
-    losses = [partial(as_scalar, name, task.losses[name]) for name in names]
+    losses = [partial(_as_scalar, name, task.losses[name]) for name in names]
 
     def step(i, carry):
         (params, optimizer_state), loss_sum, norm_sum = carry
@@ -199,10 +199,10 @@ def interval(task: Task, names, which, state, seed, numbers, start, count):
 # --- all of them ----------------------------------------------------------------------------------------------------
 
 
-class Plan(NamedTuple):
+class _Plan(NamedTuple):
     """Where variants stand in the stacked arrays: on each device the same number of each group, group after group.
 
-    order: the variant at each place; some come twice, to fill up.
+    order: the variant at each place; some come twice, so that all devices have as many.
     places: where each variant stands.
     counts: how many of each group a device has.
     """
@@ -212,14 +212,14 @@ class Plan(NamedTuple):
     counts: list[int]
 
 
-def planned(groups: Sequence[list[int]], devices: int) -> Plan:
+def _planned(groups: Sequence[list[int]], devices: int) -> _Plan:
     counts = [-(-len(some) // devices) for some in groups]
     share = lambda some, k, device: (some * devices)[device * k : device * k + k]
     order = [i for d in range(devices) for some, k in zip(groups, counts, strict=True) for i in share(some, k, d)]
-    return Plan(order, np.array([order.index(i) for i in range(sum(map(len, groups)))]), counts)
+    return _Plan(order, np.array([order.index(i) for i in range(sum(map(len, groups)))]), counts)
 
 
-def stacked(losses: Sequence[str], variants: Sequence[Variant]) -> tuple:
+def _stacked(losses: Sequence[str], variants: Sequence[Variant]) -> tuple:
     """The number of each one's loss, seeds, and numbers."""
     names = sorted({name for v in variants for name in v.numbers})
     numbers = {name: np.asarray(jnp.array([v.numbers.get(name, 0) for v in variants], float)) for name in names}
@@ -227,15 +227,15 @@ def stacked(losses: Sequence[str], variants: Sequence[Variant]) -> tuple:
     return np.array(which, np.int32), np.array(seeds, np.int32), numbers
 
 
-def compiled(task: Task, variants: Sequence[Variant], devices: Sequence[jax.Device], size: int) -> tuple:
+def _compiled(task: Task, variants: Sequence[Variant], devices: Sequence[jax.Device], size: int) -> tuple:
     """Where variants stand, their first states, and the program `(state, start, count) -> (state, seen)`."""
     losses = [name for name in task.losses if any(v.loss == name for v in variants)]
     of_loss = [[i for i, v in enumerate(variants) if v.loss == name] for name in losses]
     groups = of_loss if size > 1 else [list(range(len(variants)))]  # one after the other, losses may mix
-    order, places, counts = planned(groups, len(devices))
+    order, places, counts = _planned(groups, len(devices))
 
     def here(state, which, seeds, numbers, start, count):
-        one = lambda which, state, seed, numbers: interval(task, losses, which, state, seed, numbers, start, count)
+        one = lambda which, state, seed, numbers: _interval(task, losses, which, state, seed, numbers, start, count)
         if size == 1:
             return lax.map(lambda a: one(*a), (which, state, seeds, numbers))
         parts = []
@@ -247,24 +247,24 @@ def compiled(task: Task, variants: Sequence[Variant], devices: Sequence[jax.Devi
 
     mesh = jax.make_mesh((len(devices),), ("variants",), (AxisType.Auto,), devices=devices)
     each, same = PartitionSpec("variants"), PartitionSpec()
-    arguments = jax.device_put(stacked(losses, [variants[i] for i in order]), NamedSharding(mesh, each))
+    arguments = jax.device_put(_stacked(losses, [variants[i] for i in order]), NamedSharding(mesh, each))
     over = partial(jax.shard_map, mesh=mesh, out_specs=each, check_vma=False)
-    state = jax.jit(over(partial(initial, task), in_specs=each))(*arguments[1:])
+    state = jax.jit(over(partial(_initial, task), in_specs=each))(*arguments[1:])
     program = jax.jit(over(here, in_specs=(each,) * 4 + (same,) * 2), donate_argnums=0)
     ready = program.lower(state, *arguments, 0, 0).compile()
     return places, state, lambda state, start, count: ready(state, *arguments, start, count)
 
 
-def fastest(task: Task, variants: Sequence[Variant], devices: Sequence[jax.Device], steps: int = 2) -> int:
+def _fastest(task: Task, variants: Sequence[Variant], devices: Sequence[jax.Device], steps: int = 2) -> int:
     """How many variants at once take the least time each, by a few steps of the loss that most of them have.
 
-    More at once have to be faster by a tenth, which noise is not.
+    A larger number has to be faster by a tenth, more than noise is.
     """
     (loss, number), *_ = collections.Counter(v.loss for v in variants).most_common(1)
     best, answer = float("inf"), 1
     for size in sorted({size for size in (1, 8, number) if size <= number}):
         some = [v for v in variants if v.loss == loss][:size]
-        _, state, program = compiled(task, some, devices[:1], size)
+        _, state, program = _compiled(task, some, devices[:1], size)
         seconds = []
         for _ in range(4):  # the first run warms up
             started = time.perf_counter()

@@ -96,8 +96,8 @@ def test_landmarks_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("landmarks", "message"),
     [
-        (np.ones((5, 2)), "do not say where a face is"),
-        (np.full((5, 2), np.nan), "do not say where a face is"),
+        (np.ones((5, 2)), "are one point, or not finite"),
+        (np.full((5, 2), np.nan), "are one point, or not finite"),
         (np.ones((4, 2)), r"landmarks has shape \(4, 2\), template \(5, 2\)"),
         (TEMPLATE.ravel(), r"landmarks has shape \(10,\)"),
     ],

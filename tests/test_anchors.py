@@ -95,7 +95,7 @@ PAIRS_WRONG = {
         "references has 3 features, the embeddings have 4",
     ),
     "references without labels": (lambda: mj.losses.supcon(Z, Y, references=Z), TypeError, "without reference_labels"),
-    "labels without references": (lambda: mj.losses.supcon(Z, Y, reference_labels=Y), TypeError, "there are none"),
+    "labels without references": (lambda: mj.losses.supcon(Z, Y, reference_labels=Y), TypeError, "wanted references"),
     "length of reference_labels": (
         lambda: mj.losses.supcon(Z, Y, references=Z, reference_labels=Y[:5]),
         ValueError,
@@ -138,7 +138,7 @@ def test_wrong_arguments_are_named(name, unchecked):
 
 def test_labels_that_jax_would_cut_are_refused(unchecked):
     z, y = np.eye(4, dtype=np.float32), np.array([0, 1, 2, 3]) * 2**32
-    with pytest.raises(ValueError, match="labels does not fit into int32; number the labels from 0"):
+    with pytest.raises(ValueError, match="labels does not fit into int32; wanted labels that are numbered from 0"):
         mj.losses.supcon(z, y)
     with pytest.raises(ValueError, match="reference_labels does not fit into int32"):
         mj.losses.supcon(z, y // 2**32, references=z, reference_labels=y)

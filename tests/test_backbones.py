@@ -147,7 +147,7 @@ def test_unknown_encoders_name_the_known():
     make = partial(encoders.create, embedding_size=4, image_shape=(8, 8, 1), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"'resnet50'; wanted one of small_resnet, .*iresnet200, mobilefacenet, vit_t"):
         make("resnet50")
-    with pytest.raises(ValueError, match="small_convnet has no dtype"):
+    with pytest.raises(ValueError, match="remat True; wanted neither for small_convnet"):
         make("small_convnet", remat=True)
     with pytest.raises(ValueError, match=r"depth is 42; wanted one of 18, 34, 50, 100, 200, or the number"):
         encoders.IResNet(42, rngs=nnx.Rngs(0))

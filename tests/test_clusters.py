@@ -8,6 +8,7 @@ import pytest
 import metricjax as mj
 from metricjax import clusters
 from metricjax.clusters import connected_components, k_means, threshold_clusters
+from metricjax.engine import sizes
 
 KEY = jax.random.key(0)
 DOT = mj.similarities.dot
@@ -64,7 +65,7 @@ def assert_like(found, wanted, atol=1e-5):
 
 
 def test_k_means_equals_lloyd_from_the_same_seeds(rng, monkeypatch):
-    monkeypatch.setattr(clusters, "_PANEL", 5 * 17)  # panels of 17 rows
+    monkeypatch.setattr(sizes, "rows_in_panel", lambda n, centers: 17)
     x = rows(rng, 83, noise=0.6)
     x = x.at[7].set(0).at[20:24].set(x[3])
     where = jnp.asarray(rng.random(83) < 0.8).at[7].set(True)
@@ -188,7 +189,7 @@ def components(joined, exists):
 
 @pytest.mark.parametrize("n", [0, 1, 53])
 def test_components_equal_a_walk(n, rng, monkeypatch):
-    monkeypatch.setattr(clusters, "_TILE", 16)
+    monkeypatch.setattr(sizes, "rows_in_joined_tile", lambda n: 14)
     monkeypatch.setattr(clusters, "_components", clusters._components.__wrapped__)  # the tile is not in the cache's key
     x = jnp.asarray(rng.integers(-3, 4, (n, 3)), jnp.float32)
     where = jnp.asarray(rng.random(n) < 0.8)
@@ -206,7 +207,7 @@ def test_components_equal_a_walk(n, rng, monkeypatch):
 
 
 def test_components_follow_long_chains_and_scores_of_one_direction(rng, monkeypatch):
-    monkeypatch.setattr(clusters, "_TILE", 8)
+    monkeypatch.setattr(sizes, "rows_in_joined_tile", lambda n: 8)
     order = rng.permutation(61)
     chain = jnp.asarray(order, jnp.float32)[:, None]
     near = lambda x, y: -jnp.abs(x - y.T)
@@ -284,7 +285,7 @@ def test_leaders_equal_a_loop(rng):
 
 def test_leaders_without_room():
     x = jnp.asarray(np.repeat(np.eye(4), 2, axis=0), jnp.float32)
-    with pytest.raises(ValueError, match="capacity is 2: 4 rows"):
+    with pytest.raises(ValueError, match="capacity is 2; wanted more: 4 rows"):
         threshold_clusters(x, 0.5, capacity=2)
     found = jax.jit(lambda x: threshold_clusters(x, 0.5, capacity=2))(x)
     assert found.labels.tolist() == [0, 0, 1, 1, -1, -1, -1, -1] and int(found.overflow) == 4

@@ -80,7 +80,7 @@ def test_other_formats_are_none(tmp_path, kind, monkeypatch):
     except (KeyError, OSError):
         pytest.skip(f"Pillow does not write {kind} here")
     (tmp_path / "face.jpg").write_bytes(content)
-    with pytest.raises(Unreadable, match="it is none of BMP, JPEG, PNG, PPM, TIFF, WEBP"):
+    with pytest.raises(Unreadable, match="it is not one of BMP, JPEG, PNG, PPM, TIFF, WEBP"):
         mj.data.decoded(tmp_path / "face.jpg", (8, 8))
 
 
@@ -393,5 +393,5 @@ def test_whatever_a_decoder_raises_costs_one_photograph(tmp_path, monkeypatch, f
 def test_a_failure_without_words_is_named():
     with pytest.raises(Unreadable, match=r"^\S.*$"):
         upright(b"")
-    with pytest.raises(Unreadable, match="none of BMP"):
+    with pytest.raises(Unreadable, match="not one of BMP"):
         upright(bytes(1000))

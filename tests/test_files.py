@@ -138,7 +138,7 @@ def compressed(path, arrays):
         ({"a.npy": b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535}, ""),
         ({"a.npy": b"nothing"}, "magic string"),
         ({"a.npy": b""}, "magic string"),
-        ({"a.txt": b"text"}, "a.txt is nothing that NumPy wrote"),
+        ({"a.txt": b"text"}, "a.txt is not what NumPy writes"),
         ({"a.npy": np.array([None])}, "a.npy holds Python objects"),
     ],
 )
@@ -147,7 +147,7 @@ def test_what_is_no_array_is_refused_before_memory_is_taken(members, message, tm
     path.write_bytes(npz({"good.npy": np.zeros(2), **members}))
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match=rf"bad\.npz is no npz file of arrays, or a damaged one \(.*(?:{message})"):
+        with pytest.raises(ValueError, match=rf"bad\.npz is not an npz file .* damaged one \(.*(?:{message})"):
             read_arrays(path)
         assert tracemalloc.get_traced_memory()[1] < 2**22
     finally:
@@ -167,7 +167,7 @@ def test_archives_that_are_refused(tmp_path, monkeypatch):
     cases = {
         path.read_bytes(): "two arrays have one name",
         bytes(encrypted): "encrypted",
-        npz({"a.npy": np.zeros(3)}, zipfile.ZIP_LZMA): "nothing that NumPy wrote",
+        npz({"a.npy": np.zeros(3)}, zipfile.ZIP_LZMA): "not what NumPy writes",
         whole.replace(bytes(24), b"\x01" + bytes(23)): "CRC",
         b"": "not a zip file",
         b"PK\x05\x06" + b"\xff" * 18: "central directory",
@@ -176,7 +176,7 @@ def test_archives_that_are_refused(tmp_path, monkeypatch):
     cases[npz({"a.npy": np.zeros(2**16)}, zipfile.ZIP_DEFLATED)] = r"bytes would unpack to 524\d\d\d"
     for data, message in cases.items():
         path.write_bytes(data)
-        with pytest.raises(ValueError, match=rf"bad\.npz is no npz file of arrays, or a damaged one \(.*(?:{message})"):
+        with pytest.raises(ValueError, match=rf"bad\.npz is not an npz file .* damaged one \(.*(?:{message})"):
             read_arrays(path)
 
 
@@ -224,7 +224,7 @@ def test_damaged_files_are_refused_by_name_or_are_whole(fuzz, tmp_path):
         try:
             found = read_arrays(path)
         except ValueError as error:
-            assert str(error).startswith(f"{path} is no npz file of arrays, or a damaged one (")
+            assert str(error).startswith(f"{path} is not an npz file of arrays, or a damaged one (")
             assert "\n" not in str(error)
             refused += 1
         else:

@@ -248,7 +248,7 @@ def test_tensors_and_other_dtypes(rng):
         np.testing.assert_array_equal(model.head.bias[...], weights["fc.bias"].astype(dtype).astype(np.float32))
     load_iresnet(model, {name: Tensor(a) for name, a in weights.items()})
     np.testing.assert_array_equal(model.head.bias[...], weights["fc.bias"])
-    message = r"^weights: fc.bias is nothing that NumPy can hold \(TypeError: Got unsupported ScalarType\)$"
+    message = r"^weights: fc.bias does not fit into an array of NumPy \(TypeError: Got unsupported ScalarType\)$"
     with pytest.raises(ValueError, match=message):
         load_iresnet(model, weights | {"fc.bias": Tensor(weights["fc.bias"], floating=False)})
 
@@ -335,9 +335,9 @@ def test_tensors_of_pytorch(rng, tmp_path):
         np.testing.assert_array_equal(model.head.bias[...], weights["fc.bias"].to(dtype).float().numpy())
     matrix = weights["fc.weight"]
     wrong = {
-        "fc.weight is nothing that NumPy can hold .*Sparse": matrix.to_sparse(),
+        "fc.weight does not fit into an array of NumPy .*Sparse": matrix.to_sparse(),
         "fc.weight is complex64": matrix.to(torch.complex64),
-        "fc.weight is nothing that NumPy can hold .*meta": matrix.to("meta"),
+        "fc.weight does not fit into an array of NumPy .*meta": matrix.to("meta"),
         "fc.weight holds NaN": torch.full_like(matrix, torch.nan),
     }
     for message, tensor in wrong.items():

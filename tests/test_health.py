@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metricjax.engine import sizes
 from metricjax.metrics import embedding_health
 
 health = sys.modules["metricjax.metrics.health"]  # the attribute of that name is the function
@@ -63,7 +64,7 @@ def sets(kind, rng, n=48, d=6):
 
 @pytest.fixture(autouse=True)
 def tiles_of_ten_rows(monkeypatch):
-    monkeypatch.setattr(health, "_TILE", 11)
+    monkeypatch.setattr(sizes, "rows_in_summed_tile", lambda n: 10)
 
 
 @pytest.mark.parametrize("kind", ["round", "one direction", "a plane", "zeros and duplicates"])
@@ -127,7 +128,7 @@ def test_errors(unchecked):
     labels = np.array([0, 0, 2**32, 2**32])
     assert embedding_health(x, labels, k=1)["alignment"] == 0  # classes are numbered
     for embeddings, wrong, error, message in (
-        (x, labels, ValueError, "labels does not fit into int32; number the labels from 0"),
+        (x, labels, ValueError, "labels does not fit into int32; wanted labels that are numbered from 0"),
         (x, np.array(["a"] * 4), TypeError, "labels has dtype <U1; wanted numbers"),
         (x, np.ones((4, 2), int), ValueError, r"labels has shape \(4, 2\)"),
         (x.astype(int), np.ones(4, int), TypeError, "embeddings has dtype int64"),

@@ -25,7 +25,7 @@ def names(found):
 
 @pytest.fixture
 def odd(tmp_path):
-    """Two people, and everything that is none of their photographs."""
+    """Two people, and everything that is not one of their photographs."""
     touch(tmp_path, *(f"bob/{i:02d}.{suffix}" for i, suffix in enumerate(SUFFIXES)), "ann/2.jpg", "ann/10.jpg")
     touch(tmp_path, "ann/notes.txt", "ann/face.heic", "ann/x.jpg~", "ann/jpg", "ann/.x.jpg", "ann/._2.jpg")
     touch(tmp_path, ".ipynb_checkpoints/a.jpg", "__MACOSX/ann/._2.jpg", ".hidden.jpg", "lone.jpg", "pairs.txt")
@@ -49,9 +49,9 @@ def test_people(odd):
         "hidden": [".hidden.jpg", ".ipynb_checkpoints", "ann/._2.jpg", "ann/.x.jpg"],
         "of another suffix": ["ann/face.heic", "ann/jpg", "ann/notes.txt", "ann/x.jpg~", "cy/one.heic"],
         "a folder deeper": ["__MACOSX/ann", "ann/2019", "ann/self", "dee/2019"],
-        "no regular file": ["ann/dangling.jpg", "ann/pipe.jpg", "pipe"],
+        "not a regular file": ["ann/dangling.jpg", "ann/pipe.jpg", "pipe"],
         "not readable": ["ann/circle.jpg"],
-        "of no person": ["lone.jpg", "pairs.txt"],
+        "not in a person's folder": ["lone.jpg", "pairs.txt"],
     }
     assert found.without == ["__MACOSX", "cy", "dee", "eve"]
     report = found.report()
@@ -63,7 +63,7 @@ def test_people(odd):
 def test_one_folder(odd):
     found = mj.data.photographs_in(odd / "ann")
     assert names(found) == ["10.jpg", "2.jpg", "link.jpg"]
-    assert found.passed_over["no regular file"] == ["dangling.jpg", "pipe.jpg"]
+    assert found.passed_over["not a regular file"] == ["dangling.jpg", "pipe.jpg"]
     assert found.without == []
     assert mj.data.photographs_in(odd / "bob").report() == ""
 
@@ -108,7 +108,7 @@ def test_names_of_any_bytes(tmp_path):
 
 def test_folders_without_photographs(tmp_path):
     touch(tmp_path, "ann/a.heic", "lone.jpg")
-    wanted = r"holds no images; it is no folder with a sub-folder of images .*1 of another suffix \(ann/a\.heic\)"
+    wanted = r"holds no images; wanted a sub-folder of images .*1 of another suffix \(ann/a\.heic\)"
     with pytest.raises(ValueError, match=wanted):
         mj.data.photographs_of_people(tmp_path)
     with pytest.raises(ValueError, match=r"holds no images; wanted files \.pgm"):

@@ -306,7 +306,7 @@ def test_an_index_that_lies(tmp_path):
         source = mj.data.RecordSource(writer.save(tmp_path))
     assert [str(w.message).split(":")[0] for w in caught] == [str(tmp_path / "train.rec")]
     assert sorted(source.left_out) == [
-        (1, 2, "its position is no multiple of 4"),
+        (1, 2, "its position is not a multiple of 4"),
         (3, 2**52, "it runs past the end of the file"),
         (4, len(writer.file) - 4, "it runs past the end of the file"),
         (6, at[6] + 4, "the magic number is missing"),

@@ -170,7 +170,7 @@ def test_what_cannot_be_told_is_left_out_with_a_sentence(people, tmp_path):
     assert why == [
         "Left out: nobody has two photographs, so no pair is of the same person.",
         "Left out: nobody has two photographs, so there is nothing to find.",
-        "Left out: it enrols every other person with two photographs or more, and fewer than three have so many.",
+        "Left out: it enrols every other person with two photographs or more, of whom there are fewer than three.",
         "Left out: no images were given.",
     ]
     assert "EER" not in strangers
@@ -194,7 +194,7 @@ def test_a_failed_report_leaves_the_old_one(people, tmp_path, monkeypatch):
             mj.plots.report(path, z, labels, **options)
     with pytest.raises(ValueError, match="embeddings holds NaN"):
         mj.plots.report(path, np.where(labels[:, None] == 1, np.float32(np.nan), z), labels)
-    with pytest.raises(ValueError, match="2 rows; a report needs at least 3"):
+    with pytest.raises(ValueError, match="2 rows; wanted at least 3 for a report"):
         mj.plots.report(path, z[:2], labels[:2])
     with pytest.raises(IsADirectoryError, match="is a folder"):
         mj.plots.report(tmp_path, z, labels)

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 import metricjax as mj
+from metricjax.engine import sizes
 from metricjax.search import top_k
 from tests.test_devices import mesh_of, put
 
@@ -59,7 +60,7 @@ def test_equals_a_stable_sort(n, m, k, size, masked, rng):
 
 
 def test_panels_of_queries(rng, monkeypatch):
-    monkeypatch.setattr("metricjax.search.neighbours._PANEL", 10 * 64)
+    monkeypatch.setattr(sizes, "queries_in_panel", lambda n, references: 10)
     x, y = integers(rng, 37), integers(rng, 200)
     assert_equal(top_k(x, y, 4, similarity=DOT, block_size=64), sorted_whole(DOT(x, y), 4))
 
@@ -273,11 +274,11 @@ def test_errors(unchecked):
         top_k(x, y.astype(int), 1)
     with pytest.raises(ValueError, match=r"where has shape \(3,\); wanted \(5,\)"):
         top_k(x, y, 1, where=jnp.ones(3, bool))
-    with pytest.raises(TypeError, match="give one of `similarity`"):
+    with pytest.raises(TypeError, match="similarity and distance came both"):
         top_k(x, y, 1, similarity=DOT, distance=mj.distances.chord)
     with pytest.raises(TypeError, match="similarity is 'cosine'; wanted a function"):
         top_k(x, y, 1, similarity="cosine")
     with pytest.raises(ValueError, match="block_size is 0; wanted 'auto' or a positive int"):
         top_k(x, y, 1, block_size=0)
-    with pytest.raises(ValueError, match="exclude_self is for queries that are the references; 3 and 5"):
+    with pytest.raises(ValueError, match="exclude_self is True for 3 queries and 5 references"):
         top_k(x, y, 1, exclude_self=True)

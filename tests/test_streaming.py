@@ -135,14 +135,14 @@ WRONG = {
     "ks": (lambda: retrieval_means(X, Y, ks=(0,)), ValueError, r"ks is \(0,\); wanted positive ints"),
     "half a k": (lambda: retrieval_means(X, Y, ks=(1.5,)), ValueError, r"ks is \(1.5,\)"),
     "large labels": (
-        lambda: retrieval_means(X, np.array([0, 2**32, 1])), ValueError, "labels does not fit into int32; number",
+        lambda: retrieval_means(X, np.array([0, 2**32, 1])), ValueError, "labels does not fit into int32; wanted",
     ),
     "large reference labels": (
         lambda: retrieval_means(X, Y, references=X, reference_labels=np.array([0, 2**32, 1])), ValueError,
         "reference_labels does not fit into int32",
     ),
     "text": (lambda: retrieval_means(X, np.array(["a", "a", "b"])), TypeError, "labels has dtype <U1; wanted numbers"),
-    "no rows": (lambda: retrieval_means(X[:0], Y[:0]), ValueError, "references has no rows"),
+    "no rows": (lambda: retrieval_means(X[:0], Y[:0]), ValueError, "embeddings, without them. has no rows"),
     "largest class": (lambda: retrieval_means(X, Y, largest_class=0), ValueError, "largest_class is 0"),
     "traced": (lambda: jax.jit(lambda k: retrieval_means(X, Y, largest_class=k))(2), ValueError, "which is static"),
     "labels": (lambda: retrieval_means(X, Y[:, None]), ValueError, r"labels has shape \(3, 1\); wanted one label"),

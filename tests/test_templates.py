@@ -1,12 +1,11 @@
 """Templates of media, pairs of them and searches over galleries, against loops in float64."""
 
-import sys
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import metricjax as mj
+from metricjax.engine import sizes
 from metricjax.metrics import identification_over_galleries, pair_similarities, templates
 
 
@@ -64,7 +63,7 @@ def test_half_precision_is_pooled_in_single(rng):
 
 
 def test_pairs_equal_loops(rng, monkeypatch):
-    monkeypatch.setattr(sys.modules["metricjax.metrics.templates"], "_PAIRS", 7)
+    monkeypatch.setattr(sizes, "pairs_at_once", lambda: 7)
     embeddings, template_ids, media_ids = images(rng)
     found = templates(embeddings, template_ids, media_ids)
     pairs = rng.choice(found.ids, (33, 2))
@@ -116,9 +115,9 @@ WRONG = {
     "pairs": (lambda: pair_similarities(templates(Z, ONE, ONE), ONE), ValueError, r"pairs has shape \(3,\)"),
     "unknown": (
         lambda: pair_similarities(templates(Z, ONE, ONE), np.array([[0, 1], [2, 9], [7, 1]])), ValueError,
-        "pairs holds 2 that are no template's id, the first of them 9",
+        "pairs holds ids without a template: 2, the first of them 9",
     ),
-    "unknown id": (lambda: templates(Z, ONE, ONE).of([-1]), ValueError, "ids holds 1 that are no template's id"),
+    "unknown id": (lambda: templates(Z, ONE, ONE).of([-1]), ValueError, "ids holds ids without a template: 1"),
     "no gallery": (lambda: identification_over_galleries(Z, ONE, []), ValueError, "galleries is empty"),
     "all are mated": (lambda: identification_over_galleries(Z, ONE, [(Z, ONE)]), ValueError, "every query has a mate"),
 }  # fmt: skip

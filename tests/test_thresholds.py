@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 import metricjax as mj
+from metricjax.metrics.sets import panels
 from tests.test_metrics import KINDS, rates, scores_and_same
 
 
@@ -30,7 +31,7 @@ def test_the_threshold_at_a_far_has_the_rates_at_that_far(kind, far, rng):
 def test_thresholds_of_streamed_pairs_hold_what_they_say(similarity, rng):
     z, y = jnp.asarray(rng.standard_normal((40, 3)), jnp.float32), rng.integers(0, 6, 40)
     first, second = np.triu_indices(40, 1)
-    _, scores = next(mj.metrics.panels.panels(z, similarity))
+    _, scores = next(panels(z, similarity))
     scores, same = np.asarray(scores)[first, second], y[first] == y[second]
     curve = mj.metrics.pair_scores(z, y, similarity).roc
     for far in (0.01, 0.1, 0.5):
@@ -162,8 +163,8 @@ def test_det_curves(rng):
 S, SAME, WHO = np.array([0.9, 0.1, 0.4]), np.array([True, False, False]), np.array([[0, 0], [0, 1], [2, 1]])
 M = mj.metrics
 WRONG = {
-    "far": (lambda: M.roc(S, SAME).threshold_at_far(0.1), ValueError, "far is 0.1; 2 impostor pairs"),
-    "fmr": (lambda: M.roc(S, SAME).fnmr_at_fmr(2.0), ValueError, "far is 2.0; 2 impostor pairs"),
+    "far": (lambda: M.roc(S, SAME).threshold_at_far(0.1), ValueError, "far is 0.1; wanted .* 2 impostor"),
+    "fmr": (lambda: M.roc(S, SAME).fnmr_at_fmr(2.0), ValueError, "far is 2.0; wanted 0.5 to 1"),
     "one kind": (lambda: M.decidability(S, SAME | True), ValueError, "same is all True"),
     "test pairs": (lambda: M.hter(S, SAME, S[:2], SAME), ValueError, r"scores has shape \(2,\), same \(3,\)"),
     "threshold": (lambda: M.error_rates(S, SAME, np.nan), ValueError, "threshold is nan; wanted a number"),
@@ -172,10 +173,10 @@ WRONG = {
     "people": (lambda: M.calibrated_threshold(S, WHO[:2], 0.5), ValueError, r"people is int64\[2, 2\]"),
     "float people": (lambda: M.calibrated_threshold(S, WHO / 1, 0.5), ValueError, r"people is float64\[3, 2\]"),
     "no impostors": (lambda: M.calibrated_threshold(S, WHO * 0, 0.5), ValueError, "same is all True"),
-    "calibrated far": (lambda: M.calibrated_threshold(S, WHO, 0.1), ValueError, "far is 0.1; 2 impostor pairs"),
+    "calibrated far": (lambda: M.calibrated_threshold(S, WHO, 0.1), ValueError, "far is 0.1; wanted .* 2 impostor"),
     "confidence": (lambda: M.calibrated_threshold(S, WHO, 0.5, confidence=95), ValueError, "confidence is 95"),
-    "half a resample": (lambda: M.calibrated_threshold(S, WHO, 0.5, resamples=2.5), ValueError, "resamples 2.5"),
-    "resamples": (lambda: M.calibrated_threshold(S, WHO, 0.5, resamples=0), ValueError, "resamples 0"),
+    "half a resample": (lambda: M.calibrated_threshold(S, WHO, 0.5, resamples=2.5), ValueError, "resamples is 2.5"),
+    "resamples": (lambda: M.calibrated_threshold(S, WHO, 0.5, resamples=0), ValueError, "resamples is 0"),
     "quality": (lambda: M.error_versus_reject(S, SAME, S[:2], 0.5), ValueError, r"quality has shape \(2,\)"),
     "quality nan": (lambda: M.error_versus_reject(S, SAME, S * np.nan, 0.5), ValueError, "quality holds NaN"),
     "groups": (lambda: M.group_error_rates(S, SAME, ["a"], 0.5), ValueError, r"groups has shape \(1,\)"),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import metricjax as mj
+from metricjax.engine import sizes
 from metricjax.metrics import bootstrap, pairs
 from tests.test_metrics import scores_and_same
 
@@ -15,7 +16,7 @@ dot = mj.similarities.dot
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Sixteen rows each, so that sets of fifty have several."""
-    monkeypatch.setattr(pairs, "_SIDE", 16)
+    monkeypatch.setattr(sizes, "rows_in_sorted_tile", lambda n: 16)
 
 
 def a_set(rng, n, people, ties=False):
@@ -154,7 +155,7 @@ def test_calibration_of_a_set_is_that_of_its_list_of_pairs(ties, far, rng, monke
     tall = []
     original = bootstrap._highest
     monkeypatch.setattr(bootstrap, "_highest", lambda pairs, count: tall.append(count) or original(pairs, count))
-    monkeypatch.setattr(bootstrap, "_LEAST", 1)
+    monkeypatch.setattr(sizes, "impostors_held", min)
     options = {"confidence": 0.8, "resamples": 60, "seed": 5}
     expected = M.calibrated_threshold(scores, who, far, **options)
     assert M.calibrated_pair_threshold(z, y, far, similarity=dot, **options) == expected
@@ -169,7 +170,7 @@ def test_a_calibration_holds_more_pairs_if_a_resample_needs_them(rng, monkeypatc
     calls = []
     original = bootstrap._highest
     monkeypatch.setattr(bootstrap, "_highest", lambda pairs, count: calls.append(count) or original(pairs, count))
-    monkeypatch.setattr(bootstrap, "_LEAST", 1)
+    monkeypatch.setattr(sizes, "impostors_held", min)
     z = np.round(z * 32) / 32
     scores, who = listed(z, y)
     expected = M.calibrated_threshold(scores, who, 0.004, resamples=40)
@@ -274,12 +275,12 @@ WRONG = {
     "overflow": (lambda: M.pair_scores(Z * 1e30, Y, dot), ValueError, "similarity gives NaN or infinity"),
     "groups": (lambda: M.group_pair_rates(Z, Y, Y[:2], 0.5), ValueError, r"groups has shape \(2,\)"),
     "threshold": (lambda: M.group_pair_rates(Z, Y, Y, np.nan), ValueError, "threshold is nan; wanted a number"),
-    "set far": (lambda: M.calibrated_pair_threshold(Z, Y, 0.1), ValueError, "far is 0.1; 4 impostor pairs"),
+    "set far": (lambda: M.calibrated_pair_threshold(Z, Y, 0.1), ValueError, "far is 0.1; wanted .* 4 impostor"),
     "one kind": (lambda: M.calibrated_pair_threshold(Z, Y * 0, 0.5), ValueError, "labels has pairs of one kind only"),
     "confidence": (lambda: M.calibrated_pair_threshold(Z, Y, 0.5, confidence=2.0), ValueError, "confidence is 2.0"),
     "fars": (lambda: M.roc_bands(Z, Y, 0.5), ValueError, r"fars has shape \(\)"),
-    "low far": (lambda: M.roc_bands(Z, Y, [0.5, 0.1]), ValueError, "far is 0.1; 4 impostor pairs"),
-    "resamples": (lambda: M.roc_bands(Z, Y, [0.5], resamples=0), ValueError, "resamples 0"),
+    "low far": (lambda: M.roc_bands(Z, Y, [0.5, 0.1]), ValueError, "far is 0.1; wanted .* 4 impostor"),
+    "resamples": (lambda: M.roc_bands(Z, Y, [0.5], resamples=0), ValueError, "resamples is 0"),
     "fold of one kind": (
         lambda: M.k_fold_tar([1.0, 2.0, 3.0, 4.0], [True, True, False, False], 0.5, 2),
         ValueError,
@@ -288,7 +289,7 @@ WRONG = {
     "fold far": (
         lambda: M.k_fold_tar([1.0, 2.0, 3.0, 4.0], [True, False] * 2, 0.5, 2),
         ValueError,
-        "far is 0.5; 1 impostor pairs",
+        "far is 0.5; wanted 1 to 1, with 1 impostor",
     ),
 }
 

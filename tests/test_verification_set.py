@@ -103,7 +103,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path):
             except TypeError:  # a module is not pickled
                 continue
             path.write_bytes(content)
-            with pytest.raises(ValueError, match=rf"no verification set: it names \S*{name.split('.')[1]}"):
+            with pytest.raises(ValueError, match=rf"not a verification set: it names \S*{name.split('.')[1]}"):
                 mj.data.verification_set(path)
     touch = f"touch {trace}".encode()
     for content in (
@@ -114,7 +114,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path):
         b"\x80\x04\x8c\x05numpy\x8c\x12lib.npyio.savetxt\x00\x93.",
     ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="no verification set"):
+        with pytest.raises(ValueError, match="not a verification set"):
             mj.data.verification_set(path)
     assert not trace.exists()
 
@@ -124,7 +124,7 @@ def test_admitted_names_do_nothing_either(tmp_path):
     path = tmp_path / "set.bin"
     for function, arguments in ((np.ndarray, ((2,), "O")), (np.dtype, ("O",)), (bytes.fromhex, ("00",))):
         path.write_bytes(pickle.dumps(([Calls(function, *arguments)] * 4, SAME), 4))
-        with pytest.raises(ValueError, match="no verification set"):
+        with pytest.raises(ValueError, match="not a verification set"):
             mj.data.verification_set(path)
     objects = np.array([b"a", None], object)
     path.write_bytes(pickle.dumps(([objects] * 4, SAME), 2))
@@ -132,17 +132,17 @@ def test_admitted_names_do_nothing_either(tmp_path):
         mj.data.verification_set(path)
     # State set on what stands for a name, so that a later call would be another one.
     path.write_bytes(b"\x80\x02cnumpy\ndtype\n}X\x04\0\0\0nameX\x06\0\0\0systemsb.")
-    with pytest.raises(ValueError, match="no verification set"):
+    with pytest.raises(ValueError, match="not a verification set"):
         mj.data.verification_set(path)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no verification set"),
-        (b"not a pickle", "no verification set"),
-        (pickle.dumps((JPEGS, SAME))[:-100], "no verification set"),
-        (pickle.dumps({"a": 1}), "no verification set"),
+        (b"", "not a verification set"),
+        (b"not a pickle", "not a verification set"),
+        (pickle.dumps((JPEGS, SAME))[:-100], "not a verification set"),
+        (pickle.dumps({"a": 1}), "not a verification set"),
         (pickle.dumps((JPEGS, ["yes", "no"])), "it holds str where a boolean should be"),
         (pickle.dumps((["text"] * 4, SAME)), "it holds str where bytes"),
         (pickle.dumps((JPEGS[:3], SAME)), "holds 3 images and 2 answers; wanted two for each"),

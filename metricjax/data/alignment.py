@@ -52,7 +52,7 @@ def similarity_transform(landmarks: ArrayLike, template: ArrayLike = TEMPLATE) -
     centred = z - z.mean()
     spread = np.sum(np.abs(centred) ** 2)
     if not 0 < spread < np.inf or not np.all(np.isfinite(wanted)):
-        raise ValueError(f"landmarks {points.tolist()} do not say where a face is; wanted different, finite points")
+        raise ValueError(f"landmarks {points.tolist()} are one point, or not finite; wanted different, finite points")
     a = np.sum(np.conj(centred) * (w - w.mean())) / spread
     shift = w.mean() - a * z.mean()
     return np.array([[a.real, -a.imag, shift.real], [a.imag, a.real, shift.imag]]) + 0.0  # no −0
@@ -94,7 +94,7 @@ def read_landmarks(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     - VGGFace2's `loose_landmark_train.csv` (NAME_ID, P1X, P1Y, …), whose names have no suffix.
 
     The text is UTF-8 with or without a byte order mark; empty lines, and lines that begin with "#", are passed over.
-    ValueError for a line that does not fit, by its number: one number more or less, and what is not finite, too.
+    ValueError, by its number, for a line that does not fit, or with one number more or less, or one that is not finite.
     """
     landmarks: dict[str, np.ndarray] = {}
     found = list(lines(path))
@@ -102,7 +102,7 @@ def read_landmarks(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     if found and _is_header(_columns(found[0][1])):
         del found[0]
     if count is not None and int(count) != len(found):
-        raise ValueError(f"{path} is said to hold {count} lines; it holds {len(found)}")
+        raise ValueError(f"{path} holds {len(found)} lines; wanted {count}, as its first line says")
     for number, line in found:
         name, points = _named_points(f"{path}: line {number}", line)
         if not np.array_equal(landmarks.setdefault(name, points), points):

@@ -17,13 +17,13 @@ def resized(images: Num[Array, "n h w c"], size: Sequence[int]) -> Float[Array, 
 
 
 def standardised(images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    """Each image brought to mean 0 and variance 1 (an even one to 0)."""
+    """Each image brought to mean 0 and variance 1; an image of one value becomes 0."""
     away = images - jnp.mean(images, axis=(1, 2, 3), keepdims=True)  # first, or the variance of bright images cancels
     return away * jax.lax.rsqrt(jnp.mean(away**2, axis=(1, 2, 3), keepdims=True) + 1)
 
 
 def centred(images: Num[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    """(x − 127.5) / 127.5: pixels from 0 to 255 brought to −1 to 1, as the usual protocol has it (see `alignment`).
+    """(x − 127.5) / 127.5: pixels from 0 to 255 brought to −1 to 1, as in the usual protocol (see `alignment`).
 
     >>> centred(jnp.array([0, 51, 255]).reshape(1, 1, 3, 1)).ravel()
     Array([-1. , -0.6,  1. ], dtype=float32)

@@ -22,14 +22,14 @@ def batches(
 ) -> grain.DatasetIterator:
     """An endless iterator over {"images": [b, h, w, c] uint8, "labels": [b] int32}, epoch after epoch.
 
-    What step t gives depends on the sampler and t alone. All shards together give the batch that one would, in parts
-    of equal size, in order. `get_state()` and `set_state(state)` are the position: after restoring it, with the same
+    Step t depends on nothing but the sampler and t. All shards together give the batch of a single one, in parts of
+    equal size, in order. `get_state()` and `set_state(state)` are the position: after restoring it, with the same
     number of workers, the iterator goes on as if it had never stopped.
 
     Args:
       source: where images and labels come from.
-      sampler: called with `epoch`, `shard` and `shards`, gives the indices [batches, b] of an epoch, of one size in
-        all; such as `partial(mj.samplers.pk_batches, source.labels, 32, 4, seed=0)`.
+      sampler: called with `epoch`, `shard` and `shards`, gives the indices [batches, b] of an epoch, with one number of
+        batches in all epochs; such as `partial(mj.samplers.pk_batches, source.labels, 32, 4, seed=0)`.
       shard, shards: which part of each batch, of how many: `jax.process_index()`, `jax.process_count()`.
       threads: that decode, each one batch ahead; in each worker.
       workers: processes that decode, 0 for none. Each holds its own copy of the source; call `close()` in the end.

@@ -12,12 +12,12 @@ from metricjax.data.files import opened
 from metricjax.ground.names import printable
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # as Pillow calls them; PPM stands for PBM, PGM and PFM, too
-MOST_PIXELS = 89_478_485  # decoded, a third of a GiB, or several of these; Pillow, too, warns of a bomb from there on
+MOST_PIXELS = 89_478_485  # decoded, once or several times a third of a GiB; Pillow, too, warns of a bomb above it
 LONGEST = 65_535  # pixels of a side
 
 
 class Unreadable(ValueError):
-    """Bytes that are no photograph: of another format, damaged, cut off, or too large; the message says why."""
+    """Bytes that are not a photograph: of another format, damaged, cut off, or too large; the message says why."""
 
 
 UNREADABLE = (OSError, Unreadable)  # what `upright` and `decoded` raise: a file may also be missing, or not readable
@@ -43,7 +43,7 @@ def upright(photograph: str | pathlib.Path | bytes, mode: str | None = None) -> 
 
     - 16-bit grey values v become v / 257 (of 12 bits, v / 16.06).
     - Floats, and integers of 32 bits, are taken to go from 0 to 1 (floats only), to 255 or to 65535: the first of these
-      ranges that the largest value fits. A tenth beyond either end is cut off; more, and NaN, is an error.
+      ranges that holds the largest value. Up to a tenth beyond either end is cut off; more is an error, as is NaN.
     - What is transparent is shown on black.
 
     Args:
@@ -63,8 +63,8 @@ def upright(photograph: str | pathlib.Path | bytes, mode: str | None = None) -> 
             shown = shown if turn is None else shown.transpose(turn)
             return shown if mode in (None, shown.mode) else shown.convert(mode)
         except UnidentifiedImageError:
-            raise Unreadable(f"it is none of {', '.join(FORMATS)}") from None
-        except Exception as error:  # whatever a decoder makes of damaged bytes, want of memory too
+            raise Unreadable(f"it is not one of {', '.join(FORMATS)}") from None
+        except Exception as error:  # whatever a decoder makes of damaged bytes, a lack of memory too
             raise Unreadable(printable(str(error)) or type(error).__name__) from error
 
 
@@ -84,10 +84,10 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 
 def _without_warnings() -> None:
-    """No warning of Pillow's about odd EXIF blocks and the like, nor an exception where warnings are made such.
+    """No warning of Pillow about odd EXIF blocks and the like, and no exception where warnings are errors.
 
-    `warnings.catch_warnings` is not for threads, in which photographs are read. This only adds a filter, and of Pillow
-    only for the kind that its readers use: warnings of bombs and of deprecations stay.
+    `warnings.catch_warnings` is not for threads, in which photographs are read. This only adds a filter, and only for
+    the kind of warning that Pillow's readers give: those of bombs and of deprecations stay.
     """
     if not warnings.filters or warnings.filters[0] != _ODD:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")

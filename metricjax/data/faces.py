@@ -1,6 +1,5 @@
 """Sets of face photographs, read whole into memory at one size."""
 
-import collections
 import contextlib
 import io
 import logging
@@ -18,8 +17,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from metricjax.data.decoder import UNREADABLE, decoded, fitted
-from metricjax.data.listing import Listing, photographs_of_people
+from metricjax.data.listing import photographs_of_people, reported
 from metricjax.data.orl_faces import OrlFaces
+from metricjax.data.people import numbered, of_chosen
 from metricjax.ground.names import printable, some
 
 
@@ -39,11 +39,8 @@ class Faces(NamedTuple):
 
     def of_people(self, chosen: np.ndarray) -> "Faces":
         """The photographs of some people only (a mask over people), who are then numbered from 0."""
-        keep = chosen[self.labels]
-        number = np.cumsum(chosen, dtype=np.int32) - 1
-        people = [name for name, kept in zip(self.people, chosen, strict=True) if kept]
-        files = [file for file, kept in zip(self.files, keep, strict=True) if kept]
-        return Faces(self.images[keep], number[self.labels[keep]], people, files)
+        places, labels, people = of_chosen(self.labels, self.people, np.asarray(chosen))
+        return Faces(self.images[places], labels, people, [self.files[i] for i in places])
 
 
 def orl(size: tuple[int, int] = (112, 92), data_dir: str | None = None) -> Faces:
@@ -62,7 +59,7 @@ def orl(size: tuple[int, int] = (112, 92), data_dir: str | None = None) -> Faces
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """Without what TFDS and the packages it reads with say of themselves while they prepare a second's work."""
+    """Without the messages of TFDS, and of the packages it reads with, about a second's work."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
@@ -122,7 +119,7 @@ def folder(path: str | pathlib.Path, size: tuple[int, int], at_least: int = 2) -
     What is passed over (see `photographs_of_people`), images that `decoded` cannot read, and people with fewer than
     `at_least` images, are left out with a warning that names them.
     """
-    files, images, kept = reported(photographs_of_people(path), stacklevel=3), [], []
+    files, images, kept = reported(photographs_of_people(path), stacklevel=2), [], []
     for file in tqdm(files, f"reading {pathlib.Path(path).name}", unit=" images"):
         try:
             images.append(decoded(file, size, mode=None))
@@ -143,27 +140,8 @@ def folder(path: str | pathlib.Path, size: tuple[int, int], at_least: int = 2) -
     return faces
 
 
-def reported(listing: Listing, stacklevel: int) -> list[pathlib.Path]:
-    """The files, once a warning has told what is passed over."""
-    if report := listing.report():
-        warnings.warn(report, stacklevel=stacklevel)
-    return listing.files
-
-
-def numbered(names: list[str], files: list[str], at_least: int) -> tuple[list[int], np.ndarray, list[str]]:
-    """Photographs in order of people and files, without people who have few: their places, labels, and the people."""
-    counts = collections.Counter(names)
-    few = sorted(name for name, count in counts.items() if count < at_least)
-    if few:
-        warnings.warn(f"{len(few)} people with fewer than {at_least} images are left out: {some(few)}", stacklevel=4)
-    people = sorted(name for name, count in counts.items() if count >= at_least)
-    number = {name: i for i, name in enumerate(people)}
-    keep = sorted((i for i, name in enumerate(names) if name in number), key=lambda i: (number[names[i]], files[i]))
-    return keep, np.array([number[names[i]] for i in keep], np.int32), people
-
-
 def _numbered(images: list[np.ndarray], names: list[str], files: list[str], at_least: int = 2) -> Faces:
-    keep, labels, people = numbered(names, files, at_least)
-    if not keep:
+    places, labels, people = numbered(names, files, at_least, stacklevel=3)
+    if not places:
         return Faces(np.zeros((0, 1, 1, 1), np.uint8), np.zeros(0, np.int32), [], [])
-    return Faces(np.stack([images[i] for i in keep]), labels, people, [files[i] for i in keep])
+    return Faces(np.stack([images[i] for i in places]), labels, people, [files[i] for i in places])

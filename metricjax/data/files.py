@@ -17,19 +17,19 @@ def opened(path: str | pathlib.Path) -> BinaryIO:
     if stat.S_ISREG(os.fstat(handle).st_mode):  # of what was opened: the name may stand for something else by now
         return os.fdopen(handle, "rb")
     os.close(handle)
-    raise OSError(f"{path} is no regular file; wanted one")
+    raise OSError(f"{path} is not a regular file; wanted one")
 
 
 def lines(path: str | pathlib.Path) -> Iterator[tuple[int, str]]:
     """Lines of a UTF-8 text with their numbers from 1, without blanks at both ends.
 
     A byte order mark, and empty lines and those that begin with "#", are passed over; a line ends as on any system.
-    Bytes that are no UTF-8 are kept as Python keeps them in names of files (PEP 383), so that they name the same file.
+    Bytes that are not UTF-8 are kept as Python keeps them in names of files (PEP 383), so that they name the same file.
     """
     with opened(path) as file:
         content = file.read().removeprefix(codecs.BOM_UTF8)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
-        raise ValueError(f"{path} is UTF-16 or no text at all; wanted UTF-8")
+        raise ValueError(f"{path} is UTF-16 or not a text; wanted UTF-8")
     for number, raw in enumerate(re.split(rb"\r\n|\r|\n", content), 1):
         line = raw.decode("utf-8", "surrogateescape").strip(" \t")
         if line and not line.startswith("#"):
@@ -37,7 +37,7 @@ def lines(path: str | pathlib.Path) -> Iterator[tuple[int, str]]:
 
 
 def fields(line: str) -> list[str]:
-    """What stands between tabs, where there are any, so that names may hold blanks; else between blanks."""
+    """The fields between tabs, if there are any, so that names may hold blanks; else those between blanks."""
     if "\t" in line:
         return [field.strip(" ") for field in line.split("\t")]
     return [field for field in line.split(" ") if field]

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import warnings
 from typing import NamedTuple
 
 from metricjax.ground.names import some
@@ -10,14 +11,14 @@ SUFFIXES = (
     ".pgm", ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pbm", ".pnm",
 )  # fmt: skip
 HIDDEN, SUFFIX, DEEPER = "hidden", "of another suffix", "a folder deeper"
-SPECIAL, CLOSED, NOBODY = "no regular file", "not readable", "of no person"
+SPECIAL, CLOSED, NOBODY = "not a regular file", "not readable", "not in a person's folder"
 
 
 class Listing(NamedTuple):
     """The photographs of a folder, in order, and what is not one of them.
 
     passed_over: names in the folder ("Ann/notes.txt") by the reason.
-    without: people all of whose files are passed over, or who have none.
+    without: people without files, or all of whose files are passed over.
     """
 
     folder: pathlib.Path
@@ -26,7 +27,7 @@ class Listing(NamedTuple):
     without: list[str]
 
     def report(self) -> str:
-        """One line about what is passed over: reasons, numbers and the first names; empty where that is nothing."""
+        """One line about what is passed over: reasons, numbers and the first names; empty if nothing is."""
         parts = [f"{len(names)} {reason} ({some(names)})" for reason, names in self.passed_over.items()]
         told = [f"passed over: {', '.join(parts)}"] if parts else []
         if self.without:
@@ -34,11 +35,18 @@ class Listing(NamedTuple):
         return f"{self.folder}: {'; '.join(told)}" if told else ""
 
 
+def reported(listing: Listing, stacklevel: int) -> list[pathlib.Path]:
+    """The files, once a warning has told what is passed over."""
+    if report := listing.report():
+        warnings.warn(report, stacklevel=stacklevel + 1)
+    return listing.files
+
+
 def photographs_in(folder: str | pathlib.Path) -> Listing:
     """The photographs in a folder itself.
 
     These are the regular files, and links to such, with one of SUFFIXES in any case, whose name does not begin with a
-    dot. OSError for what is no folder, ValueError for one without any.
+    dot. OSError for what is not a folder, ValueError for a folder without photographs.
     """
     folder, over = _folder(folder, "one of images"), _Over()
     files = [folder / name for name in _photographs(folder, "", over)]
@@ -65,7 +73,7 @@ def photographs_of_people(folder: str | pathlib.Path) -> Listing:
         person = folder / entry.name
         files += [person / name for name in names]
         without += [] if names else [entry.name]
-    wanted = f"it is no folder with a sub-folder of images {', '.join(SUFFIXES)} for each person"
+    wanted = f"wanted a sub-folder of images {', '.join(SUFFIXES)} for each person"
     return _not_empty(Listing(folder, files, over, without), wanted)
 
 

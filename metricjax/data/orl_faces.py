@@ -66,7 +66,7 @@ def packaged_folder() -> pathlib.Path:
 
 
 def repair(pgm: bytes) -> bytes:
-    """Undo the newline conversion that some of the files went through, as far as it can be undone.
+    """Undo the newline conversion that some of the files went through, as far as possible.
 
     Each "\\n" had become "\\r\\n". Replacing every "\\r\\n" restores the length, but where the photograph itself held
     those two bytes one is lost: such a file is filled up at its end with its last pixel.

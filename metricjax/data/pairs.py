@@ -30,7 +30,7 @@ class Pairs(NamedTuple):
         return self._at(np.flatnonzero(np.isin(self.fold, folds)))
 
     def folded(self, folds: int = 10) -> "Pairs":
-        """As they are, if the list has folds; else in so many, in order, with as much of each kind in all as can be."""
+        """As they are, if the list has folds; else in `folds`, in order, with as equal parts of each kind as can be."""
         if self.fold.any():
             return self
         fold = np.zeros(len(self.same), int)
@@ -70,8 +70,7 @@ class Pairs(NamedTuple):
     ) -> tuple["Pairs", np.ndarray]:
         """The pairs that are `found`, and their cosines; `embeddings[i]` belongs to `files[i]`."""
         kept, places = self.found(files, people)
-        unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-        return kept, np.sum(unit[places[:, 0]] * unit[places[:, 1]], axis=1)
+        return kept, cosines(embeddings[places[:, 0]], embeddings[places[:, 1]])
 
     def _bare(self) -> dict[str, str]:
         """Names without their folders, as far as this leaves them different."""
@@ -87,6 +86,13 @@ class Pairs(NamedTuple):
         """Names of everyone in these pairs."""
         person = lambda name: name.rpartition("/")[0] or name.rsplit("_", 1)[0]
         return {person(name) for name in (*self.first, *self.second)}
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The cosine of each row of `a` with that of `b`, in float64; 0 with a zero row."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    dot = lambda a, b: np.einsum("nd,nd->n", a, b)
+    return dot(a, b) / np.maximum(np.sqrt(dot(a, a) * dot(b, b)), np.finfo(np.float64).tiny)
 
 
 def _places(files: Sequence[str], people: Sequence[str] | None) -> dict[str, int]:

@@ -32,8 +32,8 @@ class Photographs:
     """A source that reads one photograph at a time.
 
     One that cannot be read is reported once, by a warning that names its place, and the next readable one of the same
-    person stands in for it: so batches keep their shape, and P × K batches their people. ValueError where a person has
-    none that can be read.
+    person stands in for it: so batches keep their shape, and P × K batches their people. ValueError if no
+    photograph of that person can be read.
     """
 
     def __init__(self, labels: np.ndarray, people: list[str]):

@@ -3,7 +3,7 @@
 A record is the magic number, a word with the length in its lower 29 bits, the bytes, and zeros up to a multiple of 4.
 Where the magic number occurs in the bytes themselves, the record is split there, the number is left out, and the upper
 3 bits of the word say so: 0 whole, 1 first part, 2 middle part, 3 last part (dmlc-core, `recordio.h`). The bytes begin
-with a header: flag, label, id, second id; with a flag above 0, so many labels follow and replace the one in the header
+with a header: flag, label, id, second id; a flag above 0 is the number of labels that follow and replace the header's
 (MXNet, `recordio.py`). Then comes the image. InsightFace adds records without image (`face2rec2.py`): key 0 holds the
 keys [first, last + 1] of identity records, each of which holds the keys [first, last + 1] of a person's images.
 """
@@ -37,10 +37,10 @@ REASONS = {
     SHORT: "it is shorter than its header",
     EMPTY: "it holds no image",
     UNLABELLED: "its label is not a whole number",
-    UNALIGNED: "its position is no multiple of 4",
+    UNALIGNED: "its position is not a multiple of 4",
     OVERLONG: "it runs into the next record",
 }
-MOST_DAMAGED = 100_000  # of more records it is not worth to tell
+MOST_DAMAGED = 100_000  # records that are told one by one
 LARGEST = 4096  # height or width that `property` may ask for
 # A whole record's beginning, as far as two labels after the header.
 _BEGINNING = np.dtype(
@@ -57,7 +57,7 @@ class RecordSource(Photographs):
 
     Args:
       path: the folder that holds `train.rec`, or a .rec file. Its .idx file gives keys and positions; without one the
-        file is scanned. Header records and identity records are read too and are no images.
+        file is scanned. Header records and identity records are read too, but are not images.
       size: height and width; those in `property` if not given, else those of the first image that can be read.
 
     A person's name is the number in the records; labels number the people from 0 in that order. `ranges` [people, 2]
@@ -115,7 +115,7 @@ class RecordSource(Photographs):
         raise ValueError(f"none of the {len(self)} images in {self.path} can be read, the first at {self._place(0)}")
 
     def _open(self) -> None:
-        self._file = os.open(self.path, os.O_RDONLY)  # read at positions only: threads do not get in each other's way
+        self._file = os.open(self.path, os.O_RDONLY)  # read at positions: threads do not disturb each other
         weakref.finalize(self, os.close, self._file)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _property(path: pathlib.Path) -> tuple[int, int] | None:
 
 
 def _indexed(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Keys and positions in lines "key, tab, byte"; ValueError where one of either is no whole number, or occurs twice.
+    """Keys and positions in lines "key, tab, byte"; ValueError where one is not a whole number, or occurs twice.
 
     Whether there is a record at a position, only the file of records tells.
     """
@@ -171,7 +171,7 @@ def _indexed(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _scanned(data: mmap.mmap) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and positions without an index: a key is the record's id, or its number in the file where it has none."""
+    """Keys and positions without an index: a key is the record's id, or its number in the file if it has no id."""
     offsets, offset = array.array("q"), 0
     while 0 <= offset <= len(data) - 8:
         offsets.append(offset)
@@ -191,7 +191,7 @@ def _key(data: mmap.mmap, offset: int, number: int) -> int:
 
 
 def _parts(data: bytes | mmap.mmap, offset: int) -> Iterator[tuple[int, int]]:
-    """Beginning and end of the bytes of each part of the record at `offset`; _Damaged where there is none."""
+    """Beginning and end of the bytes of each part of the record at `offset`; _Damaged where it breaks off."""
     expected = (0, 1)
     while True:
         if offset + 8 > len(data):
@@ -245,7 +245,7 @@ def _headers(data: mmap.mmap, offsets: np.ndarray) -> np.ndarray:
 
 
 def _overlong(offsets: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """Which records end behind the beginning of the next."""
+    """Which records end after the beginning of the next."""
     order = np.argsort(offsets, kind="stable")
     return order[:-1][(offsets + spans)[order[:-1]] > offsets[order[1:]]]
 

@@ -11,8 +11,9 @@ import tensorflow_datasets as tfds
 
 from metricjax.data.alignment import aligned
 from metricjax.data.decoder import decoded, upright
-from metricjax.data.faces import Faces, numbered, prepared, reported
-from metricjax.data.listing import photographs_of_people
+from metricjax.data.faces import Faces, prepared
+from metricjax.data.listing import photographs_of_people, reported
+from metricjax.data.people import numbered, with_several
 from metricjax.data.photographs import Photographs
 from metricjax.ground.names import some
 
@@ -31,7 +32,7 @@ class ArraySource:
 
 
 class FolderSource(Photographs):
-    """A folder with one sub-folder of images for each person, of which only the names are read beforehand.
+    """A folder with one sub-folder of images for each person; only their names are read beforehand.
 
     Images are cropped around their centre to the shape of `size` and resized, or aligned by their landmarks. What is
     passed over (see `photographs_of_people`), people with fewer than `at_least` images, and images without landmarks
@@ -58,7 +59,7 @@ class FolderSource(Photographs):
         landmarks: Mapping[str, np.ndarray] | None = None,
     ):
         self.path, self.size, self.mode, self.landmarks = pathlib.Path(path), size, mode, landmarks
-        names = ["/".join(file.parts[-2:]) for file in reported(photographs_of_people(path), stacklevel=3)]
+        names = ["/".join(file.parts[-2:]) for file in reported(photographs_of_people(path), stacklevel=2)]
         if landmarks is not None:
             if self.size[0] != self.size[1]:
                 raise ValueError(f"size is {self.size}; wanted equal height and width with landmarks")
@@ -67,11 +68,11 @@ class FolderSource(Photographs):
             if without:
                 warnings.warn(f"{len(without)} images without landmarks are left out: {some(without)}", stacklevel=2)
             names = list(self.landmarks)
-        keep, labels, people = numbered([name.split("/")[0] for name in names], names, at_least)
+        places, labels, people = numbered([name.split("/")[0] for name in names], names, at_least, stacklevel=2)
         if not people:
             raise ValueError(f"{path} holds no people with {at_least} images or more")
         super().__init__(labels, people)
-        self.names = [names[i] for i in keep]
+        self.names = [names[i] for i in places]
         self.files = [pathlib.PurePosixPath(name).stem for name in self.names]
 
     def _image(self, index: int) -> np.ndarray:
@@ -85,7 +86,7 @@ class FolderSource(Photographs):
 
 
 def _of_files(landmarks: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
-    """The landmarks of each of these files that has any, however they name it."""
+    """The landmarks of each of these files, as far as there are any, however they name it."""
     files = collections.Counter(name.rpartition("/")[2] for name in names)
     found = {}
     for name in names:
@@ -131,22 +132,16 @@ class TfdsSource(Photographs):
         features = builder.info.features
         missing = {image, label} - set(features)
         if missing:
-            raise ValueError(f"{self.name} has no feature {missing}, but {sorted(features)}")
+            raise ValueError(f"{self.name} has no feature {missing}; wanted one of {sorted(features)}")
         self.records = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
         values = np.array([self.records[i][label] for i in range(len(self.records))])
-        found, labels, counts = np.unique(values, return_inverse=True, return_counts=True)
+        found, labels = np.unique(values, return_inverse=True)
         name = getattr(features[label], "int2str", lambda value: value.decode() if isinstance(value, bytes) else value)
-        names, several = np.array([str(name(value)) for value in found.tolist()]), counts >= at_least
-        if not several.any():
+        names = [str(name(value)) for value in found.tolist()]
+        self.places, labels, people = with_several(labels, names, at_least, stacklevel=2)
+        if not people:
             raise ValueError(f"{self.name}, split {split}, holds no people with {at_least} images or more")
-        if not several.all():
-            few = names[~several].tolist()
-            warnings.warn(
-                f"{len(few)} people with fewer than {at_least} images are left out: {some(few)}", stacklevel=2
-            )
-        self.places = np.flatnonzero(several[labels])
-        number = np.cumsum(several, dtype=np.int32) - 1
-        super().__init__(number[labels[self.places]], names[several].tolist())
+        super().__init__(labels, people)
 
     def _image(self, index: int) -> np.ndarray:
         return decoded(self.records[int(self.places[index])][self.feature], self.size, self.mode)

@@ -4,6 +4,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
+from metricjax.data.people import of_chosen
 from metricjax.data.photographs import Source
 
 
@@ -22,20 +23,16 @@ def mirrored(source: Source) -> Source:
 
 class _OfPeople:
     def __init__(self, source: Source, chosen: np.ndarray):
-        if chosen.shape != (len(source.people),) or chosen.dtype != bool:
-            raise ValueError(f"chosen is {chosen.dtype}{list(chosen.shape)}; wanted {len(source.people)} booleans")
-        self.source, self.kept = source, np.flatnonzero(chosen[source.labels])
-        number = np.cumsum(chosen, dtype=np.int32) - 1
-        self.labels = number[source.labels[self.kept]]
-        self.people = [source.people[i] for i in np.flatnonzero(chosen)]
+        self.source = source
+        self.places, self.labels, self.people = of_chosen(source.labels, source.people, chosen)
         files = getattr(source, "files", None)
-        self.files = [""] * len(self.kept) if files is None else [files[i] for i in self.kept]
+        self.files = [""] * len(self.places) if files is None else [files[i] for i in self.places]
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return len(self.places)
 
     def __getitem__(self, index: SupportsIndex) -> np.ndarray:
-        return self.source[self.kept[index]]
+        return self.source[self.places[index]]
 
 
 class _Mirrored:

@@ -2,7 +2,7 @@
 
 Such a file is a pickle of encoded images, two for each pair, and of a list of booleans. A pickle can name any function
 for its reader to call; here each of the few that NumPy and Python 2 leave in such files becomes a note of the call,
-which is interpreted afterwards, and every other is an error: nothing that a file names is ever run.
+which is interpreted afterwards; any other is an error: nothing that a file names is ever run.
 """
 
 import pathlib
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from metricjax.data.decoder import UNREADABLE, decoded
 from metricjax.data.files import opened
+from metricjax.data.pairs import cosines
 from metricjax.ground.names import printable
 
 
@@ -28,9 +29,7 @@ class PairImages(NamedTuple):
         """The cosine of each pair, given the embeddings of all images."""
         if len(embeddings) != len(self.images):
             raise ValueError(f"embeddings has {len(embeddings)} rows; wanted one for each of {len(self.images)} images")
-        dot = lambda a, b: np.einsum("nd,nd->n", a, b, dtype=np.float64)
-        a, b = embeddings[0::2], embeddings[1::2]
-        return dot(a, b) / np.maximum(np.sqrt(dot(a, a) * dot(b, b)), np.finfo(np.float64).tiny)
+        return cosines(embeddings[0::2], embeddings[1::2])
 
 
 def verification_set(path: str | pathlib.Path, size: tuple[int, int] = (112, 112)) -> PairImages:
@@ -46,21 +45,21 @@ def verification_set(path: str | pathlib.Path, size: tuple[int, int] = (112, 112
             content = _Reader(file, encoding="bytes").load()
         encoded, answers = content
         same = _booleans(answers)
-        count = sum(1 for item in encoded if _bytes(item, "u1") is not None)  # of none that is something else
+        count = sum(1 for item in encoded if _bytes(item, "u1") is not None)  # ValueError for one of something else
     except _Refused as error:
         named = printable(str(error))
-        raise ValueError(f"{path} is no verification set: it names {named}, which such a file has no use for") from None
+        raise ValueError(f"{path} is not a verification set: it names {named}, which such a file never does") from None
     except OSError:
         raise
-    except Exception as error:  # whatever a pickle that is none, or holds something else, leads to
+    except Exception as error:  # whatever a broken pickle, or one of something else, leads to
         wanted, why = "a pickle of encoded images and a list of booleans", printable(str(error)) or type(error).__name__
-        raise ValueError(f"{path} is no verification set ({why}); wanted {wanted}") from None
+        raise ValueError(f"{path} is not a verification set ({why}); wanted {wanted}") from None
     if count != 2 * len(same) or not count:
         raise ValueError(f"{path} holds {count} images and {len(same)} answers; wanted two for each")
     try:
         images = np.empty((count, *size, 3), np.uint8)
     except MemoryError:
-        raise ValueError(f"{path} holds {count} images; there is no memory for so many") from None
+        raise ValueError(f"{path} holds {count} images, more than there is memory for") from None
     for i, item in enumerate(tqdm(encoded, f"reading {path.name}", unit=" images")):
         try:
             images[i] = decoded(_bytes(item, "u1"), size)

@@ -71,11 +71,11 @@ def _read(path: str | os.PathLike) -> Any:
     with open(path, "rb") as file:
         is_archive = file.read(4) == b"PK\x03\x04"
     try:
-        if is_archive:  # whose checksums PyTorch does not look at
+        if is_archive:  # PyTorch does not look at its checksums
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
             if damaged is not None:
-                raise ValueError(f"the checksum of {damaged} is that of something else")
+                raise ValueError(f"the checksum of {damaged} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
@@ -90,7 +90,7 @@ def _line(error: Exception) -> str:
 
 
 class Part(NamedTuple):
-    """A part of a checkpoint: what stands before each name in a mapping, where that is, and how many of them it has."""
+    """A part of a checkpoint: a mapping, what stands before its names, where it is, and how many names it has."""
 
     given: Mapping
     prefix: str
@@ -99,7 +99,7 @@ class Part(NamedTuple):
 
 
 def _parts(given: Mapping, names: Collection[str], where: str = "", depth: int = 3) -> Iterator[Part]:
-    """Of this mapping, and of those in it, one part for everything that stands before any of the names."""
+    """Of this mapping, and of those in it, a part for each prefix of the names."""
     counts = Counter({"": 0})
     for key in map(str, given):
         starts = (0, *(i for i, letter in enumerate(key, start=1) if letter == "."))
@@ -112,7 +112,7 @@ def _parts(given: Mapping, names: Collection[str], where: str = "", depth: int =
 
 
 def _unwrapped(given: Mapping, names: Collection[str], source: str) -> Part:
-    """The part that has most of the names; of several that have all of them the one that is no moving average."""
+    """The part that has most of the names; of several that have all of them, the one that is not a moving average."""
     parts = list(_parts(given, names))
     most = max(part.fitting for part in parts)
     best = [part for part in parts if part.fitting == most]
@@ -131,7 +131,7 @@ def _numbers(source: str, name: str, given: Any) -> np.ndarray:
             given = given.float() if given.is_floating_point() else given
         array = np.asarray(given)
     except Exception as error:
-        raise ValueError(f"{source}: {name} is nothing that NumPy can hold ({_line(error)})") from None
+        raise ValueError(f"{source}: {name} does not fit into an array of NumPy ({_line(error)})") from None
     if array.dtype.kind not in "iu" and not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(f"{source}: {name} is {array.dtype}{list(array.shape)}; wanted real numbers")
     with np.errstate(over="ignore"):
@@ -148,9 +148,9 @@ def load_iresnet(model: IResNet, weights: Mapping[str, Any] | str | os.PathLike)
 
     The names and shapes are those of insightface's arcface_torch (`conv1.weight`, `layer1.0.bn1.running_mean`, ...,
     `features.bias`); counters (`num_batches_tracked`) are not used. They may stand in a checkpoint, in mappings inside
-    it (`state_dict`, `model`) and behind anything that ends with a dot (`module.`, `model.backbone.`): then what stands
-    beside them, a head, say, is not used, and "['state_dict'] module." is returned, or "" where nothing had to be
-    unwrapped. An exponential moving average (`ema` in its name) is taken where there is nothing else.
+    it (`state_dict`, `model`) and behind anything that ends with a dot (`module.`, `model.backbone.`): then what is
+    beside them, such as a head, is not used, and "['state_dict'] module." is returned, or "" where nothing had to be
+    unwrapped. An exponential moving average (`ema` in its name) is taken where there is no other.
 
     A file is read with `torch.load(..., weights_only=True)`, which runs no code out of it, and only that needs PyTorch:
     a mapping of names to arrays, such as `numpy.load` and safetensors' `load_file` give, does not. Tensors and

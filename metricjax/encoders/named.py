@@ -40,12 +40,12 @@ def create(
     (128, 16)
 
     Raises:
-      ValueError: no encoder has that name; `small_convnet` is asked for a `dtype` or `remat`, which it has not.
+      ValueError: no encoder has that name; `small_convnet`, which has neither, is asked for a `dtype` or `remat`.
     """
     if name not in NAMED:
         raise ValueError(f"name is {name!r}; wanted one of {', '.join(NAMED)}")
     if name != "small_convnet":
         return NAMED[name](embedding_size, image_shape, dtype=dtype, remat=remat, rngs=rngs)
     if dtype is not None or remat:
-        raise ValueError(f"small_convnet has no dtype and no remat; dtype is {dtype}, remat is {remat}")
+        raise ValueError(f"dtype is {dtype} and remat {remat}; wanted neither for small_convnet")
     return SmallConvNet(embedding_size, image_shape, rngs=rngs)

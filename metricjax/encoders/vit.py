@@ -81,7 +81,7 @@ class ViT(nnx.Module):
             raise ValueError(f"size is {size!r}; wanted one of {', '.join(SIZES)}, or (width, depth, heads)")
         wide, depth, heads = SIZES[size] if isinstance(size, str) else size
         if wide % heads:
-            raise ValueError(f"size is {size}: {wide} channels do not divide into {heads} heads")
+            raise ValueError(f"size is {size}; wanted a width that {heads} heads divide, not {wide}")
         height, width, channels = image_shape
         tokens = (height // PATCH) * (width // PATCH)
         if tokens == 0:

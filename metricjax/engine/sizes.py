@@ -1,5 +1,7 @@
 """How much is worked on at a time: the one file that knows sizes of panels, blocks, tiles and lists."""
 
+import math
+
 LIST = 64  # positives of an anchor that are listed, and looked at one by one; with more, all columns are
 
 
@@ -18,3 +20,102 @@ def classes_in_block(n: int, d: int, c: int) -> int | None:
     if max(n, d) * c <= 2**22:
         return None
     return min(c, max(64, 2**21 // n // 64 * 64))
+
+
+# --- search and clusters --------------------------------------------------------------------------------------------
+
+
+def references_in_block(k: int) -> int:
+    """References at a time in a search for k of them: each block costs a sort of k."""
+    return min(2**17, max(2**13, 2 ** math.ceil(math.log2(128 * k))))
+
+
+def queries_in_panel(n: int, references: int) -> int:
+    """Queries at a time of n, with scores of a block of references: panels of one size, of at most 2²¹ scores."""
+    return _even(n, max(1, 2**21 // references))
+
+
+def columns_in_group(columns: int, k: int) -> int:
+    """Columns in a group whose maximum is looked at first, in a search for k of them: 1 where groups save little.
+
+    It is a power of two near √(columns / k), where groups and candidates together are fewest.
+    """
+    size = 2 ** round(math.log2(max(1, columns / k)) / 2)
+    return size if columns // size + k * size < columns // 2 and size > 3 else 1
+
+
+def ids_to_compare() -> int:
+    """Ids that are compared with a whole gallery one by one; more of them are sorted, which then takes less time."""
+    return 32
+
+
+def rows_in_panel(n: int, centers: int) -> int:
+    """Rows at a time of n, with their scores against all centres: at most 2²¹ scores."""
+    return min(n, max(1, 2**21 // centers))
+
+
+def rows_in_joined_tile(n: int) -> int:
+    """Rows, and columns, of a tile of pairs whose clusters are joined: tiles of one size, of at most 1024 rows."""
+    return max(1, _even(n, 1024))
+
+
+# --- metrics --------------------------------------------------------------------------------------------------------
+
+_LANES = 128
+
+
+def rows_in_table(columns: int) -> int:
+    """Rows of a table of scores that goes to the host: at most 1024, and 2²² scores."""
+    return min(1024, max(1, 2**22 // max(1, columns)))
+
+
+def queries_in_identification(n: int) -> int:
+    """Queries at a time of n, with the blocks of a gallery: panels of one size, of at most 2048 queries."""
+    return _even(n, 2**11)
+
+
+def gallery_in_block(n: int, queries: int) -> int:
+    """Rows at a time of a gallery of n, with scores of a panel of queries: at most 8192, and 2²¹ scores.
+
+    More than `lanes` are a multiple of them.
+    """
+    width = min(n, 2**13, max(1, 2**21 // queries))
+    return width - width % _LANES if width > _LANES else width
+
+
+def lanes(width: int) -> int:
+    """Columns of a block that are reduced side by side, as wide registers do: they divide its width."""
+    return math.gcd(width, _LANES)
+
+
+def rows_in_sorted_tile(n: int) -> int:
+    """Rows, and columns, of a tile of scores that is sorted on the host, where 2048 of each fit into a cache.
+
+    A power of two, so that sets of about one size share what is compiled.
+    """
+    return min(2048, 1 << max(3, (n - 1).bit_length()))
+
+
+def rows_in_summed_tile(n: int) -> int:
+    """Rows, and columns, of a tile of distances that are summed: tiles of one size, of at most 512 rows."""
+    return _even(n, 512)
+
+
+def rows_in_double() -> int:
+    """Rows at a time that are copied to float64 on the host."""
+    return 8192
+
+
+def pairs_at_once() -> int:
+    """Pairs whose rows are gathered at a time."""
+    return 2**12
+
+
+def impostors_held(wanted: int, impostors: int) -> int:
+    """Highest scores of impostors that a calibration holds: what it wants, but not fewer than 1024 if there are."""
+    return min(max(wanted, 1024), impostors)
+
+
+def _even(n: int, most: int) -> int:
+    """The size of the fewest parts of n of at most `most` each, all of one size but for padding."""
+    return math.ceil(n / max(1, math.ceil(n / most)))

@@ -1,6 +1,6 @@
 """Errors about arguments, raised while tracing and from static facts only: what came, and what was wanted.
 
-Arguments are `Any` here: whether they are arrays is the first thing that is checked.
+Arguments are `Any` here, since the first thing to check is whether they are arrays.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _CONVERTED = {
 
 
 def check_positive(**numbers: Any) -> None:
-    """What divides, or scales what is exponentiated, is positive; a traced number is not checked, and has to be."""
+    """Numbers that divide, or scale an exponent, are positive; traced ones are not checked."""
     for name, value in numbers.items():
         if value is None or isinstance(value, jax.core.Tracer):
             continue
@@ -54,7 +54,7 @@ def check_array(name: str, x: Any, wanted: str) -> None:
 
 
 def check_order(labels: Any, **rows: Any) -> None:
-    """Labels did not come where rows belong."""
+    """Labels did not come in the place of rows."""
     for name, x in rows.items():
         if getattr(x, "ndim", 0) == 1 and getattr(labels, "ndim", 0) == 2:
             check_array(name, x, "an array [rows, features]")
@@ -85,7 +85,7 @@ def check_labels(name: str, labels: Any, rows: int, any_kind: bool = False) -> N
 
 
 def check_fits(name: str, labels: Any) -> None:
-    """A NumPy array is one of numbers, and integers fit into what JAX makes of it: it cuts them without a word."""
+    """A NumPy array holds numbers, and integers fit into what JAX makes of them; it would silently cut others."""
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "USOT":
         how = f"np.unique({name}, return_inverse=True)[1]"
         raise TypeError(f"{name} has dtype {labels.dtype}; wanted numbers: write {how} for names")
@@ -93,7 +93,7 @@ def check_fits(name: str, labels: Any) -> None:
         taken = jax.dtypes.canonicalize_dtype(labels.dtype)
         limits = np.iinfo(taken)
         if not limits.min <= labels.min() <= labels.max() <= limits.max:
-            raise ValueError(f"{name} does not fit into {taken}; number the labels from 0")
+            raise ValueError(f"{name} does not fit into {taken}; wanted labels that are numbered from 0")
 
 
 def check_per_row(name: str, a: Any, rows: int, kind: type = jnp.bool_) -> None:
@@ -128,11 +128,11 @@ def check_batch(
     check_per_row("weights", weights, n, jnp.floating)
     if references is None:
         if reference_labels is not None or reference_where is not None:
-            raise TypeError("reference_labels and reference_where describe references, and there are none")
+            raise TypeError("reference_labels and reference_where describe references; wanted references with them")
     else:
         check_rows("references", references, d)
         if reference_labels is None:
-            raise TypeError("references came without reference_labels")
+            raise TypeError("references came without reference_labels; wanted both")
         check_labels("reference_labels", reference_labels, len(references), any_kind=same is not None)
         if reference_labels.shape[1:] != labels.shape[1:] and same is None:
             raise ValueError(f"reference_labels has shape {reference_labels.shape}, labels {labels.shape}; they differ")

@@ -18,11 +18,11 @@ import numpy as np
 
 DIGEST = "metricjax_digest"  # the array by which `read_arrays` knows that the others are those that were written
 _END = 22  # bytes at the end of an archive, which tell how many members it has
-_PLENTY, _BOMB = 2**28, 100  # bytes that any file may unpack to, and the number of times its size that larger ones may
+_PLENTY, _BOMB = 2**28, 100  # bytes that any file may unpack to; larger ones may unpack to this many times their size
 
 
 def beside(path: str | PathLike, ending: str) -> pathlib.Path:
-    """A hidden file next to the one that `path` leads to, for what has to do with that one."""
+    """A hidden file next to the one that `path` leads to, for what belongs to that one."""
     target = pathlib.Path(os.fsdecode(os.path.realpath(path)))
     is_short = len(os.fsencode(target.name)) < 200  # or it would not fit with the ending
     name = target.name if is_short else hashlib.blake2b(os.fsencode(target.name), digest_size=20).hexdigest()
@@ -30,7 +30,7 @@ def beside(path: str | PathLike, ending: str) -> pathlib.Path:
 
 
 def remove_parts(path: str | PathLike) -> None:
-    """What `replacing` had written when its process was killed; for those who know that none is writing now."""
+    """Remove what `replacing` left when its process was killed; for callers who know that nobody is writing now."""
     for part in glob.glob(glob.escape(str(beside(path, ""))) + "????????.part"):
         os.unlink(part)
 
@@ -40,8 +40,8 @@ def replacing(path: str | PathLike) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of `path` as soon as it is complete and on the disk.
 
     Until then, and for good if anything fails, another file of that name stays as it was. A symbolic link stays one
-    (what it points to is replaced); permissions stay, and owner and group as far as the system lets them. The last to
-    be complete stays where several processes write at once.
+    (what it points to is replaced); permissions stay, and owner and group as far as the system lets them. Where several
+    processes write at once, the last file to be complete stays.
     """
     target = pathlib.Path(os.fsdecode(os.path.realpath(path)))
     before = target.stat() if target.exists() else None
@@ -50,7 +50,7 @@ def replacing(path: str | PathLike) -> Iterator[BinaryIO]:
     if before is not None and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, "write-protected", os.fspath(path))  # a new name would not ask
     part = beside(path, f"{secrets.token_hex(4)}.part")
-    mode = 0o666 if before is None else 0o600  # what nobody may read is read by nobody meanwhile either
+    mode = 0o666 if before is None else 0o600  # what others may not read, they do not read meanwhile either
     try:
         with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
@@ -62,7 +62,7 @@ def replacing(path: str | PathLike) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error  # a full disk has no name
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error  # the error of a full disk names no file
     finally:
         part.unlink(missing_ok=True)
     _sync_folder(target.parent)
@@ -111,7 +111,7 @@ def read_arrays(path: str | PathLike) -> dict[str, np.ndarray]:
                 raise ValueError("its digest is that of other arrays")
         except Exception as error:  # zipfile and NumPy raise nearly every kind
             why = " ".join(str(error).split())[:200] or type(error).__name__
-            raise ValueError(f"{path} is no npz file of arrays, or a damaged one ({why})") from None
+            raise ValueError(f"{path} is not an npz file of arrays, or a damaged one ({why})") from None
     return arrays
 
 
@@ -133,7 +133,7 @@ def _arrays(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
 def _array(members: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     name = member.filename
     if not name.endswith(".npy") or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{name} is nothing that NumPy wrote")
+        raise ValueError(f"{name} is not what NumPy writes")
     with members.open(member) as file:
         version = np.lib.format.read_magic(file)
         if version == (1, 0):

@@ -1,4 +1,4 @@
-"""Names of people and of files, which may hold anything, as text that can be shown."""
+"""Names of people and files, which may hold anything, as text that can be shown."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -8,9 +8,9 @@ _SPELLING = "\u200c\u200d"  # invisible, but Persian and Indic names are spelled
 
 
 def printable(name: str) -> str:
-    r"""The name with an escape in place of each character that is not seen, or would change what is seen around it.
+    r"""The name with an escape in place of each character that is invisible, or would change how others look.
 
-    Bytes that are no UTF-8, which Python reads as lone surrogates, become \xNN; what can be seen stays as it is. So a
+    Bytes that are not UTF-8, which Python reads as lone surrogates, become \xNN; what can be seen stays as it is. So a
     name is one line, can be encoded, and stays the same if this is done again.
 
     >>> print(printable("Ren\udce9\n"), printable("Zoë"))
@@ -28,6 +28,6 @@ def _seen(character: str) -> str:
 
 
 def some(names: Iterable[str], most: int = 5) -> str:
-    """The first few names, to be shown in a message, and whether there are more."""
+    """The first few names, for a message; "…" where there are more."""
     first = list(islice(names, most + 1))
     return ", ".join(map(printable, first[:most])) + (", …" if len(first) > most else "")

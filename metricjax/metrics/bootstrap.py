@@ -1,4 +1,4 @@
-"""How sure thresholds and curves are: bootstraps over people, not over pairs, which share people."""
+"""How sure thresholds and curves are: bootstraps over people, as pairs that share people are not independent."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from jax import lax
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
-from metricjax.metrics.pairs import Pairs, counted
+from metricjax.engine import sizes
+from metricjax.metrics.pairs import AllPairs, scores_at_levels
 from metricjax.metrics.verification import Roc, check_far, real_scores, roc
 
 _POINTS = 128  # thresholds at which the curves of resamples are known
-_LEAST = 1024  # impostor pairs that a calibration holds at least
 
 
 class Calibration(NamedTuple):
@@ -27,7 +27,7 @@ class Calibration(NamedTuple):
 
 
 class Bands(NamedTuple):
-    """Between which true accept rates a curve may lie for other such people, at each false accept rate."""
+    """The true accept rates between which a curve may lie for other such people, at each false accept rate."""
 
     fars: np.ndarray
     lower: np.ndarray
@@ -82,7 +82,7 @@ def calibrated_pair_threshold(
 ) -> Calibration:
     """`calibrated_threshold` of all pairs of a set of embeddings, with the same result as of a list of them.
 
-    Held are the genuine scores and the highest impostor scores, four times as many as `far` of them all, or more if a
+    It holds the genuine scores and the highest impostor scores, four times as many as `far` of them all, or more if a
     resample needs more: ten thousand embeddings and a rate of 0.001 are 200,000 of 50 million. Time is that of one pass
     over all pairs and of `resamples` over those that are held.
 
@@ -92,7 +92,7 @@ def calibrated_pair_threshold(
     0.6
     """
     _check(confidence, resamples)
-    pairs = Pairs(embeddings, labels, similarity)
+    pairs = AllPairs(embeddings, labels, similarity)
     people, photographs = _people(pairs)
     weighted = lambda w: int((w @ photographs) ** 2 - (w * w) @ photographs**2) // 2
     impostors = weighted(np.ones_like(photographs))
@@ -102,7 +102,7 @@ def calibrated_pair_threshold(
     check_far(far, impostors)
     held = int(4 * far * impostors)
     while True:
-        held = min(max(held, _LEAST), impostors)
+        held = sizes.impostors_held(held, impostors)
         scores, rows, columns = _highest(pairs, held)
         first, second = people[rows], people[columns]
         thresholds = np.concatenate([[np.inf], np.unique(np.concatenate([scores, genuine]))[::-1]])
@@ -129,10 +129,10 @@ def roc_bands(
     """Percentiles of the true accept rate at each of `fars` for all pairs of a set, by a bootstrap over people.
 
     Each resample draws as many people as there are, with replacement. An impostor pair of a and b counts as often as a
-    times b was drawn, a genuine pair of a as often as a was; someone drawn twice is no impostor of herself. Resamples
-    without pairs of one kind are left out. A resample's curve is known at up to 128 thresholds of the set's own curve,
-    evenly spaced in the logarithm of the false accept rate (at all of them where there are no more), and straight in
-    between; at each FAR it gives a TAR, and the bounds are percentiles of these. Bands are too narrow where
+    times b was drawn, a genuine pair of a as often as a was; someone who is drawn twice is not an impostor of herself.
+    Resamples without pairs of one kind are left out. A resample's curve is known at up to 128 thresholds of the set's
+    own curve, evenly spaced in the logarithm of the false accept rate (at all of them if there are fewer), and straight
+    in between; at each FAR it gives a TAR, and the bounds are percentiles of these. Bands are too narrow where
     far · impostors is below 5 or so, and for few people.
 
     Time is that of resamples · 128 products of a 0/1 matrix [n, n] with a vector, on the device; memory is that of
@@ -154,8 +154,8 @@ def roc_bands(
     rates = np.asarray(fars, np.float64)
     if rates.ndim != 1 or not len(rates):
         raise ValueError(f"fars has shape {rates.shape}; wanted at least one rate, [k]")
-    pairs = Pairs(embeddings, labels, similarity)
-    curve = counted(pairs).roc
+    pairs = AllPairs(embeddings, labels, similarity)
+    curve = scores_at_levels(pairs).roc
     for far in rates:
         check_far(far, curve.impostors)
     people, photographs = _people(pairs)
@@ -175,11 +175,13 @@ def roc_bands(
 
 
 def _check(confidence: float, resamples: int) -> None:
-    if not 0 < confidence < 1 or not isinstance(resamples, int | np.integer) or resamples < 1:
-        raise ValueError(f"confidence is {confidence}, resamples {resamples}; wanted a share below 1, an int from 1 on")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; wanted a share between 0 and 1")
+    if not isinstance(resamples, int | np.integer) or resamples < 1:
+        raise ValueError(f"resamples is {resamples}; wanted a positive int")
 
 
-def _people(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+def _people(pairs: AllPairs) -> tuple[np.ndarray, np.ndarray]:
     """Of each row its person, numbered from 0, and how many rows each has."""
     _, people, photographs = np.unique(pairs.rows.labels, return_inverse=True, return_counts=True)
     return people.astype(np.int32), photographs
@@ -201,9 +203,10 @@ def _percentiles(found, confidence: float) -> np.ndarray:
 def _calibration(
     thresholds: np.ndarray, place: np.ndarray, impostors: int, weights, far: float, confidence: float
 ) -> tuple[Calibration, bool]:
-    """The calibration by impostor pairs at these places of falling thresholds; whether none wanted a lower one.
+    """The calibration by impostor pairs at these places of falling thresholds; and whether these thresholds suffice.
 
-    `weights` gives for each resample the weight of each of the pairs, and that of all there are if these are not all.
+    They do not where a resample may want a lower one than the last. `weights` gives for each resample the weight of
+    each of these pairs, and that of all pairs if these are not all.
     """
     rates = lambda weights, whole: np.cumsum(np.bincount(place, weights, minlength=len(thresholds))) / whole
     last = lambda rates: int(np.searchsorted(rates, far, side="right")) - 1
@@ -225,7 +228,7 @@ def _calibration(
     return found_here, bool(np.max(places) < len(thresholds) - 1)
 
 
-def _highest(pairs: Pairs, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _highest(pairs: AllPairs, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The highest impostor scores, with all that are equal to the last of them, and the two rows of each."""
     held, waiting, floor = np.zeros((3, 0)), [], -np.inf
 
@@ -254,7 +257,7 @@ def _spread(curve: Roc, fars: np.ndarray) -> np.ndarray:
     return curve.thresholds[index[np.isfinite(curve.thresholds[index])]]
 
 
-def _accepted_genuine(pairs: Pairs, people: np.ndarray, number: int, thresholds: np.ndarray) -> np.ndarray:
+def _accepted_genuine(pairs: AllPairs, people: np.ndarray, number: int, thresholds: np.ndarray) -> np.ndarray:
     """[people, thresholds + 1]: how many genuine pairs of each person are accepted, last without a threshold."""
     counts = np.zeros((number, len(thresholds) + 1), np.int64)
     for tile in pairs.tiles(near=True):
@@ -265,7 +268,7 @@ def _accepted_genuine(pairs: Pairs, people: np.ndarray, number: int, thresholds:
     return np.cumsum(counts, axis=1)
 
 
-def _accepted_impostors(pairs: Pairs, people: np.ndarray, drawn: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+def _accepted_impostors(pairs: AllPairs, people: np.ndarray, drawn: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """[resamples, thresholds]: the weight of the impostor pairs that are accepted."""
     side, blocks = pairs.rows.side, len(pairs.rows.blocks)
     rows = np.pad(people, (0, side * blocks - len(people)), constant_values=-1).reshape(blocks, side)

@@ -1,4 +1,4 @@
-"""Clustering: do the clusters that were found group the rows as their labels do? Only groups count, not their names.
+"""Clustering: do the clusters group the rows as their labels do? Only groups count, not their names.
 
 Every function takes (labels, clusters): the true class and the found cluster of each row, both [n], integers or
 strings. A label such as −1 for noise is a cluster like any other. All start from the counts of the pairs (class,
@@ -15,7 +15,7 @@ Average = Literal["arithmetic", "geometric", "min", "max"]
 
 
 class PrecisionRecall(NamedTuple):
-    """How much of what was put together belongs together, and how much of what belongs together was."""
+    """How much of what was put together belongs together, and how much of what belongs together was put together."""
 
     precision: float
     recall: float

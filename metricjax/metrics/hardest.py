@@ -9,8 +9,6 @@ from numpy.typing import ArrayLike
 from metricjax import similarities
 from metricjax.metrics.sets import check_set, panels
 
-_PANEL = 2**22  # scores at a time
-
 
 class HardestPairs(NamedTuple):
     """Pairs of rows [p, 2], the lower index first, and their scores [p], the hardest first.
@@ -41,17 +39,17 @@ def hardest_pairs(
     Args:
       embeddings: [n, d], finite.
       labels: [n], the person in each row.
-      distinct: of any two people, and of each person, only the hardest pair. Otherwise one odd photograph may well be
-        in all of them.
+      distinct: whether to keep only the hardest pair of any two people, and of each person. Otherwise one odd
+        photograph may well be in all of them.
       similarity: all-pairs function, larger is closer.
 
     >>> import numpy as np
-    >>> z = np.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
+    >>> z = np.array([[1.0, 0.0], [0.6, 0.8], [0.28, 0.96], [0.0, 1.0]])
     >>> found = hardest_pairs(z, np.array([0, 0, 1, 1]), count=1)
-    >>> found.strangers.tolist(), found.stranger_scores.round(2).tolist()  # 0.8 · 0.6 + 0.6 · 0.8
-    ([[1, 2]], [0.96])
+    >>> found.strangers.tolist(), found.stranger_scores.round(2).tolist()  # 0.6 · 0.28 + 0.8 · 0.96
+    ([[1, 2]], [0.94])
     >>> found.mates.tolist(), found.mate_scores.round(2).tolist()
-    ([[0, 1]], [0.8])
+    ([[0, 1]], [0.6])
     """
     embeddings, labels = check_set(embeddings, labels)
     if not isinstance(count, int | np.integer) or count < 1:
@@ -59,7 +57,7 @@ def hardest_pairs(
     n = len(labels)
     person = np.unique(labels, return_inverse=True)[1] if distinct else None
     strangers = mates = (np.zeros((0, 2), np.int64), np.zeros(0, np.float32))
-    for start, scores in panels(embeddings, similarity, height=min(1024, max(1, _PANEL // max(1, n)))):
+    for start, scores in panels(embeddings, similarity):
         table = np.asarray(scores)
         row = start + np.arange(len(table))[:, None]
         same, later = labels[row] == labels[None], row < np.arange(n)[None]
@@ -69,7 +67,7 @@ def hardest_pairs(
 
 
 def _hardest(count: int, person, best, start: int, scores, where, sign: int) -> tuple[np.ndarray, np.ndarray]:
-    """The hardest of the `best` so far, which come first among equals, and of a panel; `sign` 1 if the largest are."""
+    """The hardest of the `best` so far, which come first among equals, and of a panel; `sign` −1 for the smallest."""
     pairs, values = best
     if len(values) == count:
         where = where & (sign * scores > sign * values[-1])

@@ -1,4 +1,4 @@
-"""What tells learning from collapse: cheap enough for every training step, or more of it for a whole set."""
+"""Signs of learning and of collapse: some that are cheap enough for every training step, more for a whole set."""
 
 import math
 from functools import partial
@@ -11,14 +11,13 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from metricjax import distances, losses, mining, similarities
+from metricjax.engine import sizes
 from metricjax.engine.reductions import with_count
 from metricjax.ground.checks import check_class_labels, check_rows
 from metricjax.ground.numerics import normalize, widen
 from metricjax.metrics.sets import check_finite, on_device
 from metricjax.prototypes import class_means
 from metricjax.search import top_k
-
-_TILE = 512  # rows and columns of a tile of distances
 
 
 def health(embeddings: Float[Array, "n d"], labels: Int[Array, " n"]) -> dict[str, Float[Array, ""]]:
@@ -75,7 +74,7 @@ def embedding_health(embeddings: ArrayLike, labels: ArrayLike | None = None, *, 
     - `largest_hub`: the largest N / n, the share of rows that have that one among their k;
     - `anti_hubs`: the share of rows with N = 0, which no search from another row finds.
 
-    With labels, the price that classes pay:
+    With labels, how tight classes are:
 
     - `alignment`: mean of ‖x_i − x_j‖² over all pairs of one class, 0 if each class is one point; NaN without a pair.
 
@@ -133,8 +132,9 @@ def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n, d = x.shape
     mean = np.asarray(np.mean(x, axis=0, dtype=np.float64))
     squares, gram = np.zeros(d), np.zeros((d, d))
-    for start in range(0, n, 8192):
-        block = x[start : start + 8192].astype(np.float64)
+    height = sizes.rows_in_double()
+    for start in range(0, n, height):
+        block = x[start : start + height].astype(np.float64)
         squares += np.sum((block - mean) ** 2, axis=0)
         gram += block.T @ block
     values = np.linalg.eigvalsh(gram)
@@ -146,8 +146,8 @@ def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _gaussian_sums(x):
     """Σ_{j<i} exp(−2 ‖x_i − x_j‖²) in parts, a tile of pairs at a time."""
     n = len(x)
-    tiles = math.ceil(n / _TILE)
-    size = math.ceil(n / tiles)
+    size = sizes.rows_in_summed_tile(n)
+    tiles = math.ceil(n / size)
     x = jnp.pad(x, [(0, tiles * size - n), (0, 0)])
     index = jnp.arange(size, dtype=jnp.int32)
     part = lambda i: lax.dynamic_slice_in_dim(x, i * size, size)
@@ -172,7 +172,7 @@ def _hubs(x: jax.Array, k: int) -> dict[str, float]:
 
 
 def _alignment(x: jax.Array, labels: np.ndarray) -> float:
-    """Σ over pairs of a class is its size times Σ ‖x − m‖², m its mean."""
+    """Mean ‖x_i − x_j‖² of the pairs of one class: their sum is the size of the class times Σ ‖x − m‖², m its mean."""
     _, index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     pairs = np.sum(sizes * (sizes - 1)) / 2
     classes = jnp.asarray(index, jnp.int32)

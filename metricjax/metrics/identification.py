@@ -1,6 +1,5 @@
 """Identification (1:N): whose face is it, if it is anybody's in the gallery? Scores are similarities."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,16 +9,12 @@ from jax import lax
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
+from metricjax.engine import sizes
 from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import widen
 from metricjax.ground.pairwise import Pairwise, as_pairwise
 from metricjax.metrics.sets import check_flat_labels, check_set, positive_ints
 from metricjax.metrics.verification import real_scores
-
-_PANEL = 2**21  # scores at a time
-_HEIGHT = 2**11  # queries
-_WIDTH = 2**13  # rows of the gallery, at most
-_LANES = 128  # reduced side by side
 
 
 class Searches(NamedTuple):
@@ -45,7 +40,7 @@ class Searches(NamedTuple):
         return len(self.rank) - self.mated
 
     def cmc(self, ranks: Sequence[int] = (1, 5)) -> dict[str, float]:
-        """Share of mated queries whose rank is at most k, for each of `ranks`; how many have a mate, and how many none.
+        """Share of mated queries whose rank is at most k, for each of `ranks`; and how many queries have a mate or not.
 
         `ranks=range(1, g + 1)` are the points of the whole curve.
         """
@@ -55,15 +50,15 @@ class Searches(NamedTuple):
         return {**rates, "mated": self.mated, "non_mated": self.non_mated}
 
     def threshold_at_fpir(self, fpir: float) -> float:
-        """The lowest threshold that at most the share `fpir` of non-mated queries reach with any score.
+        """The lowest threshold that no more than the share `fpir` of non-mated queries reach, with any score.
 
-        It is the next number above a score of the scores' own dtype, or −∞ where all of them may.
+        It is the next number above a score, in the dtype of the scores, or −∞ where all queries may.
         """
         n = self.non_mated
         if not n:
-            raise ValueError("every query has a mate in the gallery; an FPIR needs queries without")
+            raise ValueError("every query has a mate in the gallery; wanted queries without one for an FPIR")
         if not 1 / n <= fpir <= 1:
-            raise ValueError(f"fpir is {fpir}; {n} non-mated queries can tell rates from {1 / n:.3g}")
+            raise ValueError(f"fpir is {fpir}; wanted {1 / n:.3g} to 1, with {n} non-mated queries")
         allowed = int(np.searchsorted(np.arange(n + 1) / n, fpir, side="right")) - 1
         if allowed == n:
             return -np.inf
@@ -83,15 +78,15 @@ class Searches(NamedTuple):
 
     def _is_mated(self) -> np.ndarray:
         if not self.mated:
-            raise ValueError(f"no label of the {len(self.rank)} queries is in the gallery; there is nobody to find")
+            raise ValueError(f"gallery has none of the labels of the {len(self.rank)} queries; there is nobody to find")
         return self.rank > 0
 
 
 def searches(scores: ArrayLike, query_labels: ArrayLike, gallery_labels: ArrayLike) -> Searches:
-    """What [q, g] scores of queries with a gallery say of each query; the gallery may hold several rows of a person.
+    """What [q, g] scores of queries against a gallery tell about each query; a person may have several rows there.
 
     Ties count against the mate: a row of somebody else that scores the same comes first, so that equal scores for all
-    are no success (`retrieval` breaks ties by index). Ranks are of rows, not of people.
+    are not a success (`retrieval` breaks ties by index). Ranks are of rows, not of people.
 
     >>> searches([[0.9, 0.9, 0.1], [0.2, 0.3, 0.4]], [0, 5], [0, 1, 2]).rank  # a tie; and nobody of that name
     array([2, 0])
@@ -101,7 +96,7 @@ def searches(scores: ArrayLike, query_labels: ArrayLike, gallery_labels: ArrayLi
         raise ValueError(f"scores has shape {scores.shape}; wanted [queries, gallery], at least one of each")
     check_flat_labels("query_labels", query_labels, scores.shape[0])
     check_flat_labels("gallery_labels", gallery_labels, scores.shape[1])
-    return _searched(scores, query_labels, gallery_labels)
+    return _answers(scores, query_labels, gallery_labels)
 
 
 def identification(
@@ -114,8 +109,8 @@ def identification(
 ) -> Searches:
     """`searches` of the scores of embeddings, in panels of queries and gallery: besides these, memory is one panel.
 
-    A gallery of a million distractors takes little longer than the product of queries and gallery, which is computed
-    once, but for the blocks that hold mates.
+    A gallery of a million distractors takes little longer than the product of queries and gallery. That is computed
+    once, and twice for the blocks that hold mates.
 
     Of the answer, `cmc(ranks)` is the closed-set figure, `fnir_at_fpir(fpir, rank)` the open-set one.
 
@@ -136,9 +131,8 @@ def identification(
     # In order of people, so that the mates of a panel of queries are neighbours; whom nobody looks for comes last.
     by_person, order = np.argsort(people, kind="stable"), np.argsort(owners, kind="stable")
     owners = owners[order]
-    height = math.ceil(len(queries) / math.ceil(len(queries) / _HEIGHT))
-    width = min(len(gallery), _WIDTH, max(1, _PANEL // height))
-    width -= width % _LANES if width > _LANES else 0
+    height = sizes.queries_in_identification(len(queries))
+    width = sizes.gallery_in_block(len(gallery), height)
     filled = lambda a, by: jnp.asarray(np.pad(a, (0, -len(a) % width), constant_values=by), jnp.int32)
     rows, owned = filled(order, 0), filled(owners, -1)
     parts = []
@@ -148,7 +142,7 @@ def identification(
         blocks = jnp.array([mates[0] // width, -(-mates[1] // width)], jnp.int32)
         who = jnp.asarray(people[panel], jnp.int32)
         how = as_pairwise(similarity, "similarity"), width
-        parts.append(_search(how, queries[panel], who, gallery, rows, owned, blocks))
+        parts.append(_answers_in_blocks(how, queries[panel], who, gallery, rows, owned, blocks))
     ahead, mate, other = (np.concatenate(part)[np.argsort(by_person)] for part in zip(*parts, strict=True))
     if np.any(np.isnan(mate) | np.isnan(other)):
         raise ValueError("similarity gives NaN for finite rows; nobody can be identified by it")
@@ -197,7 +191,7 @@ def dir_at_fpir(
     return searches(scores, query_labels, gallery_labels).dir_at_fpir(fpir, rank)
 
 
-def _searched(scores: np.ndarray, query_labels: np.ndarray, gallery_labels: np.ndarray) -> Searches:
+def _answers(scores: np.ndarray, query_labels: np.ndarray, gallery_labels: np.ndarray) -> Searches:
     same = query_labels[:, None] == gallery_labels[None]
     others = np.where(same, -np.inf, scores)
     mate = np.max(scores, axis=1, initial=-np.inf, where=same)
@@ -215,7 +209,7 @@ def _numbered(query_labels: np.ndarray, gallery_labels: np.ndarray) -> tuple[np.
 
 
 @jitted
-def _search(how: tuple[Pairwise, int], queries, people, gallery, rows, owners, mates):
+def _answers_in_blocks(how: tuple[Pairwise, int], queries, people, gallery, rows, owners, mates):
     """(how many others score at least as high as the best mate, its score, the best other score) of each query.
 
     Blocks of `width` of the gallery's `rows` are scored in turn: first those of `mates`, first and past the last, which
@@ -224,7 +218,7 @@ def _search(how: tuple[Pairwise, int], queries, people, gallery, rows, owners, m
     score, width = how
     x = score.embed(widen(queries))
     before = mates[1] - mates[0]
-    lanes = math.gcd(width, _LANES)
+    lanes = sizes.lanes(width)
 
     lowest = jnp.full(len(x), -jnp.inf, x.dtype)
     nothing = jnp.int32(0), lowest[0], lowest[0]

@@ -1,4 +1,4 @@
-"""Verification of whole sets: all pairs of rows, streamed in square tiles of scores that are counted and forgotten."""
+"""Verification of whole sets: all pairs of rows, streamed in square tiles of scores, counted and then forgotten."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
+from metricjax.engine import sizes
 from metricjax.ground.checks import check_batch
 from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import widen
@@ -18,14 +19,13 @@ from metricjax.metrics.sets import check_finite, check_flat_labels
 from metricjax.metrics.thresholds import ErrorRates, as_threshold
 from metricjax.metrics.verification import PairScores, Roc
 
-_SIDE = 2048  # a sorted tile of this side fits into a cache
 _HISTOGRAM = np.linspace(-1, 1, 101)
 
 
 class Tile(NamedTuple):
     """Scores of consecutive rows with consecutive columns, and which of them are pairs of each kind.
 
-    Masks are None where labels say it for the whole tile: no pair is genuine, every pair is of impostors.
+    Masks are None where labels say it for the whole tile: no pair is genuine, and every pair is one of impostors.
     """
 
     row: int
@@ -55,7 +55,7 @@ class Rows(NamedTuple):
         return self.labels[block * self.side : (block + 1) * self.side]
 
 
-class Pairs:
+class AllPairs:
     """The pairs of a set, each once, or of every row with every reference."""
 
     def __init__(
@@ -86,7 +86,7 @@ class Pairs:
         check_finite(name, jnp.asarray(rows))
         order = np.argsort(labels, kind="stable")
         rows, labels = rows[order], labels[order]
-        side = min(_SIDE, 1 << max(3, (len(rows) - 1).bit_length()))
+        side = sizes.rows_in_sorted_tile(len(rows))
         parts = [rows[start : start + side] for start in range(0, len(rows), side)]
         full = [np.pad(part, ((0, side - len(part)), (0, 0)), mode="edge") for part in parts]
         return Rows(labels, [_embedded(self.similarity.embed, part) for part in full], side)
@@ -158,11 +158,11 @@ def pair_scores(
     just above them: a threshold for a FAR is then too high by less than a bin, 2/bins.
 
     Args:
-      similarity: all-pairs function, larger is closer. Of a set alone it has to be symmetric.
+      similarity: all-pairs function, larger is closer; symmetric, unless there are references.
       references, reference_labels: what rows are compared with, if not each other.
       where, reference_where: booleans, which rows exist.
-      bins: None for every genuine score, or how many equal bins from −1 to 1, or the [k] rising edges of bins, for a
-        similarity with another range. Scores outside the edges count as below or above all of them.
+      bins: None for every genuine score, or the number of equal bins from −1 to 1, or the [k] rising edges of bins, for
+        a similarity with another range. Scores outside the edges count as below or above all of them.
 
     >>> import numpy as np
     >>> z = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
@@ -170,12 +170,12 @@ def pair_scores(
     >>> found.genuine, found.impostors, found.auc()
     (2, 4, 1.0)
     """
-    pairs = Pairs(embeddings, labels, similarity, references, reference_labels, where, reference_where)
-    return counted(pairs, bins)
+    pairs = AllPairs(embeddings, labels, similarity, references, reference_labels, where, reference_where)
+    return scores_at_levels(pairs, bins)
 
 
-def counted(pairs: Pairs, bins: int | ArrayLike | None = None) -> PairScores:
-    """The scores of all pairs at each genuine score, or at the edges of bins."""
+def scores_at_levels(pairs: AllPairs, bins: int | ArrayLike | None = None) -> PairScores:
+    """How many pairs of each kind reach each genuine score, or the edges of bins; and histograms."""
     parts: Any = (tile.genuine() for tile in pairs.tiles(near=True))
     if bins is None:
         parts = [np.concatenate([np.zeros(0, pairs.dtype), *parts])]
@@ -189,7 +189,7 @@ def counted(pairs: Pairs, bins: int | ArrayLike | None = None) -> PairScores:
         raise ValueError(f"labels has {among}; there is nothing to verify")
     impostors = _Counts((tile.impostors() for tile in pairs.tiles()), levels)
     if not impostors.total:
-        raise ValueError("labels has one person only; verification needs pairs of different people")
+        raise ValueError("labels has one person only; wanted pairs of different people")
     # Devices take the number just above 0, which is not normal, for 0.
     above = np.where(levels == 0, np.finfo(levels.dtype).tiny, np.nextafter(levels, levels.dtype.type(np.inf)))
     falling = np.stack([above[::-1], levels[::-1]], axis=1).ravel()
@@ -261,12 +261,12 @@ def group_pair_rates(
     if groups.shape != np.shape(labels)[:1]:
         raise ValueError(f"groups has shape {groups.shape}; wanted one value for each of {np.shape(labels)[0]} rows")
     return {
-        group: _rates(Pairs(embeddings, labels, similarity, where=groups == group), threshold)
+        group: _rates(AllPairs(embeddings, labels, similarity, where=groups == group), threshold)
         for group in np.unique(groups).tolist()
     }
 
 
-def _rates(pairs: Pairs, threshold: float) -> ErrorRates:
+def _rates(pairs: AllPairs, threshold: float) -> ErrorRates:
     accepted, total = np.zeros(2, np.int64), np.zeros(2, np.int64)
     for tile in pairs.tiles():
         both = tile.impostors(), tile.genuine()

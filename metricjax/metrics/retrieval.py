@@ -1,4 +1,4 @@
-"""Retrieval: for each query, where among all others in order of their score are those that match it?"""
+"""Retrieval: for each query, where are the rows that match it, among all others in order of their score?"""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike
 from metricjax import similarities
 from metricjax.ground.checks import check_batch
 from metricjax.metrics.sets import check_finite, on_device, panels, positive_ints
-
-_PANEL = 2**22  # scores at a time
 
 
 def retrieval(
@@ -54,7 +52,7 @@ def retrieval(
       references, reference_labels: what is searched, if not the other rows. A query is then not excluded from it.
       where, reference_where: booleans, which rows exist. The others are neither queries nor references.
       same: `same(a, b)` says whether two labels match, as `mj.relations` does; default equality. If it returns two
-        booleans, references that are neither a match nor none are left out of that query's ranking.
+        booleans, references for which both are False are left out of that query's ranking.
       average: "micro", the mean over queries, or "macro", the mean over classes of the mean over their queries. Classes
         without a query that has a match are left out.
       per_class: add `per_class`, for each label of a query the measures of its queries, `queries` and `lone`. The
@@ -78,29 +76,37 @@ def retrieval(
     x, query_labels, y = _checked(*sets, same, by_class=average == "macro" or per_class)
     parts = [_measures(ks, hits) for hits in _hits(x, query_labels, y, similarity, same)]
     each = {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
-    found = ~np.isnan(each["mrr"]) if parts else np.zeros(0, bool)
-    if not np.any(found):
-        nothing = (
-            f"labels has no two rows of the same class among {len(query_labels)}"
-            if y is None
-            else f"none of the {len(query_labels)} queries has a match among the {len(y[1])} references"
-        )
-        raise ValueError(f"{nothing}; there is nothing to find")
-    summary = lambda rows: {name: float(np.mean(values[rows])) for name, values in each.items()}
-    counts = lambda rows: {"queries": int(np.sum(found[rows])), "lone": int(np.sum(~found[rows]))}
-    everywhere = np.arange(len(query_labels))
-    result: dict[str, Any] = summary(everywhere[found])
+    if not parts or np.all(np.isnan(each["mrr"])):
+        raise ValueError(f"{_without_matches(len(query_labels), y)}; there is nothing to find")
+    result: dict[str, Any] = _means(each)
     if average == "macro" or per_class:
-        classes, inverse = np.unique(query_labels, return_inverse=True)
-        of_class = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-        nan = dict.fromkeys(each, np.nan)
-        means = [summary(rows[found[rows]]) if np.any(found[rows]) else nan for rows in of_class]
+        of_class = _by_class(each, query_labels)
         if average == "macro":
-            result = {name: float(np.nanmean([mean[name] for mean in means])) for name in each}
+            result |= {name: float(np.nanmean([means[name] for means in of_class.values()])) for name in each}
         if per_class:
-            tables = zip(classes.tolist(), means, of_class, strict=True)
-            result["per_class"] = {label: {**mean, **counts(rows)} for label, mean, rows in tables}
-    return {**result, **counts(everywhere)}
+            result["per_class"] = of_class
+    return result
+
+
+def _without_matches(queries: int, references: tuple | None) -> str:
+    if references is None:
+        return f"labels has no two rows of the same class among {queries}"
+    return f"none of the {queries} queries has a match among the {len(references[1])} references"
+
+
+def _means(each: dict[str, np.ndarray]) -> dict[str, float | int]:
+    """Means over the queries with a match, NaN if there are none; how many these are, and how many the others."""
+    found = ~np.isnan(each["mrr"])
+    means = {name: float(np.mean(values[found])) if np.any(found) else np.nan for name, values in each.items()}
+    return {**means, "queries": int(np.sum(found)), "lone": int(np.sum(~found))}
+
+
+def _by_class(each: dict[str, np.ndarray], labels: np.ndarray) -> dict[Any, dict[str, float | int]]:
+    """`_means` of the queries of each class, by its label."""
+    classes, inverse = np.unique(labels, return_inverse=True)
+    queries = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+    of = lambda own: _means({name: values[own] for name, values in each.items()})
+    return {label: of(own) for label, own in zip(classes.tolist(), queries, strict=True)}
 
 
 def _checked(embeddings, labels, where, references, reference_labels, reference_where, same, by_class: bool):
@@ -130,10 +136,9 @@ def _hits(x, labels, references, similarity, same) -> Iterator[np.ndarray]:
     if not len(y):
         yield np.zeros((len(x), 0), bool)
         return
-    height = min(1024, max(1, _PANEL // len(y)))
     related = _relation(same)
-    for start, scores in panels(x, similarity, height, columns=y):
-        matches, counted = related(labels[start : start + height], reference_labels)
+    for start, scores in panels(x, similarity, columns=y):
+        matches, counted = related(labels[start : start + len(scores)], reference_labels)
         if references is None:
             own = np.arange(len(scores))
             counted[own, start + own] = False
@@ -175,7 +180,7 @@ def _measures(ks: Sequence[int], hits: np.ndarray) -> dict[str, np.ndarray]:
     row, place = np.nonzero(hits)
     relevant = np.sum(hits, axis=1)
     rank = place + 1
-    number = np.arange(len(row)) - (np.cumsum(relevant) - relevant)[row] + 1  # the how-manieth match it is
+    number = np.arange(len(row)) - (np.cumsum(relevant) - relevant)[row] + 1  # 1 for the first match of its query, …
     total = lambda which, values: np.bincount(row[which], values[which], minlength=len(hits))
     share = np.where(relevant > 0, 1 / np.maximum(relevant, 1), np.nan)
     real = np.where(relevant > 0, 1.0, np.nan)

@@ -1,4 +1,4 @@
-"""Scores of a set of embeddings with itself or with another, a panel of rows at a time; and what sets have to be."""
+"""Scores of a set of embeddings with itself or with another, a panel of rows at a time; and checks of sets."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metricjax import similarities
+from metricjax.engine import sizes
 from metricjax.ground.checks import check_fits, check_labels, check_rows
 from metricjax.ground.functions import by_content, check_function, jitted
 
@@ -32,11 +33,11 @@ def check_flat_labels(name: str, labels: np.ndarray, rows: int) -> None:
 
 def check_finite(name: str, embeddings: jax.Array) -> None:
     if not bool(jnp.all(jnp.isfinite(embeddings))):
-        raise ValueError(f"{name} holds NaN or infinity; an evaluation of it would mean nothing")
+        raise ValueError(f"{name} holds NaN or infinity; wanted finite numbers")
 
 
 def positive_ints(name: str, numbers: Sequence[int]) -> tuple[int, ...]:
-    """The numbers as ints, which may be static; there has to be at least one."""
+    """The numbers as ints, which may be static; ValueError unless there is at least one and all are positive."""
     some = hasattr(numbers, "__len__") and len(numbers) > 0
     if not some or not all(isinstance(number, int | np.integer) and number > 0 for number in numbers):
         raise ValueError(f"{name} is {numbers!r}; wanted positive ints")
@@ -44,7 +45,7 @@ def positive_ints(name: str, numbers: Sequence[int]) -> tuple[int, ...]:
 
 
 def on_device(name: str, labels: Any) -> jax.Array:
-    """`labels` on the device, where JAX would cut large ones to 32 bits without a word, and two people might be one."""
+    """`labels` on the device; large ones are an error: JAX would silently cut them to 32 bits, and join two people."""
     if isinstance(labels, np.ndarray) and labels.dtype.kind not in "biufV":
         raise TypeError(f"{name} has dtype {labels.dtype}; wanted numbers, as numpy.unique's return_inverse gives them")
     check_fits(name, labels)
@@ -60,12 +61,12 @@ def _scores(similarity, rows, columns):
 def panels(
     embeddings: jax.Array,
     similarity: Callable = similarities.cosine,
-    height: int = 1024,
     columns: jax.Array | None = None,
 ) -> Iterator[tuple[int, jax.Array]]:
-    """(first row, scores [rows, n]) for panels of at most `height` rows; the columns are the rows unless given."""
+    """(first row, scores [rows, n]) for one panel of rows after the other; the columns are the rows unless given."""
     check_function("similarity", similarity)
     similarity, columns = by_content(similarity), embeddings if columns is None else columns
+    height = sizes.rows_in_table(len(columns))
     for start in range(0, len(embeddings), height):
         scores, broken = _scores(similarity, embeddings[start : start + height], columns)
         if broken:

@@ -40,14 +40,14 @@ def retrieval_means(
 
     Args:
       ks: the k of each measure @k; static.
-      largest_class: the most matches that a query may have, static; of the largest class in the references, how many
-        rows it has will do. `r_precision` and `map@r` are NaN if a query has more.
+      largest_class: the most matches that a query may have, static, such as the number of rows of the largest class in
+        the references. `r_precision` and `map@r` are NaN if a query has more.
       similarity: all-pairs function, larger is closer, not NaN for finite rows. A reference that scores −∞ is never
         found.
       references, reference_labels: what is searched, if not the other rows.
       where, reference_where: which rows exist.
       own: the number of the row of `references` that is this query, and is not searched; −1 for none. So batches of
-        queries may be taken out of their references, one after the other. Over devices, rows are numbered through.
+        queries may be taken out of their references, one after the other. Rows are numbered over all devices.
       axis_name: mesh axis (or axes) inside `jax.shard_map`, over which all arrays are split by rows. Every device gets
         the sums over all. `mj.over_mesh` writes the `shard_map`.
 
@@ -66,14 +66,14 @@ def retrieval_means(
     if largest_class is not None and not (isinstance(largest_class, int) and largest_class > 0):
         raise ValueError(f"largest_class is {largest_class!r}; wanted None or a positive int, which is static")
     if own is not None and references is None:
-        raise TypeError("own says which references the queries are, and there are none")
+        raise TypeError("own says which references the queries are; wanted references with it")
     if own is not None and (own.shape != labels.shape or not jnp.issubdtype(own.dtype, jnp.integer)):
         raise ValueError(f"own is {own.dtype}{list(own.shape)}; wanted an integer for each of {len(labels)} queries")
     if references is None:
         own = row_ids(len(labels), axis_name)
         references, reference_labels, reference_where = embeddings, labels, where
     if not len(references):
-        raise ValueError("references has no rows, or embeddings where they are searched; wanted at least one")
+        raise ValueError("references (or embeddings, without them) has no rows; wanted at least one")
     reference_labels = on_device("reference_labels", reference_labels)
     queries, searched = (embeddings, labels, where, own), (references, reference_labels, reference_where)
     similarity = as_pairwise(similarity, "similarity")
@@ -118,7 +118,7 @@ def _matches(labels, reference_labels, there) -> Int[Array, " n"]:
 
 
 def _measures(ks, largest_class, hits, rank, relevant) -> dict[str, Float[Array, " n"]]:
-    """Each measure of each query, of whether neighbours match and of their ranks, both [n, depth]."""
+    """Each measure of each query, from whether neighbours match and from their ranks, both [n, depth]."""
     position = rank.astype(jnp.float32)
     one = hits.astype(jnp.float32)
     precision, gain = jnp.cumsum(one, axis=1) / jnp.maximum(position, 1), one / jnp.log2(jnp.maximum(position, 1) + 1)

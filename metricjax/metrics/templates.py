@@ -11,12 +11,11 @@ from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
+from metricjax.engine import sizes
 from metricjax.ground.checks import check_per_row
 from metricjax.ground.numerics import lifted, normalize, widen
 from metricjax.metrics.identification import Searches, identification
 from metricjax.metrics.sets import check_flat_labels, check_set
-
-_PAIRS = 2**12  # at a time
 
 
 class Templates(NamedTuple):
@@ -35,7 +34,7 @@ class Templates(NamedTuple):
         rows = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
         unknown = ids[self.ids[rows] != ids]
         if len(unknown):
-            raise ValueError(f"{name} holds {len(unknown)} that are no template's id, the first of them {unknown[0]}")
+            raise ValueError(f"{name} holds ids without a template: {len(unknown)}, the first of them {unknown[0]}")
         return rows
 
 
@@ -50,8 +49,7 @@ def templates(
     Args:
       embeddings: [n, d], one of each image or frame; for "flip testing" the sum of those of an image and its mirror
         image.
-      template_ids, media_ids: [n] integers. One medium may occur in several templates, and is then in each of them a
-        medium of its own.
+      template_ids, media_ids: [n] integers. A medium that occurs in several templates is a medium of its own in each.
       weights: [n] quality of each image, at least 0, default 1: the detector's score, as insightface has it. A mean is
         divided by the number of images, not by the sum of their weights, so that a poor medium counts for less.
 
@@ -75,7 +73,7 @@ def templates(
     weights = np.ones(n) if weights is None else np.asarray(weights)
     check_per_row("weights", weights, n, jnp.floating)
     if not np.all((weights >= 0) & (weights < np.inf)):
-        raise ValueError("weights holds negative numbers, NaN or infinity")
+        raise ValueError("weights holds negative numbers, NaN or infinity; wanted finite numbers, at least 0")
     ids, template = np.unique(_ids("template_ids", template_ids), return_inverse=True)
     media, medium = np.unique(media_ids, return_inverse=True)
     _, group, images = np.unique(template * len(media) + medium, return_inverse=True, return_counts=True)
@@ -86,7 +84,7 @@ def templates(
 def pair_similarities(templates: Templates, pairs: ArrayLike) -> np.ndarray:
     """The cosine of each of [p, 2] pairs of template ids: with whether they are of the same person, a `roc`.
 
-    Pairs are gathered a few at a time. ValueError for an id that is no template's.
+    Pairs are gathered a few at a time. ValueError for an id without a template.
 
     >>> import numpy as np
     >>> found = templates(np.eye(2), template_ids=np.array([3, 8]), media_ids=np.array([0, 1]))
@@ -170,4 +168,5 @@ def _pooled(count: int, embeddings, share, template) -> Float[Array, "t d"]:
 
 @jax.jit
 def _cosines(embeddings, pairs) -> Float[Array, " p"]:
-    return lax.map(lambda pair: jnp.sum(embeddings[pair[0]] * embeddings[pair[1]]), pairs, batch_size=_PAIRS)
+    cosine = lambda pair: jnp.sum(embeddings[pair[0]] * embeddings[pair[1]])
+    return lax.map(cosine, pairs, batch_size=sizes.pairs_at_once())

@@ -1,4 +1,4 @@
-"""Thresholds that are chosen on some pairs and used on others: what they cost, and whom they serve how well."""
+"""Thresholds that are chosen on some pairs and used on others: what they cost, and how well they serve each group."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from metricjax.metrics.verification import checked_pairs, roc
 
 
 class ErrorRates(NamedTuple):
-    """False accept and false reject rate at one threshold, and of how many pairs; NaN where there are none."""
+    """False accept and false reject rate at one threshold, and the numbers of pairs; a rate without pairs is NaN."""
 
     far: float
     frr: float
@@ -65,7 +65,7 @@ def decidability(scores: ArrayLike, same: ArrayLike) -> float:
 
 
 def error_versus_reject(scores: ArrayLike, same: ArrayLike, quality: ArrayLike, far: float) -> ErrorVersusReject:
-    """FNMR at a fixed threshold as the genuine pairs of lowest quality are rejected: it falls if quality tells.
+    """FNMR at a fixed threshold as the genuine pairs of lowest quality are rejected: it falls where quality tells.
 
     The threshold is that of `far` among all pairs. Pairs of equal quality are rejected together: the curve has a point
     for each quality of a genuine pair, from 0 rejected to those of the highest quality left. Grother, Tabassi 2007,
@@ -82,7 +82,7 @@ def error_versus_reject(scores: ArrayLike, same: ArrayLike, quality: ArrayLike, 
     scores, same = checked_pairs(scores, same)
     quality = _per_pair("quality", quality, scores)
     if not np.all(np.isfinite(quality)):
-        raise ValueError("quality holds NaN or infinity")
+        raise ValueError("quality holds NaN or infinity; wanted finite numbers")
     threshold = roc(scores, same).threshold_at_far(far)
     levels, index = np.unique(quality[same], return_inverse=True)
     at_least = lambda weights: np.cumsum(np.bincount(index, weights, minlength=len(levels))[::-1])[::-1]

@@ -81,9 +81,9 @@ class Roc(NamedTuple):
 
 
 def check_far(far: float, impostors: int) -> None:
-    """So many impostor pairs can tell a rate of `far`."""
+    """`far` is a rate that this many impostor pairs can tell from 0."""
     if not 1 / impostors <= far <= 1:
-        raise ValueError(f"far is {far}; {impostors} impostor pairs can tell rates from {1 / impostors:.3g}")
+        raise ValueError(f"far is {far}; wanted {1 / impostors:.3g} to 1, with {impostors} impostor pairs")
 
 
 class PairScores(NamedTuple):
@@ -165,7 +165,7 @@ def k_fold_accuracy(scores: ArrayLike, same: ArrayLike, folds: int | ArrayLike =
     accuracies = []
     for held in _folds(scores, folds):
         if len(np.unique(same[~held])) < 2:
-            raise ValueError("same is the same in all folds but one; wanted pairs of both kinds outside each fold")
+            raise ValueError("same has one value in all folds but one; wanted pairs of both kinds outside each fold")
         threshold = _most_accurate(scores[~held], same[~held])
         accuracies.append(np.mean((scores[held] >= threshold) == same[held]))
     return float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
@@ -197,7 +197,7 @@ def k_fold_tar(
     rates = []
     for held in _folds(scores, folds):
         if len(np.unique(same[held])) < 2 or len(np.unique(same[~held])) < 2:
-            raise ValueError("same is the same in a whole fold, or in all others; wanted pairs of both kinds in each")
+            raise ValueError("same has one value in a whole fold, or in all others; wanted pairs of both kinds in each")
         accepted = scores[held] >= roc(scores[~held], same[~held]).threshold_at_far(far)
         rates.append((np.mean(accepted[same[held]]), np.mean(accepted[~same[held]])))
     tars, fars = np.transpose(rates)
@@ -241,12 +241,12 @@ def checked_pairs(scores: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.nd
 
 
 def real_scores(scores: ArrayLike) -> np.ndarray:
-    """Finite scores in a dtype of NumPy's floats; others in float64, as an unsigned integer has no negative."""
+    """Finite scores in a dtype of NumPy's floats; others in float64, as unsigned integers cannot be negative."""
     scores = np.asarray(scores)
     if not jnp.issubdtype(scores.dtype, jnp.floating) and scores.dtype.kind not in "biu":
         raise TypeError(f"scores has dtype {scores.dtype}; wanted real numbers")
     if not np.issubdtype(scores.dtype, np.floating):
         scores = scores.astype(np.float64)
     if not np.all(np.isfinite(scores)):
-        raise ValueError("scores holds NaN or infinity")
+        raise ValueError("scores holds NaN or infinity; wanted finite numbers")
     return scores

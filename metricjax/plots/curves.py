@@ -20,7 +20,7 @@ _probit = np.vectorize(NormalDist().inv_cdf, otypes=[float])
 def roc_curves(curves: Mapping[str, Roc], bands: Mapping[str, Bands] | None = None) -> Figure:
     """True accept rate against false accept rate, on a logarithmic axis that ends where the impostor pairs end.
 
-    `bands` holds for some of the curves their `Bands`: false accept rates, `lower` and `upper` bounds of the true
+    `bands` are the `Bands` of some of the curves: false accept rates, with `lower` and `upper` bounds of the true
     accept rate there. They are shaded.
     """
     figure, axes = _axes("curves", curves)
@@ -119,7 +119,7 @@ def recall_curves(results: Mapping[str, Mapping[str, Any]], measure: str = "reca
     for number, (name, found) in enumerate(results.items()):
         ks = sorted(int(key.removeprefix(f"{measure}@")) for key in found if key.startswith(f"{measure}@"))
         if not ks:
-            raise ValueError(f"results[{name!r}] has no {measure}@k; it holds {', '.join(found)}")
+            raise ValueError(f"results[{name!r}] has no {measure}@k; wanted one beside {', '.join(found)}")
         label = f"{short(name, 24)} (@{ks[0]}: {found[f'{measure}@{ks[0]}']:.3f})"
         values = [found[f"{measure}@{k}"] for k in ks]
         axes.plot(ks, values, label=label, marker="o", markersize=4, **line_style(number))
@@ -139,7 +139,7 @@ def _axes(name: str, entries: Mapping) -> tuple[Figure, Axes]:
 def _of_curves(bands: Mapping[str, Bands] | None, curves: Mapping[str, Roc]) -> Mapping[str, Bands]:
     for name in bands or {}:
         if name not in curves:
-            raise ValueError(f"bands has {name!r}, which is none of the curves: {', '.join(curves)}")
+            raise ValueError(f"bands has {name!r}; wanted names of curves: {', '.join(curves)}")
     return bands or {}
 
 

@@ -37,7 +37,7 @@ def embedding_map(
       embeddings: [n, d], finite.
       labels: [n], the person in each row.
       people: names; person `labels[i]` is `people[labels[i]]`.
-      rows: how many are drawn at most: of more a random part, in which all of the named people are.
+      rows: the most that are drawn; of more, a random part with all rows of the named people.
       named: the people with most rows who get a colour and a name; the others are grey.
     """
     if method not in ("pca", "umap"):
@@ -46,7 +46,7 @@ def embedding_map(
     check_people(labels, people)
     least = 3 if method == "pca" else 5
     if len(labels) < least:
-        raise ValueError(f"embeddings has {len(labels)} rows; a map needs at least {least}")
+        raise ValueError(f"embeddings has {len(labels)} rows; wanted at least {least} for a map")
     unit = np.asarray(sphere.project(embeddings), np.float64)
     values, counts = np.unique(labels, return_counts=True)
     chosen = values[np.argsort(-counts, kind="stable")][:named]
@@ -102,7 +102,7 @@ def similarity_matrix(
     similarity: Callable = similarities.cosine,
     seed: int = 0,
 ) -> Figure:
-    """Similarities of all rows with all, ordered by person: good embeddings give bright squares on the diagonal.
+    """Similarities of all pairs of rows, ordered by person: good embeddings give bright squares on the diagonal.
 
     Of more than `rows`, as many people as fit are drawn at random with 20 of their photographs at most; the title says
     so. Lines divide up to 60 people, and up to 25 are named.

@@ -66,7 +66,7 @@ def escape(text: str) -> str:
 
 
 def page(title: str, sections: Sequence[tuple[str, str]], introduction: str) -> str:
-    """The page of sections, each a heading and what stands below it in HTML."""
+    """The page of sections, each a heading and what is below it, in HTML."""
     links = " ".join(f'<a href="#part{i}">{escape(heading)}</a>' for i, (heading, _) in enumerate(sections))
     parts = [
         f'<section id="part{i}">\n<h2>{escape(heading)}</h2>\n{body}\n</section>'
@@ -80,7 +80,7 @@ def paragraph(text: str) -> str:
 
 
 def left_out(why: str) -> str:
-    """The sentence that stands where there is nothing to show."""
+    """A sentence in place of what cannot be shown."""
     return f'<p class="why">{escape(why)}</p>'
 
 
@@ -103,7 +103,7 @@ def picture(figure: Figure, alt: str, caption: str = "", kind: str = "svg") -> s
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
-    """`numbers` says which columns hold numbers, which stand on the right; a column "meaning" is fainter."""
+    """A table; the columns `numbers` are set on the right, and a column "meaning" is fainter."""
     kind = lambda i: ' class="number"' if i in numbers else ' class="meaning"' if columns[i] == "meaning" else ""
     line = lambda cell, cells: "<tr>" + "".join(f"<{cell}{kind(i)}>{escape(c)}</{cell}>" for i, c in enumerate(cells))
     head = line("th", columns) + "</tr>"
@@ -113,6 +113,6 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequen
 
 
 def write(path: pathlib.Path, text: str) -> None:
-    """The whole file or none: another one of that name stays until the new one is complete."""
+    """The whole file or nothing: another one of that name stays until the new one is complete."""
     with replacing(path) as file:
         file.write(text.encode())

@@ -31,7 +31,7 @@ _HEALTH = {
 
 
 class _Row(NamedTuple):
-    """A line of the table: None is what the set is too small to tell."""
+    """A line of the table; its value is None where the set is too small to tell."""
 
     name: str
     value: float | int | None
@@ -77,8 +77,8 @@ def report(
     - photographs next to their neighbours, hardest pairs (labels that are wrong show there), maps (PCA, and UMAP where
       umap-learn is installed), similarities of all with all, ordered by person.
 
-    What the set cannot tell is left out with a sentence why, and None among the numbers. The page has no scripts; names
-    are shown as text, whatever is in them. The file appears when it is complete.
+    What the set cannot tell is left out with a sentence that says why, and is None among the numbers. The page has no
+    scripts; names are shown as text, whatever is in them. The file appears when it is complete.
 
     Args:
       path: the file; folders that are missing are made.
@@ -86,23 +86,23 @@ def report(
       labels: [n] integers, the person in each row.
       images: [n, height, width, 1 or 3] uint8, for thumbnails.
       people: names; person `labels[i]` is `people[labels[i]]`.
-      fars: false accept rates at which the true accept rate is told, and FPIRs of the identification.
+      fars: false accept rates at which the true accept rate is told; also the FPIRs of the identification.
       similarity: all-pairs function, larger is closer.
       compare: scores of other embeddings (`metrics.pair_scores`), drawn beside those of these.
       notes: further lines of the table.
-      resamples: of the people, for the bands, whose time grows with resamples · n²; 0 for none.
+      resamples: of the people, for the bands; time grows with resamples · n². 0 for no bands.
     """
     path = pathlib.Path(path)
     embeddings, labels = check_set(embeddings, labels)
     check_people(labels, people)
     if len(labels) < 3:
-        raise ValueError(f"embeddings has {len(labels)} rows; a report needs at least 3")
+        raise ValueError(f"embeddings has {len(labels)} rows; wanted at least 3 for a report")
     if images is not None:
         check_images(images, len(labels))
     if not len(fars) or not all(0 < far <= 1 for far in fars):
         raise ValueError(f"fars is {fars!r}; wanted rates above 0, up to 1")
     if "embeddings" in (compare or {}):
-        raise ValueError("compare has an entry 'embeddings', which is what these are called")
+        raise ValueError("compare has an entry 'embeddings'; wanted another name, as these are called so")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; wanted the name of the file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,18 +156,24 @@ def _verification(given: _Set, fars: Sequence[float], compare: Mapping, resample
     if counts.max() < 2:
         return [], [(heading, left_out("Left out: nobody has two photographs, so no pair is of the same person."))]
     scores = metrics.pair_scores(given.embeddings, given.labels, given.similarity)
-    curve, all_scores = scores.roc, {"embeddings": scores, **compare}
+    curve = scores.roc
     least = 1 / curve.impostors
     told = [far for far in fars if far >= least]
     grid = np.unique([*np.geomspace(least, 1, 40), 0.5, 0.8, 0.9, *told])
     bands = _bands(given, grid[grid >= least], resamples)
+    drawn = _curves({"embeddings": scores, **compare}, bands, resamples)
+    return _rates(curve, fars, bands), [(heading, paragraph("Are two photographs of the same person?") + drawn)]
+
+
+def _rates(curve: metrics.Roc, fars: Sequence[float], bands: metrics.Bands | None) -> list[_Row]:
+    """The lines of the table that the curve tells."""
     rows = [
         _Row("AUC", curve.auc(), "the chance that a pair of one person scores above a pair of strangers"),
         _Row("EER", curve.equal_error_rate(), "the rate at which false accepts and false rejects are equal"),
         _Row("threshold at EER", curve.threshold_at_eer(), "the similarity at which they are nearly so"),
     ]
     for far in fars:
-        if far in told:
+        if far >= 1 / curve.impostors:
             means = f"share of pairs of one person accepted where at most {far:g} of the pairs of strangers are"
             rows.append(_Row(f"TAR@FAR={far:g}", curve.tar_at_far(far), means, _at(bands, far)))
         else:
@@ -175,13 +181,19 @@ def _verification(given: _Set, fars: Sequence[float], compare: Mapping, resample
             rows.append(_Row(f"TAR@FAR={far:g}", None, means))
     rows.append(_Row("genuine pairs", curve.genuine, "pairs of photographs of one person"))
     rows.append(_Row("impostor pairs", curve.impostors, "pairs of photographs of different people"))
-    rocs = {name: s.roc for name, s in all_scores.items()}
+    return rows
+
+
+def _curves(scores: Mapping[str, metrics.PairScores], bands: metrics.Bands | None, resamples: int) -> str:
+    """ROC, DET and histograms; those of the embeddings come first."""
+    rocs = {name: s.roc for name, s in scores.items()}
     shaded = {} if bands is None else {"embeddings": bands}
     shade = f" Shaded: 95 % of {resamples} resamplings of the people." if shaded else ""
+    eer = rocs["embeddings"].equal_error_rate()
     drawn = figures(
         picture(
             curves.roc_curves(rocs, shaded),
-            f"ROC: true accept rate against false accept rate; EER {curve.equal_error_rate():.3f}",
+            f"ROC: true accept rate against false accept rate; EER {eer:.3f}",
             f"ROC. The further up and left, the better.{shade}",
         ),
         picture(
@@ -191,11 +203,11 @@ def _verification(given: _Set, fars: Sequence[float], compare: Mapping, resample
         ),
     )
     histograms = picture(
-        curves.score_histograms(all_scores),
+        curves.score_histograms(scores),
         "Histograms of the similarities of pairs of one person and of pairs of strangers",
         "Similarities of all pairs, each kind with area 1. Where the two overlap, no threshold is right.",
     )
-    return rows, [(heading, paragraph("Are two photographs of the same person?") + drawn + histograms)]
+    return drawn + histograms
 
 
 def _bands(given: _Set, fars: np.ndarray, resamples: int) -> metrics.Bands | None:
@@ -214,7 +226,7 @@ def _at(bands: metrics.Bands | None, far: float) -> tuple[float, float] | None:
 
 
 def _health(given: _Set) -> _Part:
-    """What the embeddings themselves look like, whatever the labels say of errors."""
+    """What the embeddings look like by themselves, right or wrong."""
     found = metrics.embedding_health(given.embeddings, given.labels, k=min(10, len(given.labels) - 1))
     number = lambda value: float(value) if np.isfinite(value) else None
     return [_Row(name.replace("_", " "), number(v), _HEALTH.get(name, "health")) for name, v in found.items()], []
@@ -259,7 +271,7 @@ def _identification(given: _Set, fars: Sequence[float]) -> _Part:
     _, first, counts = np.unique(given.labels, return_index=True, return_counts=True)
     enrolled = np.flatnonzero(counts > 1)[::2]
     if len(enrolled) < 2:
-        why = "Left out: it enrols every other person with two photographs or more, and fewer than three have so many."
+        why = "Left out: it enrols every other person with two photographs or more, of whom there are fewer than three."
         return [], [(heading, left_out(why))]
     gallery = first[enrolled]
     searching = np.ones(len(given.labels), bool)

@@ -16,17 +16,17 @@ from metricjax.ground.names import printable
 COLOURS = tuple(color_sequences["okabe_ito"][i] for i in (5, 6, 3, 7, 1, 2, 0))
 BLUE, VERMILLION = COLOURS[:2]
 DASHES = ("-", "--", ":", "-.")
-FEW, _ENTRIES = 5, 14  # of a legend: how many entries have room among the lines, and how many are shown at all
+FEW, _ENTRIES = 5, 14  # entries of a legend that have room among the lines, and that are shown at all
 Corner = Literal["lower right", "upper right", "best"]
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Colour and dashes of the how-manieth line: 28 that differ."""
+    """Colour and dashes of the line of that number, from 0: 28 that differ."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
 
 
 def add_legend(axes: Axes, loc: Corner) -> None:
-    """Few entries inside the axes, more beside them, and of many only the first."""
+    """Few entries stand inside the axes, more beside them; of many only the first are shown."""
     handles, names = axes.get_legend_handles_labels()
     if not handles:
         return
@@ -67,7 +67,7 @@ def _without_glyphs() -> Iterator[None]:
 
 
 def short(name: str, length: int) -> str:
-    """As much of a name as there is room for, `printable`; Matplotlib drops what is empty or starts with "_"."""
+    """As much of a name as fits, `printable`; with a blank before "" and before "_", as Matplotlib drops such names."""
     name = printable(name)
     name = f" {name}" if name[:1] in ("", "_") else name
     return name if len(name) <= length else name[: length - 1] + "…"
@@ -92,7 +92,7 @@ def check_people(labels: np.ndarray, people) -> None:
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"labels has dtype {labels.dtype}; wanted integers, the place of each name in people")
     if labels.min() < 0 or labels.max() >= len(people):
-        raise ValueError(f"people has {len(people)} names; labels go from {labels.min()} to {labels.max()}")
+        raise ValueError(f"people has {len(people)} names; wanted one for each label, {labels.min()} to {labels.max()}")
 
 
 def check_images(images: np.ndarray, rows: int) -> None:

@@ -1,4 +1,4 @@
-"""Galleries: the people who are known, one template each, in a number of places that does not change."""
+"""Galleries: known people, one template each, in a fixed number of places."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Integer
 
+from metricjax.engine import sizes
 from metricjax.engine.prototypes import none_unknown
 from metricjax.ground.checks import check_labels, check_per_row, check_rows
 from metricjax.ground.files import read_arrays, write_arrays
@@ -40,7 +41,7 @@ class Gallery:
     ids: who is in each place, 0 to 2³¹ − 2; −1 where it is free.
     overflow: how many people found no place, in all calls under `jit` together.
 
-    As a pytree it may be saved like parameters, and grows by `metricjax.classes.add_classes(gallery,
+    As a pytree it may be saved like parameters, and grows by `metricjax.prototypes.add_classes(gallery,
     Gallery.empty(more, features))`. To search one that is split over devices by places, give `sums`, `where=ids >= 0`
     and `axis_name` to `top_k`.
 
@@ -94,7 +95,7 @@ class Gallery:
         enrolled = _enrolled(self, embeddings, ids, weights)
         if not isinstance(enrolled.overflow, jax.core.Tracer) and enrolled.overflow > self.overflow:
             without = int(enrolled.overflow - self.overflow)
-            raise ValueError(f"{without} new people find no place: all {len(self.ids)} of the gallery would be taken")
+            raise ValueError(f"ids has {without} new people too many for the {len(self.ids)} places of the gallery")
         return enrolled
 
     def remove(self, ids: Integer[Array, " n"]) -> "Gallery":
@@ -119,7 +120,7 @@ class Gallery:
         return Matches(jnp.where(found, self.ids[best.indices], -1), best.scores)
 
     def verify(self, queries: Float[Array, "q d"], ids: Integer[Array, " q"]) -> Float[Array, " q"]:
-        """The cosine of each query with the template of the person it claims to be; −∞ for one who is not enrolled.
+        """The cosine of each query with the template of the person it claims to be; −∞ for people who are not enrolled.
 
         A query with NaN or infinity scores −∞ too.
         """
@@ -138,9 +139,9 @@ class Gallery:
 
     @classmethod
     def load(cls, path: str | PathLike) -> "Gallery":
-        """What `save` wrote, which a digest in the file proves (files of before it had one are read without).
+        """The gallery that `save` wrote, as a digest in the file proves (older files, without one, are read too).
 
-        ValueError that names the file and what is wrong if that is not a gallery, or a damaged one.
+        ValueError that names the file and what is wrong if it does not hold a gallery, or a damaged one.
         """
         arrays = read_arrays(path)
         try:
@@ -153,7 +154,7 @@ ARRAYS = ("sums", "ids", "overflow")
 
 
 def of_arrays(arrays: Mapping[str, np.ndarray]) -> Gallery:
-    """The gallery of these arrays; ValueError that says what of them cannot be one's."""
+    """The gallery of these arrays; ValueError that says which of them cannot belong to one."""
     if sorted(arrays) != sorted(ARRAYS):
         raise ValueError(f"holds {sorted(arrays)}; wanted a gallery: ids, overflow and sums")
     sums, ids, overflow = (arrays[name] for name in ARRAYS)
@@ -190,22 +191,19 @@ def _check_ids(ids: Any, rows: int) -> None:
         raise TypeError(f"ids has dtype {ids.dtype}; wanted integers")
     if ids.ndim != 1:
         raise ValueError(f"ids has shape {ids.shape}; wanted one id for each of the {rows} rows")
-    # JAX would cut these to 32 bits without a word, and one person might become another.
+    # JAX would silently cut these to 32 bits, and one person might become another.
     if isinstance(ids, np.ndarray) and ids.size and not -(2**31) <= ids.min() <= ids.max() < 2**31 - 1:
         raise ValueError(f"ids go from {ids.min()} to {ids.max()}; wanted at most 2³¹ − 2")
 
 
-_FEW = 32  # ids from which on a CPU takes longer to compare than to sort them
-
-
 def _places(gallery: Gallery, ids: Int[Array, " n"]) -> Int[Array, " n"]:
-    """Where the people `ids` are, the capacity for those who are not (and for −1).
+    """Where the people `ids` are; the capacity for those who are not there, and for −1.
 
     The gallery is never sorted: a few ids are compared with all of it, more are sorted to look up everybody in them.
     """
     capacity = len(gallery.ids)
     numbers = jnp.arange(capacity, dtype=jnp.int32)
-    if len(ids) <= _FEW:
+    if len(ids) <= sizes.ids_to_compare():
         return lax.map(lambda i: jnp.min(jnp.where((gallery.ids == i) & (i >= 0), numbers, capacity)), ids)
     asked = jnp.sort(jnp.append(ids, jnp.iinfo(jnp.int32).max))  # which is nobody's id: no index is too large
     at = jnp.searchsorted(asked, gallery.ids)

@@ -10,14 +10,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax import similarities
-from metricjax.engine import devices
+from metricjax.engine import devices, sizes
 from metricjax.engine.devices import of_all, row_ids, varying
 from metricjax.ground.checks import check_per_row, check_rows
 from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import existing, finite_rows, widen
 from metricjax.ground.pairwise import Pairwise, as_pairwise
-
-_PANEL = 2**21  # scores at a time
 
 
 class Neighbours(NamedTuple):
@@ -42,9 +40,9 @@ def top_k(
     """The k references closest to each query, as a stable sort of all scores gives them: ties to the lower index.
 
     Give `similarity` (larger is closer; default `similarities.cosine`) or `distance` (smaller is closer): any function
-    of two sets of rows that is not NaN for finite ones. `scores` are its values. A row with NaN or infinity in it is no
-    neighbour and has none, nor is what scores −∞. Where fewer than k are found, the rest has index −1 and score −∞ (∞
-    for a distance).
+    of two sets of rows that is not NaN for finite ones. `scores` are its values. A row with NaN or infinity in it has
+    no neighbours and is not one of others; neither is a reference that scores −∞. Where fewer than k are found, the
+    rest has index −1 and score −∞ (∞ for a distance).
 
     Args:
       k: 1 to m, static; with `exclude_self` to m − 1.
@@ -52,12 +50,12 @@ def top_k(
       exclude_self: query i is reference i, and not among its own neighbours (leave-one-out).
       block_size: references at a time. Besides queries and results, memory is that of one panel of scores.
       axis_name: mesh axis (or axes) inside `jax.shard_map`, over which queries, references and `where` are split by
-        rows. Each device gets the neighbours of its own queries among the references of all, numbered through. Queries
-        travel, references stay where they are.
+        rows. Each device gets the neighbours of its own queries among the references of all, numbered over all devices.
+        Queries travel, references stay where they are.
 
     No gradient: differentiate scores of `references[indices]`. Sums in another order may round scores differently, so
-    that near-ties of other block sizes may swap. A reference of the k closest is in one of the k groups with the
-    largest maxima: nothing but those is sorted.
+    that near-ties may swap with another block size. The k closest references are in the k groups with the largest
+    maxima: nothing but those is sorted.
 
     >>> import jax.numpy as jnp
     >>> top_k(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0], [2.0, 0.0], [3.0, 4.0]]), 2).indices.tolist()
@@ -69,24 +67,25 @@ def top_k(
         raise ValueError(f"queries has {queries.shape[1]} features, references {references.shape[1]}; they must agree")
     check_per_row("where", where, len(references))
     if similarity is not None and distance is not None:
-        raise TypeError("give one of `similarity` (larger is closer) and `distance` (smaller is closer)")
+        raise TypeError("similarity and distance came both; wanted one: is a larger or a smaller value closer?")
     score = similarity if distance is None else distance
     score = similarities.cosine if score is None else score
     score = as_pairwise(score, "similarity" if distance is None else "distance")
     if not (block_size == "auto" or (isinstance(block_size, int) and block_size > 0)):
         raise ValueError(f"block_size is {block_size!r}; wanted 'auto' or a positive int")
     if exclude_self and len(queries) != len(references):
-        raise ValueError(f"exclude_self is for queries that are the references; {len(queries)} and {len(references)}")
+        came = f"{len(queries)} queries and {len(references)} references"
+        raise ValueError(f"exclude_self is True for {came}; wanted queries that are the references")
     most = devices.count(axis_name) * len(references) - exclude_self
     if not isinstance(k, int):
         raise TypeError(f"k is {k!r}; wanted an int, which is static")
     if not 1 <= k <= most:
         raise ValueError(f"k is {k}; wanted 1 to {most}, the number of references")
-    search = Search(score, distance is not None, k, exclude_self, block_size, axis_name)
-    return _top_k(search, *lax.stop_gradient((queries, references)), where)
+    options = _Options(score, distance is not None, k, exclude_self, block_size, axis_name)
+    return _top_k(options, *lax.stop_gradient((queries, references)), where)
 
 
-class Search(NamedTuple):
+class _Options(NamedTuple):
     """What is static in one call."""
 
     score: Pairwise
@@ -102,62 +101,61 @@ class Search(NamedTuple):
 
 
 @jitted
-def _top_k(search: Search, queries, references, where) -> Neighbours:
-    n, m, axis_name = len(queries), len(references), search.axis_name
+def _top_k(options: _Options, queries, references, where) -> Neighbours:
+    n, m, axis_name = len(queries), len(references), options.axis_name
     sound = finite_rows(queries)
-    x = of_all(search.score.embed(existing(widen(queries), sound)), axis_name)
-    depth = search.k + search.exclude_self  # one more, of which itself may be left out
-    best = _among(search, min(depth, m), x, references, where)
+    x = of_all(options.score.embed(existing(widen(queries), sound)), axis_name)
+    depth = options.k + options.exclude_self  # one more, as the query itself may be left out
+    best = _among(options, min(depth, m), x, references, where)
     if axis_name is not None:
         best = _of_all_devices(best, depth, m, axis_name)
-    if search.exclude_self:
+    if options.exclude_self:
         best = _without(best, row_ids(n, axis_name))
     scores, indices = (jnp.where(sound[:, None], a, nothing) for a, nothing in zip(best, (-jnp.inf, -1), strict=True))
-    return Neighbours(_plain_zeros(-scores) if search.is_distance else scores, indices)
+    return Neighbours(_plain_zeros(-scores) if options.is_distance else scores, indices)
 
 
-def _among(search: Search, k: int, x, references, where) -> Neighbours:
-    """The k best of the references here, a panel of queries and references at a time."""
+def _among(options: _Options, k: int, x, references, where) -> Neighbours:
+    """The k best of the references here, a panel of queries and a block of references at a time."""
     n, m = len(x), len(references)
-    size = min(m, _block(k) if search.block_size == "auto" else int(search.block_size))
-    panels = math.ceil(n / max(1, _PANEL // size))
-    height = math.ceil(n / max(1, panels))
-    x = jnp.pad(x, [(0, panels * height - n), (0, 0)]).reshape(panels, height, x.shape[1])
+    size = min(m, sizes.references_in_block(k) if options.block_size == "auto" else int(options.block_size))
+    x = _in_panels(x, sizes.queries_in_panel(n, size))
+    nothing = jnp.full((*x.shape[:2], k), -jnp.inf, x.dtype), jnp.full((*x.shape[:2], k), -1, jnp.int32)
 
-    def step(best, start, size):
+    def block(best, start, size):
+        """The best of those so far and of the references from `start` on."""
         part = lambda a: lax.dynamic_slice_in_dim(a, start, size)
         rows = part(references)
         real = finite_rows(rows) if where is None else finite_rows(rows) & part(where)
-        y = search.score.embed(existing(rows.astype(x.dtype), real))
-        whole = jnp.all(real)
+        y = options.score.embed(existing(rows.astype(x.dtype), real))
+        return lax.map(lambda panel: _with_block(options, *panel, y, real, start), (x, best))
 
-        def panel(block):
-            x, best = block
-            scores = search.closeness(x, y)
-            # Overflow shows as NaN in most scores of a row: to look for it in all of them takes too long.
-            sound = whole & ~jnp.any(jnp.isnan(scores[:1])) & ~jnp.any(jnp.isnan(scores[:, :1]))
-            known = lambda: jnp.where(real[None] & ~jnp.isnan(scores), scores, -jnp.inf)
-            return lax.cond(sound, lambda: _merged(best, scores, start), lambda: _merged(best, known(), start))
-
-        return lax.map(panel, (x, best))
-
-    nothing = varying(jnp.full((panels, height, k), -jnp.inf, x.dtype), (x, references))
-    best = Neighbours(nothing, jnp.where(jnp.isnan(nothing), 0, -1).astype(jnp.int32))
+    best = Neighbours(*varying(nothing, (x, references)))
     count, rest = divmod(m, size)
-    best = lax.fori_loop(0, count, lambda i, best: step(best, i * size, size), best)
-    best = step(best, count * size, rest) if rest else best
-    return jax.tree.map(lambda a: a.reshape(panels * height, k)[:n], best)
+    best = lax.fori_loop(0, count, lambda i, best: block(best, i * size, size), best)
+    best = block(best, count * size, rest) if rest else best
+    return jax.tree.map(lambda a: a.reshape(-1, k)[:n], best)
 
 
-def _block(k: int) -> int:
-    """References at a time: each block costs a sort of k."""
-    return min(2**17, max(2**13, 2 ** math.ceil(math.log2(128 * k))))
+def _in_panels(x, height: int):
+    """Rows in panels of one size, the last filled up with zeros."""
+    count = math.ceil(len(x) / max(1, height))
+    return jnp.pad(x, [(0, count * height - len(x)), (0, 0)]).reshape(count, height, x.shape[1])
+
+
+def _with_block(options: _Options, x, best: Neighbours, y, real, first) -> Neighbours:
+    """The k best of those so far and of a block of references, numbered from `first` on; `real` tells which exist."""
+    scores = options.closeness(x, y)
+    # Overflow shows as NaN in most scores of a row: to look for it in all of them takes too long.
+    sound = jnp.all(real) & ~jnp.any(jnp.isnan(scores[:1])) & ~jnp.any(jnp.isnan(scores[:, :1]))
+    known = lambda: jnp.where(real[None] & ~jnp.isnan(scores), scores, -jnp.inf)
+    return lax.cond(sound, lambda: _merged(best, scores, first), lambda: _merged(best, known(), first))
 
 
 def _merged(best: Neighbours, scores: Float[Array, "n b"], first) -> Neighbours:
     """The k best of those so far, which come first, and of a panel whose columns are numbered from `first` on."""
     k, width = best.scores.shape[1], scores.shape[1]
-    size = _group_size(width, k)
+    size = sizes.columns_in_group(width, k)
     if size == 1:
         return _chosen(best, scores, jnp.full_like(best.indices, first), width)
     scores = jnp.pad(scores, [(0, 0), (0, -width % size)], constant_values=-jnp.inf)
@@ -184,12 +182,6 @@ def _chosen(best: Neighbours, candidates: Float[Array, "n c"], firsts: Int[Array
 def _plain_zeros(x):
     """−0 as 0, which `top_k` puts before it."""
     return jnp.where(x == 0, 0, x)
-
-
-def _group_size(width: int, k: int) -> int:
-    """A power of two near √(width / k), where groups and candidates are fewest; 1 where that saves little."""
-    size = 2 ** round(math.log2(max(1, width / k)) / 2)
-    return size if width // size + k * size < width // 2 and size > 3 else 1
 
 
 def _of_all_devices(best: Neighbours, k: int, m: int, axis_name) -> Neighbours:

@@ -195,14 +195,14 @@ def _checked(name: str, axis: int | None, init: Callable, update: Callable) -> o
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             which = f"{name}: parameter {jax.tree_util.keystr(path)}"
             if leaf.ndim == 0:
-                raise ValueError(f"{which} is a scalar, not rows")
+                raise ValueError(f"{which} is a scalar; wanted rows")
             if not -leaf.ndim <= axis < leaf.ndim:
                 raise ValueError(f"{which} has shape {leaf.shape}; wanted an axis {axis}, along which its rows lie")
         return to_axis(init(to_rows(params)))
 
     def update_rows(updates, state, params=None, **extra_args):
         if params is None:
-            raise ValueError(f"{name} got no params; call update(updates, state, params)")
+            raise ValueError(f"{name} got no params; wanted update(updates, state, params)")
         return to_axis(update(to_rows(updates), to_rows(state), to_rows(params)))
 
     return optax.GradientTransformationExtraArgs(init_rows, update_rows)
@@ -228,7 +228,7 @@ def _points_and_gradients(updates: Any, params: Any) -> tuple[Any, Any]:
 
 
 def _moved(retract, points: Any, directions: Any, learning_rate, count, params: Any) -> tuple[Any, Any]:
-    """The new points, and what they are more than the parameters."""
+    """The new points, and their difference to the parameters."""
     rate = learning_rate(count) if callable(learning_rate) else learning_rate
     step = lambda x, d: _unit(retract(x, -jnp.asarray(rate, x.dtype) * d))
     moved = jax.tree.map(step, points, directions)
