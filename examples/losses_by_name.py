@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 import metricjax as mj
+from metricjax.losses.catalogue import CATALOGUE
 
 _project, _tangential = mj.transforms.project_to_sphere, mj.transforms.riemannian_gradient
 
@@ -33,17 +34,12 @@ SMALL: dict[str, dict] = {
     "normalized_softmax": {"temperature": 0.1},
     "circle": {"scale": 32.0, "margin": 0.25},
 }
-NO_LOSS = {"sub_center_outliers"}
 CONSTRAINTS = {  # where prototypes are brought to the sphere: optimisers, given a learning rate; losses project anyway
     "forward": optax.adam,
     "update": lambda rate: optax.chain(optax.adam(rate), _project()),
     "gradient": lambda rate: optax.chain(_tangential(), optax.adam(rate), _project()),
 }
 SEVERAL = 3  # prototypes of each person, for losses that want several
-LENGTHS_OF_EMBEDDINGS = {"softmax", "large_margin_softmax", "sphereface", "adaface", "magface", "center"}  # they matter
-LENGTHS_OF_PROTOTYPES = {"softmax", "large_margin_softmax"}
-STATES = {"curricularface": 0.0, "adaface": (20.0, 100.0), "dynamic_soft_margin": (0.0,) * 41}  # before the first step
-ADDED = {"center": 0.003, "soft_triple": 0.2}  # the papers' weights of center loss, and of merging prototypes
 
 
 def chosen_losses(names: str, settings: list[str]) -> dict:
@@ -54,8 +50,7 @@ def chosen_losses(names: str, settings: list[str]) -> dict:
         if name not in known:
             raise ValueError(f"--loss {name} is unknown; wanted one of {', '.join(known)}")
         losses[name] = {**SMALL.get(name, {})}
-    made = {"embeddings", "labels", "prototypes", "centers", "state", "key", "options"}
-    takes = {name: sorted(parameters(name) - made) for name in losses}
+    takes = {name: sorted(parameters(name)) for name in losses}
     for setting in settings:
         key, _, text = setting.partition("=")
         takers = [name for name in losses if key in takes[name]]
@@ -66,20 +61,14 @@ def chosen_losses(names: str, settings: list[str]) -> dict:
     return losses
 
 
-def parameters(name: str) -> set[str]:
-    return set(inspect.signature(getattr(mj.losses, name)).parameters)
-
-
 def offered() -> list[str]:
     """The losses that need no more than embeddings, labels, and what is made here."""
+    return sorted(name for name, entry in CATALOGUE.items() if entry.takes[:2] == ("embeddings", "labels"))
 
-    def is_one(f) -> bool:
-        names = [p.name for p in inspect.signature(f).parameters.values() if p.default is p.empty]
-        rest = {"prototypes", "centers", "state", "key", "options"}
-        return names[:2] == ["embeddings", "labels"] and set(names[2:]) <= rest
 
-    found = (name for name, f in vars(mj.losses).items() if inspect.isfunction(f) and is_one(f))
-    return sorted(set(found) - NO_LOSS)
+def parameters(name: str) -> set[str]:
+    """The hyper-parameters of a loss."""
+    return set(inspect.signature(getattr(mj.losses, name)).parameters) - {*CATALOGUE[name].takes, "options"}
 
 
 def value_of(text: str):
@@ -101,36 +90,37 @@ def heads(losses: dict, classes: int, size: int, key, rows: int | None = None) -
     """
     made = {}
     filled = lambda a: jnp.pad(a, [(0, (rows or classes) - classes), *[(0, 0)] * (a.ndim - 1)], mode="edge")
-    for i, name in enumerate(losses):
-        if "prototypes" in (takes := parameters(name)):
-            shape = (classes, SEVERAL, size) if name in ("sub_center_arcface", "soft_triple") else (classes, size)
+    for i, (name, hyper) in enumerate(losses.items()):
+        entry = CATALOGUE[name]
+        if "prototypes" in entry.takes:
+            shape = (classes, SEVERAL, size) if entry.several else (classes, size)
             made[name] = {"prototypes": filled(mj.sphere.project(jax.random.normal(jax.random.fold_in(key, i), shape)))}
-            if "bias" in takes and "bias" not in losses[name]:
-                bias = first_bias(name, losses[name], classes)
-                made[name]["bias"] = filled(bias) if bias.ndim else bias
+        if entry.bias and "bias" not in hyper:
+            bias = first(entry.bias, classes, hyper)
+            made[name]["bias"] = filled(bias) if bias.ndim else bias
     return made
 
 
-def first_bias(name: str, hyper: dict, classes: int):
-    if name == "softmax":
-        return jnp.zeros(classes)
-    if name == "uniface":
-        return jnp.log(10.0 * classes)
-    return mj.losses.sphereface2_bias(classes, **{key: value for key, value in hyper.items() if key != "bias"})
+def first(value, classes: int, hyper: dict) -> jax.Array:
+    """A bias or a state before the first step, of the number of classes and of hyper-parameters if it depends on them."""
+    if not callable(value):
+        return jnp.array(value)
+    takes = inspect.signature(value).parameters
+    return value(classes, **{key: number for key, number in hyper.items() if key in takes})
 
 
 def kinds(made: dict) -> dict:
     """What each part of `heads` is: "sphere" or "free"."""
-    kind = lambda name, part: "sphere" if part == "prototypes" and name not in LENGTHS_OF_PROTOTYPES else "free"
+    counts = lambda name, part: part in CATALOGUE[name].lengths
+    kind = lambda name, part: "sphere" if part == "prototypes" and not counts(name, part) else "free"
     return {name: {part: kind(name, part) for part in parts} for name, parts in made.items()}
 
 
 def kept(losses: dict, classes: int, size: int, rows: int | None = None) -> dict:
     """{name: what a loss carries from step to step}; centres are filled up to `rows`."""
-    states = {name: jnp.array(STATES[name]) for name in losses if name in STATES}
-    if "adacos" in losses:
-        states["adacos"] = mj.losses.adacos_scale(classes)
-    return states | ({"center": jnp.zeros((rows or classes, size))} if "center" in losses else {})
+    stateful = [name for name in losses if "state" in CATALOGUE[name].takes]
+    states = {name: first(CATALOGUE[name].state, classes, losses[name]) for name in stateful}
+    return states | {name: jnp.zeros((rows or classes, size)) for name in losses if "centers" in CATALOGUE[name].takes}
 
 
 def total_loss(losses: dict, embeddings, labels, made: dict, carried: dict, number, key, *, classes: int, mesh=None):
@@ -140,24 +130,31 @@ def total_loss(losses: dict, embeddings, labels, made: dict, carried: dict, numb
     """
     total, carried = 0.0, dict(carried)
     for i, (name, hyper) in enumerate(losses.items()):
-        loss, takes = getattr(mj.losses, name), parameters(name)
+        entry, loss = CATALOGUE[name], getattr(mj.losses, name)
         loss = loss if mesh is None else mj.over_mesh(loss, "data", mesh)
-        x = embeddings if name in LENGTHS_OF_EMBEDDINGS else mj.sphere.project(embeddings)
+        # Pairs are compared as they will be used, on the sphere.
+        lengths_count = entry.kind == "classes" and "embeddings" in entry.lengths
+        x = embeddings if lengths_count else mj.sphere.project(embeddings)
         given = {**hyper, **made.get(name, {})}
-        if takes & {"prototypes", "centers"}:
+        if entry.kind == "classes":
             given["num_classes"] = classes
-        if "key" in takes:
+        if "key" in entry.takes:
             given["key"] = jax.random.fold_in(key, i)
-        if "annealing" in takes and "annealing" not in hyper:
+        if "annealing" in parameters(name) and "annealing" not in hyper:
             given["annealing"] = mj.losses.sphereface_annealing(number)
-        if name == "center":
-            total += ADDED[name] * loss(x, labels, jax.lax.stop_gradient(carried[name]), **given)
-            carried[name] = mj.losses.update_centers(carried[name], jax.lax.stop_gradient(x), labels)
-        elif name in carried:
+        if "state" in entry.takes:
             value, carried[name] = loss(x, labels, state=carried[name], **given)
-            total += value
+        elif "centers" in entry.takes:
+            value = loss(x, labels, jax.lax.stop_gradient(carried[name]), **given)
+            carried[name] = mj.losses.update_centers(carried[name], jax.lax.stop_gradient(x), labels)
         else:
-            total += loss(x, labels, **given)
-        if name == "soft_triple":
-            total += ADDED[name] * mj.losses.merged_centers(given["prototypes"][:classes])
+            value = loss(x, labels, **given)
+        total += entry.weight * value + sum(_additions(name, given.get("prototypes"), classes))
     return total, carried
+
+
+def _additions(name: str, prototypes, classes: int):
+    """What papers add to this one loss: regularisers of its prototypes."""
+    for other, entry in CATALOGUE.items():
+        if entry.added_to == name and entry.kind == "prototypes":
+            yield entry.weight * getattr(mj.losses, other)(prototypes[:classes])

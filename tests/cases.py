@@ -49,7 +49,7 @@ class PairCase(NamedTuple):
     """One loss over pairs with some of its hyper-parameters fixed.
 
     around: what the oracle gets besides scores and lists, made of the batch (see the functions below).
-    lacks: options that the loss refuses.
+    lacks: options that the loss refuses, or its oracle.
     held: some of its weights carry no gradient.
     strangers: a single negative pair is worth something.
     same: the relation between labels that the loss imposes.
@@ -159,7 +159,7 @@ STATE = np.array([0.125, 0.0, 0.25, 0.25, 0.125, 0.25, 0.0], np.float32)
 _margin = {"varied": "beta", "values": (0.9, 1.2), "strangers": True}
 _unweighted = {"positive_weight": lambda s, m: 1.0, "negative_weight": lambda s, m: 1.0}
 _unified = {"positive_margin": 0.7, "negative_margin": 0.2}
-_centroids = {"oracle": _centroid_triplet, "around": _rows}
+_centroids = {"oracle": _centroid_triplet, "around": _rows, "lacks": ("same", "references", "miner")}
 
 
 def _rising(scores, margin):

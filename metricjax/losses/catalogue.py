@@ -28,7 +28,7 @@ class Entry:
     paper: its source, in the words of the docstring; "; " between several.
     note: what tables say beside the name.
     several: it takes several prototypes of each class, [c, k, d].
-    lengths: the arrays whose lengths count: with rows of another length the loss is another, at some scales at least.
+    lengths: the arrays whose lengths count: the loss is another where all of their rows are longer, or much shorter.
     refuses: options of its kind that it does not take.
     state: the state before the first step; a function makes it of the number of classes.
     bias: what a learnt bias begins at, likewise.
@@ -69,7 +69,10 @@ _LOSSES: dict[str, Entry] = {
         "Schroff, Kalenichenko, Philbin 2015, arXiv:1503.03832; Hermans, Beyer, Leibe 2017, arXiv:1703.07737",
         "`margin=None`: soft",
     ),
-    "margin": of_pairs('Wu et al. 2017, "Sampling matters in deep embedding learning", arXiv:1706.07567'),
+    "margin": of_pairs(
+        'Wu et al. 2017, "Sampling matters in deep embedding learning", arXiv:1706.07567',
+        "`beta`: one, or one for each class, learned",
+    ),
     "signal_to_noise": of_pairs(
         'Yuan et al. 2019, "Signal-to-noise ratio: a robust distance metric for deep metric learning", arXiv:1904.02616'
     ),
@@ -81,7 +84,7 @@ _LOSSES: dict[str, Entry] = {
     ),
     "quadruplet": of_pairs("Chen et al. 2017, arXiv:1704.01719"),
     "centroid_triplet": of_pairs(
-        "Wieczorek, Rychalska, Dąbrowski 2021, arXiv:2104.13643", refuses=("same", "references", "miner"), **by_length
+        "Wieczorek, Rychalska, Dąbrowski 2021, arXiv:2104.13643", refuses=("same", "references"), **by_length
     ),
     "dynamic_soft_margin": of_pairs(
         'Zhang & Rusinkiewicz 2019, "Learning local descriptors with a CDF-based dynamic soft margin"',
@@ -160,7 +163,9 @@ _LOSSES: dict[str, Entry] = {
         "Kim et al. 2022, arXiv:2204.00964", needs=("state",), state=(20.0, 100.0), **by_length
     ),
     "magface": of_classes("Meng et al. 2021, arXiv:2103.06627", **by_length),
-    "elasticface": of_classes("Boutros et al. 2022, arXiv:2109.09416", needs=("key",)),
+    "elasticface": of_classes(
+        "Boutros et al. 2022, arXiv:2109.09416", "`margin`: 0.5, or 0.35 for \"cos\"", needs=("key",)
+    ),
     "adacos": of_classes("Zhang et al. 2019, arXiv:1905.00292", needs=("state",), state=adacos_scale),
     "circle_class": of_classes("Sun et al. 2020, arXiv:2002.10857"),
     "uniface": of_classes(
