@@ -19,20 +19,16 @@ _project, _tangential = mj.transforms.project_to_sphere, mj.transforms.riemannia
 # What suits a few dozen people; the papers' defaults are for millions of images.
 _MARGIN = {"scale": 16.0, "margin": 0.2}
 SMALL: dict[str, dict] = {
-    "cosface": _MARGIN,
-    "arcface": _MARGIN,
-    "sub_center_arcface": _MARGIN,
+    **dict.fromkeys(("cosface", "arcface", "sub_center_arcface", "curricularface", "uniface"), _MARGIN),
+    "circle_class": {"scale": 32.0, "margin": 0.25},
+    "circle": {"scale": 32.0, "margin": 0.25},
+    "normalized_softmax": {"temperature": 0.1},
     "combined_margin": {"scale": 16.0, "margins": (1.0, 0.1, 0.1)},
     "sphereface_r": {"scale": 16.0, "margin": 1.2},
     "sphereface2": {"scale": 16.0, "margin": 0.2},
-    "curricularface": _MARGIN,
     "adaface": {**_MARGIN, "momentum": 0.05},
     "magface": {"scale": 16.0, "norms": (1.0, 20.0), "margins": (0.1, 0.3), "regularizer": 1.0},
     "elasticface": {**_MARGIN, "deviation": 0.02},
-    "uniface": _MARGIN,
-    "circle_class": {"scale": 32.0, "margin": 0.25},
-    "normalized_softmax": {"temperature": 0.1},
-    "circle": {"scale": 32.0, "margin": 0.25},
 }
 CONSTRAINTS = {  # where prototypes are brought to the sphere: optimisers, given a learning rate; losses project anyway
     "forward": optax.adam,
@@ -96,31 +92,22 @@ def heads(losses: dict, classes: int, size: int, key, rows: int | None = None) -
             shape = (classes, SEVERAL, size) if entry.several else (classes, size)
             made[name] = {"prototypes": filled(mj.sphere.project(jax.random.normal(jax.random.fold_in(key, i), shape)))}
         if entry.bias and "bias" not in hyper:
-            bias = first(entry.bias, classes, hyper)
+            bias = entry.first("bias", classes, **hyper)
             made[name]["bias"] = filled(bias) if bias.ndim else bias
     return made
 
 
-def first(value, classes: int, hyper: dict) -> jax.Array:
-    """A bias or a state before the first step, of the number of classes and of hyper-parameters if it depends on them."""
-    if not callable(value):
-        return jnp.array(value)
-    takes = inspect.signature(value).parameters
-    return value(classes, **{key: number for key, number in hyper.items() if key in takes})
-
-
 def kinds(made: dict) -> dict:
     """What each part of `heads` is: "sphere" or "free"."""
-    counts = lambda name, part: part in CATALOGUE[name].lengths
-    kind = lambda name, part: "sphere" if part == "prototypes" and not counts(name, part) else "free"
-    return {name: {part: kind(name, part) for part in parts} for name, parts in made.items()}
+    on_sphere = lambda name, part: part == "prototypes" and part not in CATALOGUE[name].lengths
+    return {name: {part: "sphere" if on_sphere(name, part) else "free" for part in made[name]} for name in made}
 
 
 def kept(losses: dict, classes: int, size: int, rows: int | None = None) -> dict:
     """{name: what a loss carries from step to step}; centres are filled up to `rows`."""
-    stateful = [name for name in losses if "state" in CATALOGUE[name].takes]
-    states = {name: first(CATALOGUE[name].state, classes, losses[name]) for name in stateful}
-    return states | {name: jnp.zeros((rows or classes, size)) for name in losses if "centers" in CATALOGUE[name].takes}
+    entries = {name: CATALOGUE[name] for name in losses}
+    centers = {name: jnp.zeros((rows or classes, size)) for name, entry in entries.items() if "centers" in entry.takes}
+    return centers | {n: entry.first("state", classes) for n, entry in entries.items() if "state" in entry.takes}
 
 
 def total_loss(losses: dict, embeddings, labels, made: dict, carried: dict, number, key, *, classes: int, mesh=None):
@@ -132,12 +119,9 @@ def total_loss(losses: dict, embeddings, labels, made: dict, carried: dict, numb
     for i, (name, hyper) in enumerate(losses.items()):
         entry, loss = CATALOGUE[name], getattr(mj.losses, name)
         loss = loss if mesh is None else mj.over_mesh(loss, "data", mesh)
-        # Pairs are compared as they will be used, on the sphere.
-        lengths_count = entry.kind == "classes" and "embeddings" in entry.lengths
-        x = embeddings if lengths_count else mj.sphere.project(embeddings)
-        given = {**hyper, **made.get(name, {})}
-        if entry.kind == "classes":
-            given["num_classes"] = classes
+        as_it_is = entry.kind == "classes" and "embeddings" in entry.lengths  # pairs are compared on the sphere
+        x = embeddings if as_it_is else mj.sphere.project(embeddings)
+        given = {**hyper, **made.get(name, {}), **({"num_classes": classes} if entry.kind == "classes" else {})}
         if "key" in entry.takes:
             given["key"] = jax.random.fold_in(key, i)
         if "annealing" in parameters(name) and "annealing" not in hyper:
@@ -145,16 +129,12 @@ def total_loss(losses: dict, embeddings, labels, made: dict, carried: dict, numb
         if "state" in entry.takes:
             value, carried[name] = loss(x, labels, state=carried[name], **given)
         elif "centers" in entry.takes:
-            value = loss(x, labels, jax.lax.stop_gradient(carried[name]), **given)
+            value = loss(x, labels, carried[name], **given)
             carried[name] = mj.losses.update_centers(carried[name], jax.lax.stop_gradient(x), labels)
         else:
             value = loss(x, labels, **given)
-        total += entry.weight * value + sum(_additions(name, given.get("prototypes"), classes))
+        total += entry.weight * value
+        for other, addition in CATALOGUE.items():
+            if addition.added_to == name and addition.kind == "prototypes":
+                total += addition.weight * getattr(mj.losses, other)(given["prototypes"][:classes])
     return total, carried
-
-
-def _additions(name: str, prototypes, classes: int):
-    """What papers add to this one loss: regularisers of its prototypes."""
-    for other, entry in CATALOGUE.items():
-        if entry.added_to == name and entry.kind == "prototypes":
-            yield entry.weight * getattr(mj.losses, other)(prototypes[:classes])

@@ -70,7 +70,6 @@ def arrays_of(name, entry):
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((N, D), (C, 3, D)))
     w = w if entry.several else w[:, 0]
-    state = entry.state(C) if callable(entry.state) else entry.state
     known = {
         "embeddings": x,
         "x": x,
@@ -79,7 +78,7 @@ def arrays_of(name, entry):
         "prototypes": w,
         "centers": w,
     }
-    known |= {"key": jax.random.key(0)} | ({} if state is None else {"state": jnp.asarray(state)})
+    known |= {"key": jax.random.key(0)} | ({"state": entry.first("state", C)} if "state" in entry.takes else {})
     return {array: known[array] for array in entry.takes}
 
 

@@ -7,12 +7,14 @@
 'Kim et al. 2022, arXiv:2204.00964'
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from metricjax.losses.adaptive_margins import adacos_scale
 from metricjax.losses.multiplied_margins import sphereface2_bias
@@ -47,6 +49,14 @@ class Entry:
     bias: Callable[..., Any] | None = None
     added_to: str = ""
     weight: float = 1.0
+
+    def first(self, what: Literal["state", "bias"], classes: int, **hyper: Any) -> Array:
+        """The state, or the bias, before the first step, for hyper-parameters if it depends on them."""
+        value = getattr(self, what)
+        if not callable(value):
+            return jnp.array(value)
+        takes = inspect.signature(value).parameters
+        return value(classes, **{name: number for name, number in hyper.items() if name in takes})
 
 
 def _of(kind, *arguments):
