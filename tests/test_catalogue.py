@@ -45,7 +45,7 @@ def check_entry(loss, entry):
     assert entry.takes == tuple(name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
     assert (entry.state is not None) == ("state" in entry.takes)
     assert entry.bias is None or "bias" in parameters
-    several = [p.annotation.dim_str == "c k d" for name, p in parameters.items() if name == "prototypes"]
+    several = [shape_of(p.annotation) == "c k d" for name, p in parameters.items() if name == "prototypes"]
     assert entry.several == any(several)
     assert set(entry.lengths) <= set(entry.takes)
     assert set(entry.refuses) <= options_of(loss)
