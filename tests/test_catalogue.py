@@ -134,3 +134,10 @@ def test_prefixes_of_several_prototypes_are_cut_along_the_features():
     nested = mj.matryoshka(mj.losses.soft_triple, sizes=(2, D))(z, labels, w)
     wanted = mj.losses.soft_triple(z[:, :2], labels, w[..., :2]) + mj.losses.soft_triple(z, labels, w)
     np.testing.assert_allclose(nested, wanted, rtol=1e-6)
+
+
+def test_views_given_by_name_are_split_over_a_mesh():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    views = arrays_of("clip", CATALOGUE["clip"])
+    split = jax.jit(mj.over_mesh(mj.losses.clip, "data", mesh))(**views)
+    np.testing.assert_allclose(split, mj.losses.clip(**views), rtol=1e-6)

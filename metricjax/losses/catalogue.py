@@ -19,6 +19,8 @@ from jaxtyping import Array
 from metricjax.losses.adaptive_margins import adacos_scale
 from metricjax.losses.multiplied_margins import sphereface2_bias
 
+__all__ = ["ARGUMENTS", "BESIDE", "CATALOGUE", "Argument", "Entry"]
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -35,7 +37,7 @@ class Entry:
     state: the state before the first step; a function makes it of the number of classes.
     bias: what a learnt bias begins at, likewise.
     added_to: the kind of losses, or the one loss, that it only is an addition to.
-    weight: by which its paper adds it.
+    weight: by which its paper adds it; 1 where that is left to choose.
     """
 
     kind: Literal["pairs", "views", "rows", "prototypes", "classes"]
