@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 import metricjax as mj
 from benchmarks.report import bars, fastest, save, temporaries
+from metricjax.losses.catalogue import CATALOGUE
 
 
 def of_readme(name: str) -> Callable:
@@ -39,14 +40,16 @@ LOSSES = {
     "triplet, all, soft": partial(mj.losses.triplet, triplets=mj.mining.all_triplets, margin=None),
     "the README's own": of_readme("mean_hinge"),
 }
-FURTHER = {
-    name: getattr(mj.losses, name)
-    for name in (
-        "margin", "ranked_list", "log_ratio", "nca", "tuplet_margin", "signal_to_noise", "intra_pair_variance",
-        "histogram", "quadruplet", "centroid_triplet", "lifted_structure", "angular",
-        "fast_ap", "smooth_ap", "recall_at_k", "roadmap", "pnp",
-    )
-}  # fmt: skip
+
+
+def from_catalogue(name: str):
+    """The loss with its defaults, and without the new state if it has one."""
+    loss, entry = getattr(mj.losses, name), CATALOGUE[name]
+    return (lambda z, y, **how: loss(z, y, entry.first("state", 1), **how)[0]) if entry.state else loss
+
+
+OF_PAIRS = {name: from_catalogue(name) for name, entry in CATALOGUE.items() if entry.kind == "pairs"}
+FURTHER = {name: loss for name, loss in OF_PAIRS.items() if loss not in LOSSES.values()}
 FURTHER["three in one sum"] = mj.weighted_sum(mj.losses.supcon, mj.losses.multi_similarity, mj.losses.circle)
 LINE = (
     "{shape}  {loss:20} mm3 {mm3_ms:6.1f} ms   blocked {blocked:5.2f}   autodiff {autodiff:5.2f}   "

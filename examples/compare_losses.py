@@ -35,6 +35,7 @@ from scipy.stats import qmc
 from tqdm import tqdm
 
 import metricjax as mj
+from metricjax.losses.catalogue import CATALOGUE, Entry
 from metricjax.variants import Task, Variant
 
 # What is searched, (low, high, how drawn), around the defaults of the papers and what suits a few dozen people.
@@ -56,8 +57,18 @@ SPACES: dict[str, dict[str, tuple[float, float, str]]] = {
     "proxy_nca_pp": {"temperature": (0.05, 0.5, "log")},
 }
 SELECTIONS = ("batch_hard", "semi_hard", "all_triplets", "easy_positive_hard_negative")
-KNOWN = [*SPACES, *(f"triplet:{selection}" for selection in SELECTIONS)]  # triplet alone is triplet:batch_hard
-CLASS_BASED = ("normalized_softmax", "cosface", "arcface", "proxy_anchor", "proxy_nca_pp")
+PLAIN = {"pairs": ("embeddings", "labels"), "classes": ("embeddings", "labels", "prototypes")}  # neither state nor key
+
+
+def is_known(entry: Entry) -> bool:
+    """Whether a loss compares points of the sphere, a prototype of each class among them or none."""
+    on_sphere = entry.kind == "pairs" or not (entry.lengths or entry.several)
+    return PLAIN.get(entry.kind) == entry.takes and on_sphere and not entry.added_to
+
+
+# triplet alone is triplet:batch_hard; of losses without a space only the learning rate is searched.
+KNOWN = [*SPACES, *(f"triplet:{selection}" for selection in SELECTIONS)]
+KNOWN += [name for name, entry in CATALOGUE.items() if is_known(entry) and name not in SPACES]
 DEFAULT = (
     "contrastive,triplet:batch_hard,triplet:semi_hard,triplet:all_triplets,multi_similarity,circle,supcon,"
     "normalized_softmax,cosface,arcface,proxy_anchor"
@@ -117,8 +128,8 @@ def loss_of(name: str):
     how = {"triplets": getattr(mj.mining, selection)} if selection else {}
 
     def loss(params, embeddings, batch, numbers):
-        hyper = {key: numbers[key] for key in SPACES[base]}
-        prototypes = [params["prototypes"]] if base in CLASS_BASED else []  # cosines: their length does not matter
+        hyper = {key: numbers[key] for key in SPACES.get(base, {})}
+        prototypes = [params["prototypes"]] if CATALOGUE[base].kind == "classes" else []
         return getattr(mj.losses, base)(embeddings, batch[1], *prototypes, **hyper, **how)
 
     return loss
@@ -161,7 +172,7 @@ def task_on(faces: mj.data.Faces, args) -> Task:
 
 def settings(name: str, args) -> list[dict[str, float]]:
     """Random settings of a loss, a Latin hypercube: each number comes once from each of `trials` parts of its range."""
-    space = {"learning_rate": LEARNING_RATE, **SPACES[name.partition(":")[0]]}
+    space = {"learning_rate": LEARNING_RATE, **SPACES.get(name.partition(":")[0], {})}
     hypercube = qmc.LatinHypercube(len(space), rng=np.random.default_rng([args.seed, KNOWN.index(name)]))
     drawn = hypercube.random(args.trials).tolist()
     return [{key: between(*space[key], part) for key, part in zip(space, parts, strict=True)} for parts in drawn]

@@ -1,15 +1,44 @@
-"""The losses under test, each with its oracle, the measure it is over, and a hyper-parameter to vary."""
+"""The losses under test, each with its oracle, the measure it is over, and a hyper-parameter to vary.
 
+Every loss of the catalogue has a case that is made of its entry, its signature and the oracle of its name; what is
+special about some, and cases of other settings, is written here.
+"""
+
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import metricjax as mj
+from metricjax.losses.catalogue import CATALOGUE, Entry
 from tests import oracle, oracle_classes, oracle_pairs, oracle_ranking, oracle_views
+
+ORACLES = (oracle_views, oracle_ranking, oracle_classes, oracle_pairs, oracle)
+
+
+def oracle_of(name: str) -> Callable:
+    return next(getattr(module, name) for module in ORACLES if hasattr(module, name))
+
+
+def measure_of(loss: Callable) -> str:
+    """What its similarity or distance is called in the oracles; cosines if it has no choice."""
+    parameters = inspect.signature(loss).parameters
+    chosen = [parameters[name].default.__name__ for name in ("similarity", "distance") if name in parameters]
+    return {"cosine": "cosine_similarity"}.get(*chosen * 2) if chosen else "cosine_similarity"
+
+
+def varied_of(loss: Callable) -> str:
+    """Its margin, else its first hyper-parameter that is a number, if any."""
+    numbers = [p.name for p in inspect.signature(loss).parameters.values() if type(p.default) is float]
+    return "margin" if "margin" in numbers else numbers[0] if numbers else ""
+
+
+def entries(*kinds: str) -> dict[str, Entry]:
+    return {name: entry for name, entry in CATALOGUE.items() if entry.kind in kinds}
 
 
 def _array(a):
@@ -20,7 +49,7 @@ class PairCase(NamedTuple):
     """One loss over pairs with some of its hyper-parameters fixed.
 
     around: what the oracle gets besides scores and lists, made of the batch (see the functions below).
-    lacks: options that the loss refuses.
+    lacks: options that the loss refuses, or its oracle.
     held: some of its weights carry no gradient.
     strangers: a single negative pair is worth something.
     same: the relation between labels that the loss imposes.
@@ -100,21 +129,26 @@ def _dynamic_soft_margin(d, positives, negatives, state, momentum=0.01):
     return oracle_pairs.dynamic_soft_margin(gaps, np.asarray(state), momentum)[0]
 
 
-def _pair(name: str, measure: str, varied: str = "", **settings) -> PairCase:
-    base, module = name.split("-")[0], settings.pop("oracle", oracle_pairs)
-    return PairCase(getattr(mj.losses, base), getattr(module, base), measure, varied, **settings)
+def pair_case(loss: Callable, expected: Callable, entry: Entry, **special) -> PairCase:
+    """The case of a loss over pairs, but for what is special about it."""
+    usual = {"measure": measure_of(loss), "varied": varied_of(loss), "lacks": entry.refuses}
+    return PairCase(loss, expected, **{**usual, **special})
+
+
+def _pair(name: str, **special) -> PairCase:
+    base = name.partition("-")[0]
+    expected = special.pop("oracle", None) or oracle_of(base)
+    return pair_case(getattr(mj.losses, base), expected, CATALOGUE[base], **special)
 
 
 def _triplet(select: str, **fixed) -> PairCase:
     chosen = {"triplets": getattr(mj.mining, select), **fixed}
-    case = PairCase(mj.losses.triplet, oracle.triplet, "squared_chord", "margin", (0.1, 0.3, 1.0), chosen)
-    return case._replace(oracle_fixed={"triplets": getattr(oracle, select)})
+    return _pair("triplet", fixed=chosen, oracle_fixed={"triplets": getattr(oracle, select)})
 
 
 def _swapped(select: str, **fixed) -> PairCase:
     case = _triplet(select, **fixed)._replace(around=_only_columns)
     return case._replace(
-        loss=mj.losses.triplet,
         fixed={**case.fixed, "swap": True},
         oracle=lambda *lists, swap, **hyper: oracle_pairs.triplet_swap(*lists, **hyper),
     )
@@ -122,21 +156,61 @@ def _swapped(select: str, **fixed) -> PairCase:
 
 BETAS = (1.0, 1.125, 0.875, 1.25, 1.5)
 STATE = np.array([0.125, 0.0, 0.25, 0.25, 0.125, 0.25, 0.0], np.float32)
-_margin = _pair("margin", "chord", "beta", values=(0.9, 1.2), strangers=True)
+_margin = {"varied": "beta", "values": (0.9, 1.2), "strangers": True}
 _unweighted = {"positive_weight": lambda s, m: 1.0, "negative_weight": lambda s, m: 1.0}
 _unified = {"positive_margin": 0.7, "negative_margin": 0.2}
+_centroids = {"oracle": _centroid_triplet, "around": _rows, "lacks": ("same", "references", "miner")}
 
 
 def _rising(scores, margin):
     return scores * scores + margin
 
 
-PAIRS = {
-    "contrastive": _pair("contrastive", "chord", "margin", oracle=oracle, strangers=True),
-    "contrastive-linear": _pair(
-        "contrastive", "chord", "positive_margin", oracle=oracle, strangers=True,
-        fixed={"squared": False, "average": "valid"},
-    ),
+SPECIAL = {  # of losses over pairs
+    "contrastive": {"strangers": True},
+    "contrastive-linear": {
+        "varied": "positive_margin", "strangers": True, "fixed": {"squared": False, "average": "valid"}
+    },
+    "margin": _margin,
+    "margin-by-class": {
+        **_margin, "varied": "nu", "values": (0.0, 0.1), "around": _row_labels, "lacks": ("same",),
+        "fixed": {"beta": np.array(BETAS, np.float32), "average": "valid"}, "oracle_fixed": {"beta": BETAS},
+    },
+    "signal_to_noise": {"measure": "snr", "strangers": True},
+    "threshold_consistent_margin": {"varied": "negative_margin", "strangers": True},
+    "ranked_list": {"varied": "temperature", "values": (1.0, 10.0), "held": True, "strangers": True},
+    "log_ratio": {
+        "oracle": _log_ratio, "values": (1e-6, 0.1), "around": _label_distances, "same": lambda a, b: False
+    },
+    "supcon-in": {"fixed": {"variant": "in"}},
+    "decoupled_contrastive-weighted": {"fixed": {"sigma": 0.5}, "held": True},
+    "multi_similarity": {"varied": "beta", "values": (10.0, 40.0), "strangers": True},
+    "circle": {"varied": "scale", "values": (10.0, 80.0), "held": True},
+    "unified_pair": {"values": (10.0, 80.0), "fixed": _unified, "oracle_fixed": {"scale": 80.0, **_unweighted}},
+    "unified_pair-weighted": {
+        "values": (10.0, 80.0), "held": True, "oracle_fixed": {"scale": 80.0},
+        "fixed": {**_unified, "positive_weight": _rising, "negative_weight": _rising},
+    },
+    "tuplet_margin": {"values": (0.0, 0.1)},
+    "lifted_structure": {"around": _columns},
+    "angular": {"values": (0.6, 0.9), "around": _only_columns},
+    "quadruplet": {"varied": "second_margin", "around": _columns},
+    "quadruplet-valid": {"around": _columns, "fixed": {"average": "valid"}},
+    "intra_pair_variance": {"strangers": True},
+    "histogram": {"fixed": {"bins": 20}},
+    "dynamic_soft_margin": {
+        "oracle": _dynamic_soft_margin, "values": (0.01, 0.5), "fixed": {"state": STATE}, "held": True
+    },
+    "centroid_triplet": _centroids,
+    "centroid_triplet-hardest": {**_centroids, "fixed": {"hardest": True, "average": "valid"}},
+    "recall_at_k": {"varied": "k_temperature", "values": (0.5, 1.0, 4.0)},
+    "roadmap": {"varied": "calibration", "strangers": True},
+    "roadmap-valid": {
+        "varied": "slope", "values": (1.0, 10.0), "fixed": {"average": "valid"}, "strangers": True
+    },
+    "pnp": {"varied": "alpha", "values": (1.0, 2.0, 4.0)},
+}  # fmt: skip
+TRIPLETS = {
     "triplet": _triplet("batch_hard"),
     "triplet-soft": _triplet("batch_hard", margin=None)._replace(varied=""),
     "triplet-easy-positive": _triplet("easy_positive_hard_negative", average="valid"),
@@ -147,75 +221,9 @@ PAIRS = {
     "triplet-swap": _swapped("batch_hard"),
     "triplet-swap-semi-hard": _swapped("semi_hard"),
     "triplet-swap-all": _swapped("all_triplets"),
-    "margin": _margin,
-    "margin-by-class": _margin._replace(
-        varied="nu", values=(0.0, 0.1), around=_row_labels,
-        fixed={"beta": np.array(BETAS, np.float32), "average": "valid"}, oracle_fixed={"beta": BETAS}, lacks=("same",),
-    ),
-    "signal_to_noise": _pair("signal_to_noise", "snr", "margin", strangers=True),
-    "threshold_consistent_margin": _pair(
-        "threshold_consistent_margin", "cosine_similarity", "negative_margin", strangers=True
-    ),
-    "ranked_list": _pair("ranked_list", "chord", "temperature", values=(1.0, 10.0), held=True, strangers=True),
-    "log_ratio": PairCase(
-        mj.losses.log_ratio, _log_ratio, "squared_euclidean", "epsilon", (1e-6, 0.1), around=_label_distances,
-        lacks=("same",), same=lambda a, b: False,
-    ),
-    "nt_xent": _pair("nt_xent", "cosine_similarity", "temperature", oracle=oracle),
-    "n_pairs": _pair("n_pairs", "dot"),
-    "supcon": _pair("supcon", "cosine_similarity", "temperature"),
-    "supcon-in": _pair("supcon", "cosine_similarity", "temperature", fixed={"variant": "in"}),
-    "decoupled_contrastive": _pair("decoupled_contrastive", "cosine_similarity", "temperature"),
-    "decoupled_contrastive-weighted": _pair(
-        "decoupled_contrastive", "cosine_similarity", "temperature", fixed={"sigma": 0.5}, held=True
-    ),
-    "nca": _pair("nca", "squared_euclidean", "temperature"),
-    "multi_similarity": _pair(
-        "multi_similarity", "cosine_similarity", "beta", oracle=oracle, values=(10.0, 40.0), strangers=True
-    ),
-    "circle": _pair("circle", "cosine_similarity", "scale", oracle=oracle, values=(10.0, 80.0), held=True),
-    "unified_pair": _pair(
-        "unified_pair", "cosine_similarity", "scale", values=(10.0, 80.0), fixed=_unified,
-        oracle_fixed={"scale": 80.0, **_unweighted},
-    ),
-    "unified_pair-weighted": _pair(
-        "unified_pair", "cosine_similarity", "scale", values=(10.0, 80.0), held=True, oracle_fixed={"scale": 80.0},
-        fixed={**_unified, "positive_weight": _rising, "negative_weight": _rising},
-    ),
-    "tuplet_margin": _pair("tuplet_margin", "cosine_similarity", "margin", values=(0.0, 0.1)),
-    "lifted_structure": _pair("lifted_structure", "euclidean", "margin", around=_columns),
-    "generalized_lifted_structure": _pair("generalized_lifted_structure", "euclidean", "margin"),
-    "angular": _pair("angular", "cosine_similarity", "angle", values=(0.6, 0.9), around=_only_columns),
-    "quadruplet": _pair("quadruplet", "squared_chord", "second_margin", around=_columns),
-    "quadruplet-valid": _pair(
-        "quadruplet", "squared_chord", "margin", around=_columns, fixed={"average": "valid"}
-    ),
-    "intra_pair_variance": _pair("intra_pair_variance", "cosine_similarity", "positive_epsilon", strangers=True),
-    "histogram": _pair("histogram", "cosine_similarity", fixed={"bins": 20}),
-    "dynamic_soft_margin": PairCase(
-        mj.losses.dynamic_soft_margin, _dynamic_soft_margin, "chord", "momentum", (0.01, 0.5), {"state": STATE},
-        held=True,
-    ),
-    "centroid_triplet": PairCase(
-        mj.losses.centroid_triplet, _centroid_triplet, "squared_euclidean", "margin", around=_rows,
-        lacks=("same", "references", "miner"),
-    ),
-    "centroid_triplet-hardest": PairCase(
-        mj.losses.centroid_triplet, _centroid_triplet, "squared_euclidean", "margin", around=_rows,
-        lacks=("same", "references", "miner"), fixed={"hardest": True, "average": "valid"},
-    ),
-    "fast_ap": _pair("fast_ap", "squared_chord", oracle=oracle_ranking),
-    "smooth_ap": _pair("smooth_ap", "cosine_similarity", "temperature", oracle=oracle_ranking),
-    "recall_at_k": _pair(
-        "recall_at_k", "cosine_similarity", "k_temperature", values=(0.5, 1.0, 4.0), oracle=oracle_ranking
-    ),
-    "roadmap": _pair("roadmap", "cosine_similarity", "calibration", oracle=oracle_ranking, strangers=True),
-    "roadmap-valid": _pair(
-        "roadmap", "cosine_similarity", "slope", values=(1.0, 10.0), fixed={"average": "valid"},
-        oracle=oracle_ranking, strangers=True,
-    ),
-    "pnp": _pair("pnp", "cosine_similarity", "alpha", values=(1.0, 2.0, 4.0), oracle=oracle_ranking),
-}  # fmt: skip
+}
+OF_PAIRS = [name for name in entries("pairs") if name != "spread_out"]  # a regulariser is among VIEWS
+PAIRS = {name: _pair(name, **SPECIAL.get(name, {})) for name in (*OF_PAIRS, *SPECIAL)} | TRIPLETS
 
 # One for each way through the driver, for tests of the driver that no row function can fail.
 PATHS = (
@@ -268,49 +276,42 @@ class ClassCase(NamedTuple):
         return float(np.mean(losses)) if np.size(losses) else 0.0
 
 
-def _class(name: str, varied: str = "", *values: float, **settings) -> ClassCase:
-    base, module = name.split("-")[0], settings.pop("oracle", oracle_classes)
-    case = ClassCase(getattr(mj.losses, base), getattr(module, base), varied, **settings)
-    return case._replace(values=values) if values else case
+def class_case(loss: Callable, expected: Callable, entry: Entry, **special) -> ClassCase:
+    """The case of a loss over prototypes, but for what is special about it."""
+    extra = "key" if "key" in entry.takes else None
+    of_rows = {"held": True, "lacks": ("weights",)} if "state" in entry.takes else {"lacks": entry.refuses}
+    usual = {"varied": varied_of(loss), "several": entry.several, "extra": extra, **of_rows}
+    return ClassCase(loss, expected, **{**usual, **special})
 
 
-_row_statistics = {"held": True, "lacks": ("weights",)}
-CLASSES = {
-    "softmax": _class("softmax", oracle=oracle),
-    "normalized_softmax": _class("normalized_softmax", "temperature", oracle=oracle),
-    "large_margin_softmax": _class("large_margin_softmax", "annealing", 0.5, 5.0),
-    "sphereface": _class("sphereface", "annealing", 0.5, 5.0),
-    "sphereface-3": _class("sphereface", "margin", 2.0, 3.0, fixed={"annealing": 1.0}),
-    "sphereface_r": _class("sphereface_r", "margin", 1.2, 2.0),
-    "sphereface_r-v2": _class("sphereface_r", "margin", 1.2, 2.0, fixed={"variant": "v2"}),
-    "sphereface2": _class("sphereface2", "power", 2.0, 3.5),
-    "cosface": _class("cosface", "margin", oracle=oracle),
-    "arcface": _class("arcface", "margin"),
-    "arcface-easy": _class("arcface", "scale", 8.0, 16.0, fixed={"easy_margin": True}),
-    "combined_margin": _class("combined_margin", "scale", 8.0, 16.0, fixed={"margins": (0.9, 0.4, 0.15)}),
-    "sub_center_arcface": _class("sub_center_arcface", "margin", several=True),
-    "circle_class": _class("circle_class", "margin", oracle=oracle, held=True),
-    "curricularface": _class(
-        "curricularface", "margin", extra=np.float32(0.25), still={"momentum": 0.0}, **_row_statistics
-    ),
-    "adaface": _class(
-        "adaface", "margin", extra=np.float32([2.5, 0.5]), still={"concentration": 0.0}, **_row_statistics
-    ),
-    "magface": _class("magface", "scale", 8.0, 16.0, fixed={"norms": (2.0, 4.0), "regularizer": 3.0}),
-    "elasticface": _class("elasticface", "scale", 8.0, 16.0, fixed={"margin": 0.5, "deviation": 0.25}, extra="key"),
-    "elasticface-plus": _class(
-        "elasticface", "scale", 8.0, 16.0, extra="key", lacks=("weights",),
-        fixed={"margin": 0.35, "deviation": 0.25, "variant": "cos", "plus": True},
-    ),
-    "adacos": _class("adacos", extra=np.float32(3.0), **_row_statistics),
-    "proxy_nca": _class("proxy_nca"),
-    "proxy_nca_pp": _class("proxy_nca_pp", "temperature"),
-    "proxy_anchor": _class("proxy_anchor", "margin", lacks=("weights", "ignore_above")),
-    "soft_triple": _class("soft_triple", "gamma", several=True),
-    "p2s_grad": _class("p2s_grad"),
-    "uniface": _class("uniface", "balance", fixed={"scale": 8.0}),
-    "center": _class("center", oracle=oracle),
+def _class(name: str, **special) -> ClassCase:
+    base = name.partition("-")[0]
+    return class_case(getattr(mj.losses, base), oracle_of(base), CATALOGUE[base], **special)
+
+
+_scales = {"varied": "scale", "values": (8.0, 16.0)}
+SPECIAL_CLASSES = {
+    "large_margin_softmax": {"varied": "annealing", "values": (0.5, 5.0)},
+    "sphereface": {"varied": "annealing", "values": (0.5, 5.0)},
+    "sphereface-3": {"values": (2.0, 3.0), "fixed": {"annealing": 1.0}},
+    "sphereface_r": {"values": (1.2, 2.0)},
+    "sphereface_r-v2": {"values": (1.2, 2.0), "fixed": {"variant": "v2"}},
+    "sphereface2": {"varied": "power", "values": (2.0, 3.5)},
+    "arcface-easy": {**_scales, "fixed": {"easy_margin": True}},
+    "combined_margin": {**_scales, "fixed": {"margins": (0.9, 0.4, 0.15)}},
+    "circle_class": {"held": True},
+    "curricularface": {"extra": np.float32(0.25), "still": {"momentum": 0.0}},
+    "adaface": {"extra": np.float32([2.5, 0.5]), "still": {"concentration": 0.0}},
+    "magface": {**_scales, "fixed": {"norms": (2.0, 4.0), "regularizer": 3.0}},
+    "elasticface": {**_scales, "fixed": {"margin": 0.5, "deviation": 0.25}},
+    "elasticface-plus": {
+        **_scales, "lacks": ("weights",), "fixed": {"margin": 0.35, "deviation": 0.25, "variant": "cos", "plus": True}
+    },
+    "adacos": {"extra": np.float32(3.0)},
+    "soft_triple": {"varied": "gamma"},
+    "uniface": {"varied": "balance", "fixed": {"scale": 8.0}},
 }  # fmt: skip
+CLASSES = {name: _class(name, **SPECIAL_CLASSES.get(name, {})) for name in (*entries("classes"), *SPECIAL_CLASSES)}
 
 # One for each way through the driver.
 CLASS_PATHS = (
@@ -338,32 +339,38 @@ class ViewCase(NamedTuple):
         return self.oracle(*(np.asarray(a)[keep] for a in arrays), **weighted, **hyper)
 
 
-def _view(name: str, *takes: str, weighted=True, panels=True, module=oracle_views, **varied) -> ViewCase:
-    return ViewCase(getattr(mj.losses, name), getattr(module, name), takes, varied, weighted, panels)
+def _view(name: str, **varied: tuple[float, ...]) -> ViewCase:
+    loss, takes = getattr(mj.losses, name), CATALOGUE[name].takes
+    shown = tuple({"embeddings": "x", "prototypes": "x"}.get(array, array) for array in takes)
+    options = options_of(loss)
+    varied = varied or dict.fromkeys(filter(None, [varied_of(loss)]), (0.1, 0.3))
+    return ViewCase(loss, oracle_of(name), shown, varied, "weights" in options, "block_size" in options)
 
 
+def options_of(loss: Callable) -> set[str]:
+    """Names of all that it takes by keyword."""
+    parameters = inspect.signature(loss).parameters
+    listed = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    shared = get_args(parameters["options"].annotation) if "options" in parameters else ()
+    return listed.union(*(bundle.__annotations__ for bundle in shared))
+
+
+VARIED = {  # of losses of views and regularisers
+    "info_nce": {"temperature": (0.05, 1.0)},
+    "clip": {"scale": (1.0, 30.0)},
+    "siglip": {"scale": (1.0, 5.0), "bias": (-3.0, 1.0)},
+    "alignment_uniformity": {"alpha": (1.0, 3.0), "t": (0.5, 5.0), "uniformity": (0.3, 2.0)},
+    "vicreg": {"invariance": (0.0, 1.0), "variance": (0.0, 9.0), "covariance": (0.0, 3.0), "epsilon": (0.01, 0.3)},
+    "barlow_twins": {"redundancy": (0.0, 0.5), "epsilon": (0.0, 0.3)},
+    "embedding_norm": {"target": (0.5, 10.0)},
+    "koleo": {"epsilon": (0.01, 0.3)},
+    "hyperspherical_energy": {"power": (1.0, 2.0)},
+}
+ALONE = ("merged_centers",)  # several prototypes of each class, without rows: see test_class_losses.py
 VIEWS = {
-    "info_nce": _view("info_nce", "x", "y", temperature=(0.05, 1.0)),
-    "clip": _view("clip", "x", "y", scale=(1.0, 30.0)),
-    "siglip": _view("siglip", "x", "y", scale=(1.0, 5.0), bias=(-3.0, 1.0)),
-    "alignment_uniformity": _view(
-        "alignment_uniformity", "x", "y", alpha=(1.0, 3.0), t=(0.5, 5.0), uniformity=(0.3, 2.0)
-    ),
-    "vicreg": _view(
-        "vicreg", "x", "y", weighted=False, panels=False,
-        invariance=(0.0, 1.0), variance=(0.0, 9.0), covariance=(0.0, 3.0), epsilon=(0.01, 0.3),
-    ),
-    "barlow_twins": _view(
-        "barlow_twins", "x", "y", weighted=False, panels=False, redundancy=(0.0, 0.5), epsilon=(0.0, 0.3)
-    ),
-    "embedding_norm": _view("embedding_norm", "x", panels=False, target=(0.5, 10.0)),
-    "zero_mean": _view("zero_mean", "x", panels=False),
-    "koleo": _view("koleo", "x", epsilon=(0.01, 0.3)),
-    "spread_out": _view("spread_out", "x", "labels"),
-    "hyperspherical_energy": _view("hyperspherical_energy", "x", power=(1.0, 2.0), module=oracle_classes),
-    "regular_face": _view("regular_face", "x", module=oracle_classes),
-}  # fmt: skip
-NOT_LOSSES = {
-    "update_centers", "sphereface_annealing", "sphereface2_bias", "sub_center_outliers", "adacos_scale",
-    "merged_centers",
-}  # fmt: skip
+    name: _view(name, **VARIED.get(name, {}))
+    for name in ("spread_out", *entries("views", "rows", "prototypes"))
+    if name not in ALONE
+}
+# Losses that the lengths of what they are given change, at some scales at least.
+SCALED = {name for name in (*PAIRS, *CLASSES, *VIEWS) if CATALOGUE[name.partition("-")[0]].lengths}

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from metricjax.engine.anchors import Batch
-
-_SPLIT = {*Batch._fields, "prototypes", "centers", "classes"}  # and a bias for each class
+from metricjax.losses.catalogue import ARGUMENTS
 
 
 def over_mesh(
@@ -68,7 +67,7 @@ def _names_of_arguments(loss: Callable[..., Any], count: int) -> list[str]:
 
 
 def _is_split(name: str, value: Any) -> bool:
-    return name in _SPLIT or (name == "bias" and getattr(value, "ndim", 0) == 1)
+    return name in ARGUMENTS and jnp.ndim(value) > 0
 
 
 def _names(axis_name: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -87,5 +86,5 @@ def _check(rows: dict[str, Any], mesh: Mesh | AbstractMesh, axis_name: str | tup
     devices = math.prod(mesh.shape[name] for name in _names(axis_name))
     for name, array in rows.items():
         if len(array) % devices:
-            hint = "`num_classes`" if name in ("prototypes", "centers", "classes", "bias") else "`where`"
+            hint = "`num_classes`" if ARGUMENTS[name].each == "class" else "`where`"
             raise ValueError(f"{name} has {len(array)} rows; wanted a multiple of the {devices} devices (see {hint})")

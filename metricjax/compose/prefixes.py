@@ -10,8 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from metricjax.compose.sums import one_number, scales_of
-
-_ROWS = ("embeddings", "x", "y", "prototypes", "centers", "references")  # arguments whose features are cut
+from metricjax.losses.catalogue import ARGUMENTS
 
 
 def matryoshka(
@@ -42,7 +41,8 @@ def matryoshka(
             raise ValueError(f"sizes are {tuple(sizes)}; wanted numbers from 1 to the {features} features")
 
         def cut(size: int):
-            part = lambda name, a: a[:, :size] if name in (first, *_ROWS) and a is not None else a
+            has_features = lambda name: name == first or (name in ARGUMENTS and ARGUMENTS[name].features)
+            part = lambda name, a: a[..., :size] if has_features(name) and a is not None else a
             named = {name: part(name, a) for name, a in bound.arguments.items() if name != "options"}
             return {**named, **{name: part(name, a) for name, a in bound.arguments.get("options", {}).items()}}
 
