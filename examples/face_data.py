@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import face_encoder
 import jax
@@ -39,8 +39,8 @@ def load(args) -> Data:
     if args.pairs is not None and (args.dataset == "orl" or not pathlib.Path(args.dataset).is_dir()):
         raise ValueError("--pairs names files: give the folder that holds LFW's people as --dataset")
     sets = {path.stem: mj.data.verification_set(path, photograph) for path in args.test}
-    for name, held in sets.items():
-        check_folds(f"--test: {name}", held.same, FOLDS)
+    for name, images in sets.items():
+        check_folds(f"--test: {name}", images.same, FOLDS)
     source, pairs = opened(args, photograph), None
     if args.pairs is not None:
         pairs = pairs_to_test(args)
@@ -49,12 +49,13 @@ def load(args) -> Data:
         several = np.bincount(source.labels, minlength=len(source.people)) > 1
         trained = ~tested & several
     else:
-        people = len(source.people)
-        tested_people = min(people - people // 2, MOST_TESTED) if args.test_people is None else args.test_people
-        trained = np.arange(people) < people - tested_people
+        number = len(source.people)
+        tested_people = min(number - number // 2, MOST_TESTED) if args.test_people is None else args.test_people
+        trained = np.arange(number) < number - tested_people
         tested = ~trained
     check_names(source, trained, tested)
-    validation, held = None, trained & False
+    held = trained & False
+    validation: Any = None
     by_people = args.validation is not None and args.validation.isdigit()
     if by_people:
         held = trained & (np.cumsum(trained) > trained.sum() - int(args.validation))
@@ -71,7 +72,7 @@ def load(args) -> Data:
     people, tested_on = train.people, [name for name, kept in zip(source.people, tested, strict=True) if kept]
     record = people_of_run.record(train, validation, tested_on, getattr(source, "landmarks", None))
     train = mj.data.mirrored(train) if args.mirror == "people" else train
-    test = None
+    test: Any = None
     if tested.any():
         test = mj.data.of_people(source, tested)
         check_verifiable(test, f"--test-people {tested.sum()}" if pairs is None else f"--test-folds {args.test_folds}")
@@ -147,7 +148,7 @@ def opened(args, photograph: tuple[int, int]) -> mj.data.Source:
     return mj.data.FolderSource(args.dataset, photograph, at_least=least, landmarks=landmarks)
 
 
-def in_memory(source: mj.data.Source) -> mj.data.Faces:
+def in_memory(source: Any) -> mj.data.Faces:
     images = [source[i] for i in tqdm(range(len(source)), "reading", unit=" images", disable=len(source) < 1000)]
     return mj.data.Faces(np.stack(images), source.labels, source.people, source.files)
 

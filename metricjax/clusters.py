@@ -19,6 +19,13 @@ from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import existing, finite_rows, normalize, widen
 from metricjax.ground.pairwise import as_pairwise
 
+__all__ = ["Clusters", "LeaderClusters", "connected_components", "k_means", "threshold_clusters"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _PANEL = 2**21  # scores at a time
 _TILE = 1024  # rows and columns of a tile of scores
 

@@ -12,6 +12,8 @@ from jax.tree_util import Partial
 
 from metricjax.engine.anchors import Batch
 
+__all__ = ["over_mesh"]
+
 _SPLIT = {*Batch._fields, "prototypes", "centers", "classes"}  # and a bias for each class
 
 

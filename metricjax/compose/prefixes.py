@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from metricjax.compose.sums import one_number, scales_of
 
+__all__ = ["matryoshka"]
+
 _ROWS = ("embeddings", "x", "y", "prototypes", "centers", "references")  # arguments whose features are cut
 
 

@@ -11,6 +11,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from metricjax.data.files import opened
 from metricjax.ground.names import printable
 
+__all__ = ["FORMATS", "LONGEST", "MOST_PIXELS", "UNREADABLE", "Unreadable", "decoded", "fitted", "upright"]
+
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # as Pillow calls them; PPM stands for PBM, PGM and PFM, too
 MOST_PIXELS = 89_478_485  # decoded, a third of a GiB, or several of these; Pillow, too, warns of a bomb from there on
 LONGEST = 65_535  # pixels of a side

@@ -22,6 +22,8 @@ from metricjax.data.listing import Listing, photographs_of_people
 from metricjax.data.orl_faces import OrlFaces
 from metricjax.ground.names import printable, some
 
+__all__ = ["Faces", "folder", "lfw", "numbered", "orl", "prepared", "reported"]
+
 
 class Faces(NamedTuple):
     """Photographs of people.

@@ -16,6 +16,8 @@ from metricjax.data.listing import photographs_of_people
 from metricjax.data.photographs import Photographs
 from metricjax.ground.names import some
 
+__all__ = ["ArraySource", "FolderSource", "TfdsSource"]
+
 
 class ArraySource:
     """Photographs in memory."""

@@ -13,6 +13,8 @@ from metricjax import similarities
 from metricjax.metrics.pairs import Pairs, counted
 from metricjax.metrics.verification import Roc, check_far, real_scores, roc
 
+__all__ = ["Bands", "Calibration", "calibrated_pair_threshold", "calibrated_threshold", "roc_bands"]
+
 _POINTS = 128  # thresholds at which the curves of resamples are known
 _LEAST = 1024  # impostor pairs that a calibration holds at least
 

@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike
 from metricjax import similarities
 from metricjax.metrics.sets import check_set, panels
 
+__all__ = ["HardestPairs", "hardest_pairs"]
+
 _PANEL = 2**22  # scores at a time
 
 

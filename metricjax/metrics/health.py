@@ -18,6 +18,8 @@ from metricjax.metrics.sets import check_finite, on_device
 from metricjax.prototypes import class_means
 from metricjax.search import top_k
 
+__all__ = ["embedding_health", "health"]
+
 _TILE = 512  # rows and columns of a tile of distances
 
 

@@ -16,6 +16,8 @@ from metricjax.ground.pairwise import Pairwise, as_pairwise
 from metricjax.metrics.sets import check_flat_labels, check_set, positive_ints
 from metricjax.metrics.verification import real_scores
 
+__all__ = ["Searches", "cmc", "dir_at_fpir", "fnir_at_fpir", "identification", "searches"]
+
 _PANEL = 2**21  # scores at a time
 _HEIGHT = 2**11  # queries
 _WIDTH = 2**13  # rows of the gallery, at most

@@ -18,6 +18,8 @@ from metricjax.metrics.sets import check_finite, check_flat_labels
 from metricjax.metrics.thresholds import ErrorRates, as_threshold
 from metricjax.metrics.verification import PairScores, Roc
 
+__all__ = ["Pairs", "Rows", "Tile", "counted", "group_pair_rates", "pair_scores"]
+
 _SIDE = 2048  # a sorted tile of this side fits into a cache
 _HISTOGRAM = np.linspace(-1, 1, 101)
 

@@ -17,6 +17,8 @@ from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import existing, finite_rows, widen
 from metricjax.ground.pairwise import Pairwise, as_pairwise
 
+__all__ = ["Neighbours", "Search", "top_k"]
+
 _PANEL = 2**21  # scores at a time
 
 
