@@ -1,7 +1,7 @@
 """Reductions: from one Mean for each anchor to the loss."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,11 @@ from metricjax.engine.devices import placed, summed
 from metricjax.engine.pairs import Mean
 from metricjax.ground.functions import OFFERED, by_content, check_function, offered
 
-Loss: TypeAlias = Any  # a scalar `Float[Array, ""]`, unless the option `reduction` makes something else
+# A scalar `Float[Array, ""]`, as type checkers see it, unless the option `reduction` makes something else.
+if TYPE_CHECKING:
+    Loss: TypeAlias = Array
+else:
+    Loss = Any
 
 
 @offered("reduction")
