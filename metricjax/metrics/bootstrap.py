@@ -248,7 +248,7 @@ def _highest(pairs: Pairs, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def _spread(curve: Roc, fars: np.ndarray) -> np.ndarray:
     """Falling thresholds of the curve, finite ones, around the rates wanted."""
-    index = np.arange(1, len(curve.thresholds) - 1)
+    index: np.ndarray = np.arange(1, len(curve.thresholds) - 1)
     if len(index) > _POINTS:
         low, high = max(1, fars.min() * curve.impostors / 16), min(1, 16 * fars.max()) * curve.impostors
         wanted = np.concatenate([[0], np.geomspace(low, high, _POINTS - 1)])
