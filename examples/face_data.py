@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import face_encoder
 import jax
@@ -180,7 +180,7 @@ def opened(args, photograph: tuple[int, int]) -> mj.data.Source:
     return mj.data.FolderSource(args.dataset, photograph, at_least=least, landmarks=landmarks)
 
 
-def in_memory(source: mj.data.Source) -> mj.data.Faces:
+def in_memory(source: Any) -> mj.data.Faces:
     images = [source[i] for i in tqdm(range(len(source)), "reading", unit=" images", disable=len(source) < 1000)]
     return mj.data.Faces(np.stack(images), source.labels, source.people, source.files)
 

@@ -1,39 +1,75 @@
 """metricjax: deep metric learning for JAX. See the README for the catalogue."""
 
 import importlib
+from typing import TYPE_CHECKING
 
-from metricjax import anchors as anchors
-from metricjax import clusters as clusters
-from metricjax import distances as distances
-from metricjax import losses as losses
-from metricjax import metrics as metrics
-from metricjax import mining as mining
-from metricjax import prototypes as prototypes
-from metricjax import relations as relations
-from metricjax import samplers as samplers
-from metricjax import search as search
-from metricjax import similarities as similarities
-from metricjax import sphere as sphere
-from metricjax.anchors import Mean as Mean
-from metricjax.anchors import over_anchors as over_anchors
-from metricjax.anchors import over_pairs as over_pairs
-from metricjax.anchors import over_triplets as over_triplets
-from metricjax.compose import cached as cached
-from metricjax.compose import matryoshka as matryoshka
-from metricjax.compose import over_mesh as over_mesh
-from metricjax.compose import weighted_sum as weighted_sum
-from metricjax.engine.reductions import of_sums as of_sums
-from metricjax.engine.reductions import with_count as with_count
-from metricjax.prototypes import over_prototypes as over_prototypes
+from metricjax import (
+    anchors,
+    clusters,
+    distances,
+    losses,
+    metrics,
+    mining,
+    prototypes,
+    relations,
+    samplers,
+    search,
+    similarities,
+    sphere,
+)
+from metricjax.anchors import Mean, over_anchors, over_pairs, over_triplets
+from metricjax.compose import cached, matryoshka, over_mesh, weighted_sum
+from metricjax.engine.reductions import of_sums, with_count
+from metricjax.prototypes import over_prototypes
 
-_WITH_EXTRAS = ("data", "encoders", "plots", "transforms", "variants")  # imported on first use, each needs an extra
+__version__ = "0.1.0"
 
+__all__ = [
+    "Mean",
+    "__version__",
+    "anchors",
+    "cached",
+    "clusters",
+    "distances",
+    "losses",
+    "matryoshka",
+    "metrics",
+    "mining",
+    "of_sums",
+    "over_anchors",
+    "over_mesh",
+    "over_pairs",
+    "over_prototypes",
+    "over_triplets",
+    "prototypes",
+    "relations",
+    "samplers",
+    "search",
+    "similarities",
+    "sphere",
+    "weighted_sum",
+    "with_count",
+]
 
-def __getattr__(name: str):
-    if name in _WITH_EXTRAS:
-        return importlib.import_module(f"metricjax.{name}")
-    raise AttributeError(f"module 'metricjax' has no attribute {name!r}")
+# Public, too, but each needs an extra: imported on first use, and not by `from metricjax import *`.
+_WITH_EXTRAS = ("data", "encoders", "plots", "transforms", "variants")
+
+if TYPE_CHECKING:
+    from metricjax import data as data
+    from metricjax import encoders as encoders
+    from metricjax import plots as plots
+    from metricjax import transforms as transforms
+    from metricjax import variants as variants
+else:  # where type checkers see it, they take any name for one of metricjax
+
+    def __getattr__(name):
+        if name not in _WITH_EXTRAS:
+            raise AttributeError(f"module 'metricjax' has no attribute {name!r}")
+        try:
+            return importlib.import_module(f"metricjax.{name}")
+        except ImportError as error:  # so that `hasattr` is False; it says which extra to install
+            raise AttributeError(str(error)) from error
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WITH_EXTRAS])
+    return [*__all__, *_WITH_EXTRAS]

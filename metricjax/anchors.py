@@ -30,6 +30,10 @@ from metricjax.ground.pairwise import Pairwise, as_pairwise
 __all__ = ["AnchorOptions", "Mean", "Pairs", "over_anchors", "over_pairs", "over_triplets"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class AnchorOptions(TypedDict, total=False):
     """Options of every pair-based loss.
 

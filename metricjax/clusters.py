@@ -20,6 +20,12 @@ from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import existing, finite_rows, normalize, widen
 from metricjax.ground.pairwise import as_pairwise
 
+__all__ = ["Clusters", "LeaderClusters", "connected_components", "k_means", "threshold_clusters"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def _check(embeddings, where, **integers: int) -> None:
     check_rows("embeddings", embeddings)

@@ -31,6 +31,11 @@ __all__ = [
     "squared_euclidean",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _distance = functools.partial(pairwise, kind="distance")
 _KEPT = 256  # distances made by one function
 

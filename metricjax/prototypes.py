@@ -23,11 +23,17 @@ from metricjax.engine.class_blocks import how_many
 from metricjax.engine.devices import of_all
 from metricjax.engine.pairs import Mean, static_or_traced
 from metricjax.engine.prototypes import Settings, none_unknown, over_all_prototypes
-from metricjax.engine.reductions import Loss, as_reduction
+from metricjax.engine.reductions import as_reduction
 from metricjax.ground.checks import check_class_batch, check_class_labels, check_options, check_per_row, check_rows
 from metricjax.ground.functions import by_content, check_function
 from metricjax.ground.numerics import existing, normalize, widen
 from metricjax.ground.pairwise import Pairwise, as_pairwise
+
+__all__ = ["PrototypeOptions", "SoftmaxOptions", "add_classes", "class_means", "over_prototypes", "sample"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class PrototypeOptions(TypedDict, total=False):
@@ -80,7 +86,7 @@ def over_prototypes(
     pool: Callable[..., Array] | None = None,
     join: Literal["softmax", "log_odds", "sum"] = "softmax",
     **options: Unpack[SoftmaxOptions],
-) -> Loss:
+) -> Any:
     """The loss of `target` and `others` over all prototypes, or what else `reduction` makes of its Mean.
 
     With t the target's logit and z_j those of the other classes, a row's total is, by `join`,

@@ -14,6 +14,27 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax.ground.functions import offered
 
+__all__ = [
+    "Relation",
+    "across_cameras",
+    "depth",
+    "equal",
+    "ignoring",
+    "overlap",
+    "same_level",
+    "share_all",
+    "share_any",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Relation = Callable[[Array, Array], Array | tuple[Array, Array]]
 
 
@@ -53,7 +74,6 @@ def overlap(a: Bool[Array, " k"], b: Bool[Array, " k"]) -> Float[Array, ""]:
 
 
 @offered("same", made=True)
-@functools.lru_cache(maxsize=256)
 def same_level(level: int) -> Relation:
     """Labels [levels], from coarse to fine: the same down to `level`, counted from 0.
 
@@ -61,6 +81,11 @@ def same_level(level: int) -> Relation:
     >>> [bool(same_level(level)(jnp.array([3, 1]), jnp.array([3, 2]))) for level in (0, 1)]
     [True, False]
     """
+    return _same_level(level)
+
+
+@functools.lru_cache(maxsize=256)
+def _same_level(level):
     return lambda a, b: jnp.all(a[: level + 1] == b[: level + 1])
 
 
@@ -85,7 +110,6 @@ def across_cameras(a: Shaped[Array, " 2"], b: Shaped[Array, " 2"]) -> tuple[Bool
 
 
 @offered("same", made=True)
-@functools.lru_cache(maxsize=256)
 def ignoring(label: int, same: Relation = equal) -> Relation:
     """`same` where neither label is `label` (−1, say); pairs with it are left out.
 
@@ -93,7 +117,11 @@ def ignoring(label: int, same: Relation = equal) -> Relation:
     >>> [bool(v) for v in ignoring(-1)(jnp.array(2), jnp.array(-1))]
     [False, False]
     """
+    return _ignoring(label, same)
 
+
+@functools.lru_cache(maxsize=256)
+def _ignoring(label, same):
     def relation(a: Array, b: Array) -> tuple[Array, Array]:
         known = ~jnp.any(a == label) & ~jnp.any(b == label)
         match = same(a, b)

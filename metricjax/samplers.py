@@ -4,6 +4,12 @@ import heapq
 
 import numpy as np
 
+__all__ = ["pk_batches", "uniform_batches"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def pk_batches(
     labels: np.ndarray, classes: int, per_class: int, *, seed: int, epoch: int = 0, shard: int = 0, shards: int = 1

@@ -10,6 +10,10 @@ from metricjax.ground.pairwise import pairwise
 __all__ = ["cosine", "dot"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 @pairwise(kind="similarity")
 def dot(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Inner product, x·y.

@@ -14,6 +14,22 @@ from jaxtyping import Array, Float, Key
 
 from metricjax.ground.numerics import computing_dtype, norm, normalize, widen
 
+__all__ = [
+    "distance",
+    "exp",
+    "frechet_mean",
+    "interpolate",
+    "log",
+    "project",
+    "random_uniform",
+    "to_tangent",
+    "transport",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def project(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
     """The nearest point on the sphere, x / ‖x‖, in the dtype of `x`; a zero row stays zero, with gradient 0.

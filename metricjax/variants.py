@@ -25,6 +25,13 @@ from metricjax.ground.extras import extra
 with extra("optax"):
     import optax
 
+__all__ = ["Numbers", "Task", "Trained", "Variant", "product", "train"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Numbers = Mapping[str, Any]
 
 

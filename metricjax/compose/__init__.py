@@ -6,3 +6,7 @@ from metricjax.compose.prefixes import matryoshka
 from metricjax.compose.sums import weighted_sum
 
 __all__ = ["cached", "matryoshka", "over_mesh", "weighted_sum"]
+
+
+def __dir__() -> list[str]:
+    return __all__

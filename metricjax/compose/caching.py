@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+__all__ = ["cached"]
+
 
 def cached(encode: Callable[..., Any], chunk_size: int, *, has_aux: bool = False) -> Callable[..., Any]:
     """`encode(params, inputs)`, a chunk of rows at a time, going forwards and backwards.

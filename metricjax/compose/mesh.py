@@ -13,6 +13,8 @@ from jax.tree_util import Partial
 
 from metricjax.losses.catalogue import ARGUMENTS
 
+__all__ = ["over_mesh"]
+
 
 def over_mesh(
     loss: Callable[..., Any], axis_name: str | tuple[str, ...], mesh: Mesh | None = None

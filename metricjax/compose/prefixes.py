@@ -12,6 +12,8 @@ from jaxtyping import Array, Float
 from metricjax.compose.sums import one_number, scales_of
 from metricjax.losses.catalogue import ARGUMENTS
 
+__all__ = ["matryoshka"]
+
 
 def matryoshka(
     loss: Callable[..., Any], sizes: Sequence[int], weights: Sequence[ArrayLike] | Float[Array, " k"] | None = None

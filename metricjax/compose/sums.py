@@ -12,6 +12,8 @@ from metricjax.engine.anchors import Part, waiting
 from metricjax.engine.pairs import Mean, Pairs, Static, as_means, static_or_traced
 from metricjax.ground.checks import refuse_options
 
+__all__ = ["one_number", "scales_of", "weighted_sum"]
+
 
 def weighted_sum(
     *losses: Callable[..., Any], weights: Sequence[ArrayLike] | Float[Array, " k"] | None = None

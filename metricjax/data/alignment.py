@@ -20,6 +20,8 @@ from PIL import Image
 from metricjax.data.files import fields, file_name, lines
 from metricjax.ground.names import printable
 
+__all__ = ["TEMPLATE", "TEMPLATE_SIZE", "aligned", "read_landmarks", "similarity_transform"]
+
 # Left and right eye, tip of the nose, left and right corner of the mouth, as seen in the image: x, y in 112 × 112
 # pixels. From InsightFace, `insightface/utils/face_align.py`; Deng et al. 2019, "ArcFace", arXiv:1801.07698.
 TEMPLATE = np.array(

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
+__all__ = ["augmented", "centred", "resized", "scaled", "standardised"]
+
 
 def resized(images: Num[Array, "n h w c"], size: Sequence[int]) -> Float[Array, "n h2 w2 c"]:
     """Cropped around the centre to the shape of `size` (height, width), and resized."""

@@ -10,6 +10,8 @@ from absl import flags
 
 from metricjax.data.photographs import Source
 
+__all__ = ["batches"]
+
 
 def batches(
     source: Source,

@@ -11,6 +11,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from metricjax.data.files import opened
 from metricjax.ground.names import printable
 
+__all__ = ["FORMATS", "LONGEST", "MOST_PIXELS", "UNREADABLE", "Unreadable", "decoded", "fitted", "upright"]
+
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # as Pillow calls them; PPM stands for PBM, PGM and PFM, too
 MOST_PIXELS = 89_478_485  # decoded, once or several times a third of a GiB; Pillow, too, warns of a bomb above it
 LONGEST = 65_535  # pixels of a side

@@ -22,6 +22,8 @@ from metricjax.data.orl_faces import OrlFaces
 from metricjax.data.people import numbered, of_chosen
 from metricjax.ground.names import printable, some
 
+__all__ = ["Faces", "folder", "lfw", "orl", "prepared"]
+
 
 class Faces(NamedTuple):
     """Photographs of people.

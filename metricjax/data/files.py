@@ -8,6 +8,8 @@ import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
+__all__ = ["fields", "file_name", "lines", "opened"]
+
 _WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # for a writer at a pipe's other end
 
 

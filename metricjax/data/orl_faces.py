@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+__all__ = ["HEIGHT", "PEOPLE", "PHOTOGRAPHS", "WIDTH", "OrlFaces", "packaged_folder", "repair"]
+
 PEOPLE, PHOTOGRAPHS, HEIGHT, WIDTH = 40, 10, 112, 92
 _HEADER = b"P5\n92 112\n255\n"
 

@@ -6,6 +6,8 @@ import numpy as np
 
 from metricjax.ground.names import some
 
+__all__ = ["numbered", "of_chosen", "with_several"]
+
 
 def of_chosen(labels: np.ndarray, people: list[str], chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Where the photographs of some people are (a mask over people), their labels, from 0 on, and the people."""

@@ -9,6 +9,8 @@ import numpy as np
 
 from metricjax.ground.names import printable
 
+__all__ = ["Photographs", "Source"]
+
 _DAMAGED = (OSError, ValueError, struct.error)  # of the photograph, its landmarks or the record that holds it
 
 

@@ -27,6 +27,8 @@ from metricjax.data.files import opened
 from metricjax.data.photographs import Photographs
 from metricjax.ground.names import printable
 
+__all__ = ["HEADER", "LARGEST", "LENGTH", "MAGIC", "MOST_DAMAGED", "REASONS", "RecordSource"]
+
 MAGIC = struct.pack("<I", 0xCED7230A)
 HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
 LENGTH = 2**29 - 1

@@ -17,6 +17,8 @@ from metricjax.data.people import numbered, with_several
 from metricjax.data.photographs import Photographs
 from metricjax.ground.names import some
 
+__all__ = ["ArraySource", "FolderSource", "TfdsSource"]
+
 
 class ArraySource:
     """Photographs in memory."""

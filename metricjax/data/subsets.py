@@ -7,6 +7,8 @@ import numpy as np
 from metricjax.data.people import of_chosen
 from metricjax.data.photographs import Source
 
+__all__ = ["mirrored", "of_people"]
+
 
 def of_people(source: Source, chosen: np.ndarray) -> Source:
     """The photographs of some people only (a mask over people), who are then numbered from 0."""

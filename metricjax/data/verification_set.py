@@ -18,6 +18,8 @@ from metricjax.data.files import opened
 from metricjax.data.pairs import cosines
 from metricjax.ground.names import printable
 
+__all__ = ["PairImages", "verification_set"]
+
 
 class PairImages(NamedTuple):
     """Images [2 pairs, height, width, 3] uint8, those of pair i at 2 i and 2 i + 1, and whether each is one person."""

@@ -14,6 +14,8 @@ from flax import nnx
 from metricjax.encoders.iresnet import IResNet
 from metricjax.encoders.layers import PReLU
 
+__all__ = ["Part", "Place", "load_iresnet"]
+
 
 class Place(NamedTuple):
     """Where an array of PyTorch's goes: its shape there, and how its axes are arranged here."""

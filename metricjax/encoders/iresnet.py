@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 from metricjax import sphere
 from metricjax.encoders.layers import PReLU, batch_norm, through
 
+__all__ = ["BLOCKS", "Block", "IResNet"]
+
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3), 200: (6, 26, 60, 6)}
 
 

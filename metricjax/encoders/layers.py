@@ -9,6 +9,8 @@ from jaxtyping import Array, Float
 
 from metricjax.ground.numerics import computing_dtype
 
+__all__ = ["PReLU", "batch_norm", "group_norm", "in_float32", "through"]
+
 
 def in_float32(arrays, /, *, dtype=None, inexact=True):
     """As `promote_dtype` of Flax's normalisations: only their result is rounded to `dtype`.

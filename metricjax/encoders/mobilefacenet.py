@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 from metricjax import sphere
 from metricjax.encoders.layers import PReLU, batch_norm, through
 
+__all__ = ["KAIMING", "STAGES", "Bottleneck", "ConvNorm", "MobileFaceNet"]
+
 KAIMING = variance_scaling(2.0, "fan_out", "normal")
 # Expansion, channels, blocks and stride of the first block: table 1 of the paper.
 STAGES = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))

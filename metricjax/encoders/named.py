@@ -12,6 +12,8 @@ from metricjax.encoders.small_convnet import SmallConvNet
 from metricjax.encoders.small_resnet import SmallResNet
 from metricjax.encoders.vit import SIZES, ViT
 
+__all__ = ["NAMED", "Encoder", "create"]
+
 Encoder = SmallResNet | SmallConvNet | IResNet | MobileFaceNet | ViT
 
 NAMED: dict[str, Any] = {

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from metricjax import sphere
 
+__all__ = ["SmallConvNet", "conv_by_products"]
+
 
 def conv_by_products(
     images: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"], strides, padding, **settings

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 from metricjax import sphere
 from metricjax.encoders.layers import group_norm, through
 
+__all__ = ["Block", "SmallResNet"]
+
 
 class Block(nnx.Module):
     """Two 3 × 3 convolutions around a shortcut (He et al. 2016, arXiv:1603.05027: normalise, activate, convolve).

@@ -13,6 +13,8 @@ from metricjax import sphere
 from metricjax.encoders.layers import batch_norm, through
 from metricjax.ground.numerics import widen
 
+__all__ = ["PATCH", "SIZES", "Block", "ViT"]
+
 PATCH = 9
 SIZES = {"tiny": (256, 12, 8), "small": (512, 12, 8), "base": (512, 24, 8)}  # width, depth, heads
 

@@ -24,6 +24,8 @@ from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import a_row_for_none, existing, spoiling, spoilt, widen
 from metricjax.ground.pairwise import Pairwise
 
+__all__ = ["Batch", "Part", "over_all_anchors", "run_or_wait", "waiting"]
+
 
 class Batch(NamedTuple):
     """The arrays of one call, as they came."""

@@ -19,6 +19,8 @@ from metricjax.engine.pairs import unwrapped
 from metricjax.ground.numerics import logsumexp, widen
 from metricjax.ground.pairwise import Pairwise
 
+__all__ = ["Scores", "Sweep", "dense", "how_many", "in_blocks", "take", "take_and_pass"]
+
 
 def how_many(prototypes) -> int:
     return len(jax.tree.leaves(prototypes)[0])

@@ -13,6 +13,20 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from metricjax.ground.numerics import logsumexp
 
+__all__ = [
+    "Axis",
+    "count",
+    "for_mine",
+    "index",
+    "log_summed",
+    "mine",
+    "of_all",
+    "placed",
+    "row_ids",
+    "summed",
+    "varying",
+]
+
 Axis: TypeAlias = str | tuple[str, ...] | None
 
 

@@ -20,6 +20,8 @@ from metricjax.engine.positives import Side, with_short_lists
 from metricjax.engine.reductions import Reduction, joined, quotient, reduced, weighted
 from metricjax.engine.selected_triplets import sum_of_triplets
 
+__all__ = ["Given", "Settings", "of_classes", "of_pairs", "of_triplets"]
+
 
 class Settings(NamedTuple):
     """The options of one call that are neither arrays nor relations between labels."""

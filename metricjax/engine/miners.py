@@ -12,6 +12,8 @@ from jaxtyping import Array, Bool, Int
 
 from metricjax.ground.functions import by_content, check_settings, under_name
 
+__all__ = ["Masks", "Miner", "Selection", "Triplets", "as_miner", "as_partial", "as_selection", "prepared", "selection"]
+
 Masks: TypeAlias = tuple[Bool[Array, "n m"], Bool[Array, "n m"]]
 
 

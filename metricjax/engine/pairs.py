@@ -19,6 +19,32 @@ from metricjax.ground.functions import by_content, check_closed, own_functions
 from metricjax.ground.numerics import computing_dtype
 from metricjax.ground.pairwise import Pairwise
 
+__all__ = [
+    "Apart",
+    "Chosen",
+    "Mean",
+    "PairLoss",
+    "Pairs",
+    "Static",
+    "WholeRows",
+    "all_pairs",
+    "as_distances",
+    "as_means",
+    "as_triplets",
+    "check_own_functions",
+    "chosen_triplets",
+    "counted",
+    "distances_of",
+    "keyed",
+    "looked_at",
+    "mean_of_ends",
+    "means_of",
+    "scores_and_masks",
+    "shown",
+    "static_or_traced",
+    "unwrapped",
+]
+
 
 class Mean(NamedTuple):
     """A quotient in the making. Means add over blocks and devices; divide once, at the end."""

@@ -15,6 +15,8 @@ from metricjax.engine.pairs import Mean, PairLoss, means_of
 from metricjax.engine.positives import Side, with_short_lists
 from metricjax.engine.sweeps import as_one, gradient_sweep, rows_of, sum_and_tangent, sweep, weighted_sum
 
+__all__ = ["means_in_panels", "sum_in_panels", "sums_in_panels"]
+
 
 def means_in_panels(size, loss, x, columns, hyper, row, column) -> tuple[Mean, ...]:
     """The Means of all anchors. The gradient computes each panel again, so that nothing of size n·m is kept.

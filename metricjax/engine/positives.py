@@ -13,6 +13,15 @@ from metricjax.engine.devices import varying
 from metricjax.engine.selecting import next_marked
 from metricjax.engine.sizes import LIST
 
+__all__ = [
+    "Side",
+    "each_positive",
+    "in_order_of_class",
+    "listed_positives",
+    "summed_over_positives",
+    "with_short_lists",
+]
+
 
 class Side(NamedTuple):
     """What is known of each row (or column) besides its embedding. Columns with a row's id are the row itself.

@@ -19,6 +19,8 @@ from metricjax.ground.functions import check_closed, jitted, own_functions
 from metricjax.ground.numerics import a_row_for_none, existing, softplus, spoilt, widen
 from metricjax.ground.pairwise import Pairwise
 
+__all__ = ["Settings", "Targets", "none_unknown", "over_all_prototypes", "targets"]
+
 
 @dataclass(frozen=True)
 class Settings:

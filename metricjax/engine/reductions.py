@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,25 @@ from metricjax.engine.devices import Axis, placed, summed
 from metricjax.engine.pairs import Mean
 from metricjax.ground.functions import by_content, check_function, check_settings, unbound, under_name
 
-Loss: TypeAlias = Any  # a scalar `Float[Array, ""]`, unless the option `reduction` makes something else
+__all__ = [
+    "Loss",
+    "Reduction",
+    "as_mean",
+    "as_reduction",
+    "joined",
+    "of_sums",
+    "quotient",
+    "reduced",
+    "reduction",
+    "weighted",
+    "with_count",
+]
+
+# A scalar `Float[Array, ""]`, as type checkers see it, unless the option `reduction` makes something else.
+if TYPE_CHECKING:
+    Loss: TypeAlias = Array
+else:
+    Loss = Any
 
 
 @dataclass(frozen=True)

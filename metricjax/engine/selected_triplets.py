@@ -10,6 +10,8 @@ from metricjax.engine.pairs import Mean, chosen_triplets, mean_of_ends, scores_a
 from metricjax.engine.positives import each_positive
 from metricjax.engine.sweeps import as_one, gradient_sweep, sum_and_tangent, weighted_sum
 
+__all__ = ["sum_of_triplets"]
+
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def sum_of_triplets(size, loss, x, columns, hyper, weights, row, column) -> Mean:

@@ -7,6 +7,16 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from metricjax.engine.devices import varying
 
+__all__ = [
+    "as_floats",
+    "counted_by_comparing",
+    "counted_by_sorting",
+    "first_greater",
+    "first_largest",
+    "next_marked",
+    "ordered_integers",
+]
+
 _GROUP = 64
 
 

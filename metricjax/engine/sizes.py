@@ -2,6 +2,27 @@
 
 import math
 
+__all__ = [
+    "LIST",
+    "anchors_in_panel",
+    "classes_in_block",
+    "columns_in_group",
+    "gallery_in_block",
+    "ids_to_compare",
+    "impostors_held",
+    "lanes",
+    "pairs_at_once",
+    "queries_in_identification",
+    "queries_in_panel",
+    "references_in_block",
+    "rows_in_double",
+    "rows_in_joined_tile",
+    "rows_in_panel",
+    "rows_in_sorted_tile",
+    "rows_in_summed_tile",
+    "rows_in_table",
+]
+
 LIST = 64  # positives of an anchor that are listed, and looked at one by one; with more, all columns are
 
 

@@ -10,6 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+__all__ = [
+    "check_array",
+    "check_batch",
+    "check_class_batch",
+    "check_class_labels",
+    "check_fits",
+    "check_labels",
+    "check_order",
+    "check_per_row",
+    "check_positive",
+    "check_rows",
+]
+
 _CONVERTED = {
     "torch": "jnp.asarray({}.detach().cpu().numpy())",
     "tensorflow": "jnp.asarray({}.numpy())",

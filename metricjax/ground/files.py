@@ -16,6 +16,8 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 
+__all__ = ["DIGEST", "beside", "read_arrays", "remove_parts", "replacing", "write_arrays"]
+
 DIGEST = "metricjax_digest"  # the array by which `read_arrays` knows that the others are those that were written
 _END = 22  # bytes at the end of an archive, which tell how many members it has
 _PLENTY, _BOMB = 2**28, 100  # bytes that any file may unpack to; larger ones may unpack to this many times their size

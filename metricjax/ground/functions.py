@@ -15,6 +15,20 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
+__all__ = [
+    "ByContent",
+    "by_content",
+    "check_closed",
+    "check_function",
+    "check_settings",
+    "is_named",
+    "jitted",
+    "offered",
+    "own_functions",
+    "unbound",
+    "under_name",
+]
+
 F = TypeVar("F", bound=Callable)
 D = TypeVar("D")
 

@@ -4,6 +4,8 @@ import unicodedata
 from collections.abc import Iterable
 from itertools import islice
 
+__all__ = ["printable", "some"]
+
 _SPELLING = "\u200c\u200d"  # invisible, but Persian and Indic names are spelled with them
 
 

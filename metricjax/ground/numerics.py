@@ -10,6 +10,24 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+__all__ = [
+    "a_row_for_none",
+    "computing_dtype",
+    "existing",
+    "finite_rows",
+    "inverse_length",
+    "lifted",
+    "logsumexp",
+    "norm",
+    "normalize",
+    "ratio",
+    "safe_sqrt",
+    "softplus",
+    "spoiling",
+    "spoilt",
+    "widen",
+]
+
 
 def computing_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """float32, or float64 for float64."""

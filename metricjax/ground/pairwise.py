@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 from metricjax.ground.functions import by_content, check_function, unbound
 from metricjax.ground.numerics import widen
 
+__all__ = ["Kind", "Pairwise", "as_pairwise", "pairwise"]
+
 Kind = Literal["distance", "similarity"]
 
 

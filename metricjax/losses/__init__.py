@@ -72,73 +72,126 @@ Miners: `AngularMiner` takes embeddings as they are, `mining.angular` the distan
 `mining.hard_fraction` keeps them; `TripletMarginMiner` and `AngularMiner` return triplets, ours the pairs in them.
 """
 
-from metricjax.losses.adaptive_margins import adacos as adacos
-from metricjax.losses.adaptive_margins import adacos_scale as adacos_scale
-from metricjax.losses.adaptive_margins import adaface as adaface
-from metricjax.losses.adaptive_margins import curricularface as curricularface
-from metricjax.losses.adaptive_margins import elasticface as elasticface
-from metricjax.losses.adaptive_margins import magface as magface
-from metricjax.losses.centers import center as center
-from metricjax.losses.centers import update_centers as update_centers
-from metricjax.losses.centroids import centroid_triplet as centroid_triplet
-from metricjax.losses.distributions import dynamic_soft_margin as dynamic_soft_margin
-from metricjax.losses.distributions import histogram as histogram
-from metricjax.losses.distributions import intra_pair_variance as intra_pair_variance
-from metricjax.losses.lifted_structure import generalized_lifted_structure as generalized_lifted_structure
-from metricjax.losses.lifted_structure import lifted_structure as lifted_structure
-from metricjax.losses.margin_softmax import arcface as arcface
-from metricjax.losses.margin_softmax import circle_class as circle_class
-from metricjax.losses.margin_softmax import combined_margin as combined_margin
-from metricjax.losses.margin_softmax import cosface as cosface
-from metricjax.losses.margin_softmax import normalized_softmax as normalized_softmax
-from metricjax.losses.margin_softmax import softmax as softmax
-from metricjax.losses.margin_softmax import sub_center_arcface as sub_center_arcface
-from metricjax.losses.margin_softmax import sub_center_outliers as sub_center_outliers
-from metricjax.losses.multiplied_margins import large_margin_softmax as large_margin_softmax
-from metricjax.losses.multiplied_margins import sphereface as sphereface
-from metricjax.losses.multiplied_margins import sphereface2 as sphereface2
-from metricjax.losses.multiplied_margins import sphereface2_bias as sphereface2_bias
-from metricjax.losses.multiplied_margins import sphereface_annealing as sphereface_annealing
-from metricjax.losses.multiplied_margins import sphereface_r as sphereface_r
-from metricjax.losses.pair_softmax import decoupled_contrastive as decoupled_contrastive
-from metricjax.losses.pair_softmax import n_pairs as n_pairs
-from metricjax.losses.pair_softmax import nca as nca
-from metricjax.losses.pair_softmax import nt_xent as nt_xent
-from metricjax.losses.pair_softmax import supcon as supcon
-from metricjax.losses.pair_softmax import tuplet_margin as tuplet_margin
-from metricjax.losses.pair_weighting import circle as circle
-from metricjax.losses.pair_weighting import multi_similarity as multi_similarity
-from metricjax.losses.pair_weighting import unified_pair as unified_pair
-from metricjax.losses.pairs import contrastive as contrastive
-from metricjax.losses.pairs import log_ratio as log_ratio
-from metricjax.losses.pairs import margin as margin
-from metricjax.losses.pairs import ranked_list as ranked_list
-from metricjax.losses.pairs import signal_to_noise as signal_to_noise
-from metricjax.losses.pairs import threshold_consistent_margin as threshold_consistent_margin
-from metricjax.losses.proxies import p2s_grad as p2s_grad
-from metricjax.losses.proxies import proxy_anchor as proxy_anchor
-from metricjax.losses.proxies import proxy_nca as proxy_nca
-from metricjax.losses.proxies import proxy_nca_pp as proxy_nca_pp
-from metricjax.losses.proxies import soft_triple as soft_triple
-from metricjax.losses.proxies import uniface as uniface
-from metricjax.losses.ranking import fast_ap as fast_ap
-from metricjax.losses.ranking import pnp as pnp
-from metricjax.losses.ranking import recall_at_k as recall_at_k
-from metricjax.losses.ranking import roadmap as roadmap
-from metricjax.losses.ranking import smooth_ap as smooth_ap
-from metricjax.losses.regularizers import embedding_norm as embedding_norm
-from metricjax.losses.regularizers import hyperspherical_energy as hyperspherical_energy
-from metricjax.losses.regularizers import koleo as koleo
-from metricjax.losses.regularizers import merged_centers as merged_centers
-from metricjax.losses.regularizers import regular_face as regular_face
-from metricjax.losses.regularizers import spread_out as spread_out
-from metricjax.losses.regularizers import zero_mean as zero_mean
-from metricjax.losses.triplets import angular as angular
-from metricjax.losses.triplets import quadruplet as quadruplet
-from metricjax.losses.triplets import triplet as triplet
-from metricjax.losses.views import alignment_uniformity as alignment_uniformity
-from metricjax.losses.views import barlow_twins as barlow_twins
-from metricjax.losses.views import clip as clip
-from metricjax.losses.views import info_nce as info_nce
-from metricjax.losses.views import siglip as siglip
-from metricjax.losses.views import vicreg as vicreg
+from metricjax.losses.adaptive_margins import adacos, adacos_scale, adaface, curricularface, elasticface, magface
+from metricjax.losses.centers import center, update_centers
+from metricjax.losses.centroids import centroid_triplet
+from metricjax.losses.distributions import dynamic_soft_margin, histogram, intra_pair_variance
+from metricjax.losses.lifted_structure import generalized_lifted_structure, lifted_structure
+from metricjax.losses.margin_softmax import (
+    arcface,
+    circle_class,
+    combined_margin,
+    cosface,
+    normalized_softmax,
+    softmax,
+    sub_center_arcface,
+    sub_center_outliers,
+)
+from metricjax.losses.multiplied_margins import (
+    large_margin_softmax,
+    sphereface,
+    sphereface2,
+    sphereface2_bias,
+    sphereface_annealing,
+    sphereface_r,
+)
+from metricjax.losses.pair_softmax import decoupled_contrastive, n_pairs, nca, nt_xent, supcon, tuplet_margin
+from metricjax.losses.pair_weighting import circle, multi_similarity, unified_pair
+from metricjax.losses.pairs import (
+    contrastive,
+    log_ratio,
+    margin,
+    ranked_list,
+    signal_to_noise,
+    threshold_consistent_margin,
+)
+from metricjax.losses.proxies import p2s_grad, proxy_anchor, proxy_nca, proxy_nca_pp, soft_triple, uniface
+from metricjax.losses.ranking import fast_ap, pnp, recall_at_k, roadmap, smooth_ap
+from metricjax.losses.regularizers import (
+    embedding_norm,
+    hyperspherical_energy,
+    koleo,
+    merged_centers,
+    regular_face,
+    spread_out,
+    zero_mean,
+)
+from metricjax.losses.triplets import angular, quadruplet, triplet
+from metricjax.losses.views import alignment_uniformity, barlow_twins, clip, info_nce, siglip, vicreg
+
+__all__ = [
+    "adacos",
+    "adacos_scale",
+    "adaface",
+    "alignment_uniformity",
+    "angular",
+    "arcface",
+    "barlow_twins",
+    "center",
+    "centroid_triplet",
+    "circle",
+    "circle_class",
+    "clip",
+    "combined_margin",
+    "contrastive",
+    "cosface",
+    "curricularface",
+    "decoupled_contrastive",
+    "dynamic_soft_margin",
+    "elasticface",
+    "embedding_norm",
+    "fast_ap",
+    "generalized_lifted_structure",
+    "histogram",
+    "hyperspherical_energy",
+    "info_nce",
+    "intra_pair_variance",
+    "koleo",
+    "large_margin_softmax",
+    "lifted_structure",
+    "log_ratio",
+    "magface",
+    "margin",
+    "merged_centers",
+    "multi_similarity",
+    "n_pairs",
+    "nca",
+    "normalized_softmax",
+    "nt_xent",
+    "p2s_grad",
+    "pnp",
+    "proxy_anchor",
+    "proxy_nca",
+    "proxy_nca_pp",
+    "quadruplet",
+    "ranked_list",
+    "recall_at_k",
+    "regular_face",
+    "roadmap",
+    "siglip",
+    "signal_to_noise",
+    "smooth_ap",
+    "soft_triple",
+    "softmax",
+    "sphereface",
+    "sphereface2",
+    "sphereface2_bias",
+    "sphereface_annealing",
+    "sphereface_r",
+    "spread_out",
+    "sub_center_arcface",
+    "sub_center_outliers",
+    "supcon",
+    "threshold_consistent_margin",
+    "triplet",
+    "tuplet_margin",
+    "uniface",
+    "unified_pair",
+    "update_centers",
+    "vicreg",
+    "zero_mean",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

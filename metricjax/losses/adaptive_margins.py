@@ -22,6 +22,8 @@ from metricjax.losses.row_values import class_count, gathered, row_lengths, the_
 from metricjax.prototypes import SoftmaxOptions, over_prototypes
 from metricjax.similarities import cosine
 
+__all__ = ["State", "adacos", "adacos_scale", "adaface", "curricularface", "elasticface", "magface"]
+
 State = Float[Array, "..."]
 
 

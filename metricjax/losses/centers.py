@@ -16,6 +16,8 @@ from metricjax.ground.pairwise import pairwise
 from metricjax.losses.row_values import the_own
 from metricjax.prototypes import PrototypeOptions, over_prototypes
 
+__all__ = ["center", "update_centers"]
+
 
 @pairwise()
 def _half_squares(x, y):
@@ -45,7 +47,6 @@ def center(
     return over_prototypes(the_own, None, embeddings, labels, centers, similarity=_half_squares, **options)
 
 
-@jax.jit(static_argnames="axis_name", inline=True)
 def update_centers(
     centers: Float[Array, "c d"],
     embeddings: Float[Array, "n d"],
@@ -67,6 +68,11 @@ def update_centers(
     [[1.0], [0.0]]
     """
     check_class_batch(embeddings, labels, centers, where, None, name="centers")
+    return _update_centers(axis_name, centers, embeddings, labels, rate, where)
+
+
+@jax.jit(static_argnums=0, inline=True)
+def _update_centers(axis_name, centers, embeddings, labels, rate, where):
     c, x = widen(centers), existing(widen(embeddings), where)
     x, labels = of_all((x, none_unknown(labels, where)), axis_name)
     own = targets(labels, len(centers), axis=axis_name).own

@@ -18,6 +18,8 @@ from metricjax.ground.checks import check_labels, check_rows, refuse_options
 from metricjax.ground.numerics import existing, softplus, widen
 from metricjax.losses.pairs import check_average, hinge_mean
 
+__all__ = ["centroid_triplet"]
+
 
 def _rows(pairs, margin, hardest, average):
     """Each row has one positive at most."""

@@ -13,6 +13,8 @@ from metricjax.anchors import AnchorOptions, Mean, over_pairs, over_triplets
 from metricjax.engine.reductions import Loss, of_sums
 from metricjax.ground.checks import check_positive, check_rows
 
+__all__ = ["dynamic_soft_margin", "histogram", "intra_pair_variance"]
+
 
 @of_sums
 def _means(mean: Mean) -> Float[Array, "..."]:

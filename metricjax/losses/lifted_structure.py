@@ -14,6 +14,8 @@ from metricjax.engine.reductions import Loss
 from metricjax.ground.numerics import a_row_for_none, logsumexp
 from metricjax.losses.pairs import hinge_mean
 
+__all__ = ["generalized_lifted_structure", "lifted_structure"]
+
 
 def _values(mean: Mean) -> Float[Array, " m"]:
     """A reduction: each anchor's own value, −∞ where it has none."""

@@ -18,6 +18,26 @@ from metricjax.ground.pairwise import pairwise
 from metricjax.prototypes import SoftmaxOptions, over_prototypes
 from metricjax.similarities import cosine
 
+__all__ = [
+    "Gradient",
+    "SubCenters",
+    "angle",
+    "arcface",
+    "circle_class",
+    "combined_margin",
+    "cosface",
+    "less_margin",
+    "normalized_softmax",
+    "others_scaled",
+    "scaled",
+    "softmax",
+    "sub_center_arcface",
+    "sub_center_outliers",
+    "turned",
+    "with_gradient",
+    "with_margin",
+]
+
 Gradient = Literal["exact", "straight_through"]
 
 
@@ -241,7 +261,6 @@ class SubCenters(NamedTuple):
     outliers: Bool[Array, " n"]
 
 
-@jax.jit(inline=True)
 def sub_center_outliers(
     embeddings: Float[Array, "n d"],
     labels: Integer[Array, " n"],
@@ -264,6 +283,11 @@ def sub_center_outliers(
     ([0], [False, False, True])
     """
     check_class_batch(embeddings, labels, prototypes, where, None, several=True)
+    return _sub_center_outliers(embeddings, labels, prototypes, angle, where)
+
+
+@jax.jit(inline=True)
+def _sub_center_outliers(embeddings, labels, prototypes, angle, where):
     x = normalize(existing(widen(embeddings), where))
     w = normalize(prototypes.astype(x.dtype))
     own = targets(labels, len(w)).own

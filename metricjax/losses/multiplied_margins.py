@@ -17,6 +17,15 @@ from metricjax.losses.row_values import class_count, gathered, row_lengths, the_
 from metricjax.prototypes import PrototypeOptions, SoftmaxOptions, over_prototypes
 from metricjax.similarities import cosine
 
+__all__ = [
+    "large_margin_softmax",
+    "sphereface",
+    "sphereface2",
+    "sphereface2_bias",
+    "sphereface_annealing",
+    "sphereface_r",
+]
+
 
 def _multiplied(cosine, margin, annealing):
     """(λ cos θ + ψ(θ)) / (1 + λ)."""

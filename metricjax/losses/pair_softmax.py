@@ -17,6 +17,8 @@ from metricjax.ground.checks import check_positive, check_rows
 from metricjax.ground.functions import by_content, check_function
 from metricjax.ground.numerics import logsumexp, safe_sqrt, softplus
 
+__all__ = ["decoupled_contrastive", "n_pairs", "nca", "nt_xent", "supcon", "tuplet_margin"]
+
 
 def _nt_xent_rows(pairs, temperature):
     positive_scores, positives, negative_scores, negatives = pairs.apart

@@ -14,6 +14,8 @@ from metricjax.engine.reductions import Loss
 from metricjax.ground.checks import check_positive
 from metricjax.ground.numerics import logsumexp, softplus
 
+__all__ = ["circle", "multi_similarity", "unified_pair"]
+
 
 def _multi_similarity_rows(pairs, alpha, beta, base):
     positive_scores, positives, negative_scores, negatives = pairs.apart

@@ -15,6 +15,17 @@ from metricjax.ground.checks import check_positive, refuse_options
 from metricjax.ground.numerics import logsumexp
 from metricjax.mining import Triplets
 
+__all__ = [
+    "check_average",
+    "contrastive",
+    "hinge_mean",
+    "log_ratio",
+    "margin",
+    "ranked_list",
+    "signal_to_noise",
+    "threshold_consistent_margin",
+]
+
 
 def check_average(average: str) -> None:
     """`average` is one of the two words."""

@@ -18,6 +18,8 @@ from metricjax.losses.row_values import class_count
 from metricjax.prototypes import PrototypeOptions, SoftmaxOptions, over_prototypes
 from metricjax.similarities import cosine
 
+__all__ = ["p2s_grad", "proxy_anchor", "proxy_nca", "proxy_nca_pp", "soft_triple", "uniface"]
+
 
 def _minus_chord(cosine, temperature):
     """−d/T of the squared chord d = 2 − 2 cos θ."""

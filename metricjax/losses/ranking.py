@@ -22,6 +22,8 @@ from metricjax.engine.reductions import Loss
 from metricjax.ground.checks import check_positive
 from metricjax.losses.pairs import hinge_mean
 
+__all__ = ["fast_ap", "pnp", "recall_at_k", "roadmap", "smooth_ap"]
+
 
 def _fast_ap_rows(pairs, edges):
     d_positive, positives, d_negative, negatives = pairs.apart

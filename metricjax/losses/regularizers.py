@@ -25,6 +25,19 @@ from metricjax.ground.checks import (
 from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import existing, norm, normalize, spoilt, widen
 
+__all__ = [
+    "OtherRowOptions",
+    "RowOptions",
+    "embedding_norm",
+    "hyperspherical_energy",
+    "koleo",
+    "merged_centers",
+    "over_other_rows",
+    "regular_face",
+    "spread_out",
+    "zero_mean",
+]
+
 
 class RowOptions(TypedDict, total=False):
     """Options of the regularisers that take a mean over rows.

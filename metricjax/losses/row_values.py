@@ -17,6 +17,8 @@ from metricjax.ground.numerics import existing, norm, widen
 from metricjax.ground.pairwise import Pairwise
 from metricjax.prototypes import over_prototypes
 
+__all__ = ["class_count", "gathered", "row_lengths", "the_own"]
+
 
 def gathered(
     values: Callable[..., Array],

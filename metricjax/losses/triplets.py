@@ -20,6 +20,8 @@ from metricjax.engine.sizes import LIST
 from metricjax.ground.numerics import logsumexp, softplus
 from metricjax.losses.pairs import check_average, hinge_mean
 
+__all__ = ["angular", "quadruplet", "triplet"]
+
 
 def triplet(
     embeddings: Float[Array, "n d"],

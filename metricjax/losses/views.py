@@ -18,6 +18,8 @@ from metricjax.ground.checks import check_options, check_per_row, check_positive
 from metricjax.ground.numerics import existing, logsumexp, normalize, safe_sqrt, softplus, spoilt, widen
 from metricjax.losses.regularizers import over_other_rows
 
+__all__ = ["ViewOptions", "alignment_uniformity", "barlow_twins", "clip", "info_nce", "siglip", "vicreg"]
+
 
 class ViewOptions(TypedDict, total=False):
     """Options of the losses that compare every row of x with every row of y.

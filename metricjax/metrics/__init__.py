@@ -16,50 +16,95 @@ Most take arrays of NumPy or JAX, compute on the device and return Python number
 integers of any size, or strings (device functions, `retrieval_means` and `health`, and template ids: integers).
 """
 
-from metricjax.metrics.bootstrap import Bands as Bands
-from metricjax.metrics.bootstrap import Calibration as Calibration
-from metricjax.metrics.bootstrap import calibrated_pair_threshold as calibrated_pair_threshold
-from metricjax.metrics.bootstrap import calibrated_threshold as calibrated_threshold
-from metricjax.metrics.bootstrap import roc_bands as roc_bands
-from metricjax.metrics.clustering import PrecisionRecall as PrecisionRecall
-from metricjax.metrics.clustering import ami as ami
-from metricjax.metrics.clustering import ari as ari
-from metricjax.metrics.clustering import bcubed as bcubed
-from metricjax.metrics.clustering import bcubed_f1 as bcubed_f1
-from metricjax.metrics.clustering import nmi as nmi
-from metricjax.metrics.clustering import pairwise as pairwise
-from metricjax.metrics.clustering import pairwise_f1 as pairwise_f1
-from metricjax.metrics.clustering import v_measure as v_measure
-from metricjax.metrics.hardest import HardestPairs as HardestPairs
-from metricjax.metrics.hardest import hardest_pairs as hardest_pairs
-from metricjax.metrics.health import embedding_health as embedding_health
-from metricjax.metrics.health import health as health
-from metricjax.metrics.identification import Searches as Searches
-from metricjax.metrics.identification import cmc as cmc
-from metricjax.metrics.identification import dir_at_fpir as dir_at_fpir
-from metricjax.metrics.identification import fnir_at_fpir as fnir_at_fpir
-from metricjax.metrics.identification import identification as identification
-from metricjax.metrics.identification import searches as searches
-from metricjax.metrics.pairs import group_pair_rates as group_pair_rates
-from metricjax.metrics.pairs import pair_scores as pair_scores
-from metricjax.metrics.retrieval import retrieval as retrieval
-from metricjax.metrics.streaming import retrieval_means as retrieval_means
-from metricjax.metrics.templates import Templates as Templates
-from metricjax.metrics.templates import identification_over_galleries as identification_over_galleries
-from metricjax.metrics.templates import pair_similarities as pair_similarities
-from metricjax.metrics.templates import templates as templates
-from metricjax.metrics.thresholds import ErrorRates as ErrorRates
-from metricjax.metrics.thresholds import ErrorVersusReject as ErrorVersusReject
-from metricjax.metrics.thresholds import decidability as decidability
-from metricjax.metrics.thresholds import error_rates as error_rates
-from metricjax.metrics.thresholds import error_versus_reject as error_versus_reject
-from metricjax.metrics.thresholds import group_error_rates as group_error_rates
-from metricjax.metrics.thresholds import hter as hter
-from metricjax.metrics.verification import PairScores as PairScores
-from metricjax.metrics.verification import Roc as Roc
-from metricjax.metrics.verification import equal_error_rate as equal_error_rate
-from metricjax.metrics.verification import k_fold_accuracy as k_fold_accuracy
-from metricjax.metrics.verification import k_fold_tar as k_fold_tar
-from metricjax.metrics.verification import roc as roc
-from metricjax.metrics.verification import roc_auc as roc_auc
-from metricjax.metrics.verification import tar_at_far as tar_at_far
+from metricjax.metrics.bootstrap import Bands, Calibration, calibrated_pair_threshold, calibrated_threshold, roc_bands
+from metricjax.metrics.clustering import (
+    PrecisionRecall,
+    ami,
+    ari,
+    bcubed,
+    bcubed_f1,
+    nmi,
+    pairwise,
+    pairwise_f1,
+    v_measure,
+)
+from metricjax.metrics.hardest import HardestPairs, hardest_pairs
+from metricjax.metrics.health import embedding_health, health
+from metricjax.metrics.identification import Searches, cmc, dir_at_fpir, fnir_at_fpir, identification, searches
+from metricjax.metrics.pairs import group_pair_rates, pair_scores
+from metricjax.metrics.retrieval import retrieval
+from metricjax.metrics.streaming import retrieval_means
+from metricjax.metrics.templates import Templates, identification_over_galleries, pair_similarities, templates
+from metricjax.metrics.thresholds import (
+    ErrorRates,
+    ErrorVersusReject,
+    decidability,
+    error_rates,
+    error_versus_reject,
+    group_error_rates,
+    hter,
+)
+from metricjax.metrics.verification import (
+    PairScores,
+    Roc,
+    equal_error_rate,
+    k_fold_accuracy,
+    k_fold_tar,
+    roc,
+    roc_auc,
+    tar_at_far,
+)
+
+__all__ = [
+    "Bands",
+    "Calibration",
+    "ErrorRates",
+    "ErrorVersusReject",
+    "HardestPairs",
+    "PairScores",
+    "PrecisionRecall",
+    "Roc",
+    "Searches",
+    "Templates",
+    "ami",
+    "ari",
+    "bcubed",
+    "bcubed_f1",
+    "calibrated_pair_threshold",
+    "calibrated_threshold",
+    "cmc",
+    "decidability",
+    "dir_at_fpir",
+    "embedding_health",
+    "equal_error_rate",
+    "error_rates",
+    "error_versus_reject",
+    "fnir_at_fpir",
+    "group_error_rates",
+    "group_pair_rates",
+    "hardest_pairs",
+    "health",
+    "hter",
+    "identification",
+    "identification_over_galleries",
+    "k_fold_accuracy",
+    "k_fold_tar",
+    "nmi",
+    "pair_scores",
+    "pair_similarities",
+    "pairwise",
+    "pairwise_f1",
+    "retrieval",
+    "retrieval_means",
+    "roc",
+    "roc_auc",
+    "roc_bands",
+    "searches",
+    "tar_at_far",
+    "templates",
+    "v_measure",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -14,6 +14,8 @@ from metricjax.engine import sizes
 from metricjax.metrics.pairs import AllPairs, scores_at_levels
 from metricjax.metrics.verification import Roc, check_far, real_scores, roc
 
+__all__ = ["Bands", "Calibration", "calibrated_pair_threshold", "calibrated_threshold", "roc_bands"]
+
 _POINTS = 128  # thresholds at which the curves of resamples are known
 
 
@@ -249,7 +251,7 @@ def _highest(pairs: AllPairs, count: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 def _spread(curve: Roc, fars: np.ndarray) -> np.ndarray:
     """Falling thresholds of the curve, finite ones, around the rates wanted."""
-    index = np.arange(1, len(curve.thresholds) - 1)
+    index: np.ndarray = np.arange(1, len(curve.thresholds) - 1)
     if len(index) > _POINTS:
         low, high = max(1, fars.min() * curve.impostors / 16), min(1, 16 * fars.max()) * curve.impostors
         wanted = np.concatenate([[0], np.geomspace(low, high, _POINTS - 1)])

@@ -11,6 +11,19 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
+__all__ = [
+    "Average",
+    "PrecisionRecall",
+    "ami",
+    "ari",
+    "bcubed",
+    "bcubed_f1",
+    "nmi",
+    "pairwise",
+    "pairwise_f1",
+    "v_measure",
+]
+
 Average = Literal["arithmetic", "geometric", "min", "max"]
 
 

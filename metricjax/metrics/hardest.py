@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike
 from metricjax import similarities
 from metricjax.metrics.sets import check_set, panels
 
+__all__ = ["HardestPairs", "hardest_pairs"]
+
 
 class HardestPairs(NamedTuple):
     """Pairs of rows [p, 2], the lower index first, and their scores [p], the hardest first.

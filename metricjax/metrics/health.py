@@ -19,6 +19,8 @@ from metricjax.metrics.sets import check_finite, on_device
 from metricjax.prototypes import class_means
 from metricjax.search import top_k
 
+__all__ = ["embedding_health", "health"]
+
 
 def health(embeddings: Float[Array, "n d"], labels: Int[Array, " n"]) -> dict[str, Float[Array, ""]]:
     """Signs of learning and of collapse in one batch; a function for use inside `jit`.

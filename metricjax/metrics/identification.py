@@ -16,6 +16,8 @@ from metricjax.ground.pairwise import Pairwise, as_pairwise
 from metricjax.metrics.sets import check_flat_labels, check_set, positive_ints
 from metricjax.metrics.verification import real_scores
 
+__all__ = ["Searches", "cmc", "dir_at_fpir", "fnir_at_fpir", "identification", "searches"]
+
 
 class Searches(NamedTuple):
     """What a gallery answers to each query. A query is mated if someone of its label is in the gallery.

@@ -19,6 +19,8 @@ from metricjax.metrics.sets import check_finite, check_flat_labels
 from metricjax.metrics.thresholds import ErrorRates, as_threshold
 from metricjax.metrics.verification import PairScores, Roc
 
+__all__ = ["AllPairs", "Rows", "Tile", "group_pair_rates", "pair_scores", "scores_at_levels"]
+
 _HISTOGRAM = np.linspace(-1, 1, 101)
 
 

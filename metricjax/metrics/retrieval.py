@@ -12,6 +12,8 @@ from metricjax import similarities
 from metricjax.ground.checks import check_batch
 from metricjax.metrics.sets import check_finite, on_device, panels, positive_ints
 
+__all__ = ["retrieval"]
+
 
 def retrieval(
     embeddings: ArrayLike,

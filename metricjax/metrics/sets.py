@@ -12,6 +12,8 @@ from metricjax.engine import sizes
 from metricjax.ground.checks import check_fits, check_labels, check_rows
 from metricjax.ground.functions import by_content, check_function, jitted
 
+__all__ = ["check_finite", "check_flat_labels", "check_set", "on_device", "panels", "positive_ints"]
+
 
 def check_set(
     embeddings, labels, name: str = "embeddings", labels_name: str = "labels"

@@ -16,6 +16,8 @@ from metricjax.ground.pairwise import as_pairwise
 from metricjax.metrics.sets import on_device, positive_ints
 from metricjax.search.neighbours import top_k
 
+__all__ = ["retrieval_means"]
+
 
 def retrieval_means(
     embeddings: Float[Array, "n d"],

@@ -17,6 +17,8 @@ from metricjax.ground.numerics import lifted, normalize, widen
 from metricjax.metrics.identification import Searches, identification
 from metricjax.metrics.sets import check_flat_labels, check_set
 
+__all__ = ["Templates", "identification_over_galleries", "pair_similarities", "templates"]
+
 
 class Templates(NamedTuple):
     """The embedding of each template, of length 1, and its id; the ids rise."""

@@ -7,6 +7,17 @@ from numpy.typing import ArrayLike
 
 from metricjax.metrics.verification import checked_pairs, roc
 
+__all__ = [
+    "ErrorRates",
+    "ErrorVersusReject",
+    "as_threshold",
+    "decidability",
+    "error_rates",
+    "error_versus_reject",
+    "group_error_rates",
+    "hter",
+]
+
 
 class ErrorRates(NamedTuple):
     """False accept and false reject rate at one threshold, and the numbers of pairs; a rate without pairs is NaN."""

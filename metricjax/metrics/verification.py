@@ -7,6 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+__all__ = [
+    "PairScores",
+    "Roc",
+    "check_far",
+    "checked_pairs",
+    "equal_error_rate",
+    "k_fold_accuracy",
+    "k_fold_tar",
+    "real_scores",
+    "roc",
+    "roc_auc",
+    "tar_at_far",
+]
+
 
 class Roc(NamedTuple):
     """How many pairs are accepted as the threshold falls, at every threshold where the curve bends.

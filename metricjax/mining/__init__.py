@@ -9,22 +9,41 @@ callable pytrees, a `Miner` or a `Selection`, whose leaves are the numbers and k
 can do besides they declare as data, and so may one's own: see `Miner` and `Selection`.
 """
 
-from metricjax.engine.miners import Miner as Miner
-from metricjax.engine.miners import Selection as Selection
-from metricjax.engine.miners import Triplets as Triplets
-from metricjax.mining.compound import angular as angular
-from metricjax.mining.compound import chain as chain
-from metricjax.mining.compound import hard_fraction as hard_fraction
-from metricjax.mining.compound import switch as switch
-from metricjax.mining.masks import batch_easy_hard as batch_easy_hard
-from metricjax.mining.masks import multi_similarity as multi_similarity
-from metricjax.mining.masks import pair_margin as pair_margin
-from metricjax.mining.masks import rank_range as rank_range
-from metricjax.mining.masks import triplet_margin as triplet_margin
-from metricjax.mining.triplets import all_triplets as all_triplets
-from metricjax.mining.triplets import batch_hard as batch_hard
-from metricjax.mining.triplets import distance_weighted as distance_weighted
-from metricjax.mining.triplets import easy_positive_hard_negative as easy_positive_hard_negative
-from metricjax.mining.triplets import semi_hard as semi_hard
-from metricjax.mining.triplets import semi_hard_of_hardest as semi_hard_of_hardest
-from metricjax.mining.triplets import semi_hard_within as semi_hard_within
+from metricjax.engine.miners import Miner, Selection, Triplets
+from metricjax.mining.compound import angular, chain, hard_fraction, switch
+from metricjax.mining.masks import batch_easy_hard, multi_similarity, pair_margin, rank_range, triplet_margin
+from metricjax.mining.triplets import (
+    all_triplets,
+    batch_hard,
+    distance_weighted,
+    easy_positive_hard_negative,
+    semi_hard,
+    semi_hard_of_hardest,
+    semi_hard_within,
+)
+
+__all__ = [
+    "Miner",
+    "Selection",
+    "Triplets",
+    "all_triplets",
+    "angular",
+    "batch_easy_hard",
+    "batch_hard",
+    "chain",
+    "distance_weighted",
+    "easy_positive_hard_negative",
+    "hard_fraction",
+    "multi_similarity",
+    "pair_margin",
+    "rank_range",
+    "semi_hard",
+    "semi_hard_of_hardest",
+    "semi_hard_within",
+    "switch",
+    "triplet_margin",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -15,6 +15,8 @@ from metricjax.engine.positives import summed_over_positives
 from metricjax.engine.selecting import ordered_integers
 from metricjax.ground.functions import offered
 
+__all__ = ["angular", "chain", "hard_fraction", "switch"]
+
 
 @offered("miner", made=True)
 def angular(angle: ArrayLike = math.pi / 9) -> Miner:

@@ -16,6 +16,8 @@ from metricjax.engine.miners import Masks, Miner
 from metricjax.engine.selecting import as_floats, first_greater, ordered_integers
 from metricjax.ground.functions import offered
 
+__all__ = ["Range", "Strategy", "batch_easy_hard", "multi_similarity", "pair_margin", "rank_range", "triplet_margin"]
+
 Range: TypeAlias = tuple[ArrayLike, ArrayLike]
 Strategy: TypeAlias = Literal["easy", "semi_hard", "hard", "all"]
 

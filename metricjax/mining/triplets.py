@@ -16,6 +16,17 @@ from metricjax.engine.miners import Selection, Triplets, selection
 from metricjax.engine.selecting import first_greater, first_largest, ordered_integers
 from metricjax.ground.functions import offered
 
+__all__ = [
+    "all_triplets",
+    "batch_hard",
+    "distance_weighted",
+    "easy_positive_hard_negative",
+    "row_keys",
+    "semi_hard",
+    "semi_hard_of_hardest",
+    "semi_hard_within",
+]
+
 
 def _farthest(distances: Float[Array, "n m"], where: Bool[Array, "n m"]) -> Int[Array, " n"]:
     return first_largest(jnp.where(where, distances, -jnp.inf))

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from metricjax.metrics import Bands, PairScores, Roc, Searches
 from metricjax.plots.style import BLUE, FEW, VERMILLION, Figure, add_legend, as_written, line_style, short, some
 
+__all__ = ["cmc_curves", "det_curves", "recall_curves", "roc_curves", "score_histograms"]
+
 _TICKS = {
     "10⁻⁸": 1e-8, "10⁻⁷": 1e-7, "10⁻⁶": 1e-6, "10⁻⁵": 1e-5, "10⁻⁴": 1e-4, "10⁻³": 1e-3,
     "0.01": 0.01, "0.05": 0.05, "0.2": 0.2, "0.5": 0.5, "0.8": 0.8, "0.95": 0.95,

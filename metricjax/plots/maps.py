@@ -13,6 +13,8 @@ from metricjax.ground.extras import extra
 from metricjax.metrics.sets import check_set
 from metricjax.plots.style import COLOURS, Figure, add_legend, as_written, check_people, name_of, short
 
+__all__ = ["MARKERS", "embedding_map", "similarity_matrix"]
+
 MARKERS = "osD^vP*"
 
 

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from metricjax.ground.files import replacing
 from metricjax.ground.names import printable
 
+__all__ = ["escape", "figures", "left_out", "page", "paragraph", "picture", "table", "write"]
+
 _PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>

@@ -14,6 +14,8 @@ from metricjax.plots import curves, maps, sheets
 from metricjax.plots.page import figures, left_out, page, paragraph, picture, table, write
 from metricjax.plots.style import check_images, check_people, name_of
 
+__all__ = ["report"]
+
 _ROWS = 8  # of each sheet
 _KS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _HEALTH = {

@@ -11,6 +11,8 @@ from metricjax.metrics import HardestPairs
 from metricjax.metrics import hardest_pairs as hardest
 from metricjax.plots.style import VERMILLION, Figure, as_written, check_images, check_people, name_of, short
 
+__all__ = ["hardest_pairs", "neighbour_sheet", "pair_sheet"]
+
 
 def neighbour_sheet(
     images: np.ndarray,

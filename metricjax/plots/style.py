@@ -12,6 +12,21 @@ from matplotlib.axes import Axes
 
 from metricjax.ground.names import printable
 
+__all__ = [
+    "COLOURS",
+    "DASHES",
+    "Corner",
+    "Figure",
+    "add_legend",
+    "as_written",
+    "check_images",
+    "check_people",
+    "line_style",
+    "name_of",
+    "short",
+    "some",
+]
+
 # Okabe and Ito's colours (2008), the strongest contrasts first; their yellow is too pale for a line on white.
 COLOURS = tuple(color_sequences["okabe_ito"][i] for i in (5, 6, 3, 7, 1, 2, 0))
 BLUE, VERMILLION = COLOURS[:2]

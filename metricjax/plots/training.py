@@ -7,6 +7,8 @@ from matplotlib.figure import Figure
 
 from metricjax.plots.style import line_style
 
+__all__ = ["training_curves"]
+
 
 def training_curves(history: Mapping[str, Sequence[float]], step: str = "step") -> Figure:
     """One panel for each quantity of `history` against `history[step]`; names that share a prefix share a panel.

@@ -19,6 +19,8 @@ from metricjax.ground.files import read_arrays, write_arrays
 from metricjax.ground.numerics import computing_dtype, existing, finite_rows, normalize, widen
 from metricjax.search.neighbours import top_k
 
+__all__ = ["ARRAYS", "Gallery", "Matches", "of_arrays"]
+
 
 class Matches(NamedTuple):
     """Whom each query resembles most, best first: their ids, −1 for nobody, and the cosines with their templates."""

@@ -17,6 +17,8 @@ from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import existing, finite_rows, widen
 from metricjax.ground.pairwise import Pairwise, as_pairwise
 
+__all__ = ["Neighbours", "top_k"]
+
 
 class Neighbours(NamedTuple):
     """The k references closest to each query, closest first: their scores, and which rows they are."""

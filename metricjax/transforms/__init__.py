@@ -11,3 +11,7 @@ __all__ = [
     "riemannian_gradient",
     "riemannian_sgd",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

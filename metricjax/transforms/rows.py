@@ -11,6 +11,8 @@ from metricjax.ground.extras import extra
 with extra("optax"):
     import optax
 
+__all__ = ["apply_to_rows", "on_rows"]
+
 
 def on_rows(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Run `inner` on a few rows of the parameters, its state included: for prototypes of sampled classes.

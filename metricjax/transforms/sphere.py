@@ -30,6 +30,16 @@ from metricjax.ground.numerics import normalize, safe_sqrt, widen
 with extra("optax"):
     import optax
 
+__all__ = [
+    "Retraction",
+    "RiemannianAdamState",
+    "RiemannianSgdState",
+    "project_to_sphere",
+    "riemannian_adam",
+    "riemannian_gradient",
+    "riemannian_sgd",
+]
+
 Retraction = Literal["exponential", "projection"]
 
 
