@@ -31,10 +31,6 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def __dir__() -> list[str]:
-    return __all__
-
-
 Relation = Callable[[Array, Array], Array | tuple[Array, Array]]
 
 
