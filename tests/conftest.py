@@ -17,6 +17,8 @@ import jaxtyping
 import numpy as np
 import pytest
 
+pytest.register_assert_rewrite("tests.helpers")
+
 # Shapes and dtypes of every call are checked; an int will do for a float.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook("metricjax", CHECKER)
@@ -36,7 +38,7 @@ def pytest_collection_modifyitems(items):
     """Tests of one loss after each other, so that they share compiled programs."""
     case = lambda item: getattr(item, "callspec", None) and item.callspec.params.get("case")
     names = {}
-    items.sort(key=lambda item: names.setdefault(id(case(item)) if case(item) else item.path.name, len(names)))
+    items.sort(key=lambda item: names.setdefault(id(case(item)) if case(item) else item.path, len(names)))
 
 
 TESTS = itertools.count(1)

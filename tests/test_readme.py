@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import metricjax as mj
-from tests.cases import NOT_LOSSES
+from tests.helpers.cases import NOT_LOSSES
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", README, re.S)

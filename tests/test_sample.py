@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 import metricjax as mj
 from metricjax.prototypes import sample
-from tests.test_devices import assert_same, axes, mesh_of, put
+from tests.helpers.meshes import assert_same, axes, mesh_of, put
 
 C, D, COUNT, Y, OTHERS = 20, 5, 8, jnp.array([7, 2, 7, 11]), sorted(set(range(20)) - {2, 7, 11})
 KEYS = jax.random.split(jax.random.key(3), 3000)

@@ -1,0 +1,566 @@
+"""Every public loss of embeddings and labels through every invariant (test_views.py has the others).
+
+A loss that is not among the cases fails the suite.
+"""
+
+import inspect
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import metricjax as mj
+from metricjax.engine.sizes import LIST
+from tests.helpers import oracle
+from tests.helpers.batches import (
+    C,
+    D,
+    N,
+    assert_finite,
+    batch,
+    class_paths,
+    classes,
+    close,
+    inputs,
+    pairs,
+    pairs_with,
+    paths,
+)
+from tests.helpers.cases import CLASS_PATHS, CLASSES, NOT_LOSSES, PAIRS, PATHS, VIEWS
+
+
+def test_no_public_loss_is_missing():
+    public = {name for name, f in vars(mj.losses).items() if not name.startswith("_") and not inspect.ismodule(f)}
+    covered = {case.loss.__name__ for case in (*PAIRS.values(), *CLASSES.values(), *VIEWS.values())}
+    assert public == covered | NOT_LOSSES
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+
+@pairs
+def test_pair_loss_equals_the_oracle(case):
+    z, y, _ = batch()
+    close(case(z, y), case.expected(z, y))
+    for value in case.values if case.varied else ():
+        close(case(z, y, **{case.varied: value}), case.expected(z, y, **{case.varied: value}))
+
+
+@pairs_with("references")
+def test_pair_loss_over_references_equals_the_oracle(case):
+    z, y, _ = batch(1)
+    references, reference_labels, _ = batch(2, n=9)
+    there = jnp.arange(9) % 4 != 1
+    given = {"references": references, "reference_labels": reference_labels, "reference_where": there}
+    close(case(z, y, **given), case.expected(z, y, **given))
+    close(case(z, y, block_size=5, **given), case.expected(z, y, **given))
+
+
+@pairs_with("same")
+def test_custom_label_relation(case):
+    z, y, _ = batch(3)
+    several = jnp.stack([y == 0, y == 1, (y == 2) | (y == 0), y >= 3], axis=1)
+    share = lambda a, b: (a & b).any()
+    close(case(z, several, same=share), case.expected(z, several, same=share), rtol=1e-4)
+
+
+def nearest_negatives(distances, positives, negatives):
+    """A miner that keeps the negatives nearer than 1 in the loss's measure."""
+    return positives, negatives & (distances < 1)
+
+
+@pairs_with("miner")
+def test_miner_equals_the_oracle_on_what_it_keeps(case):
+    z, y, _ = batch(4)
+    expected = case.expected(z, y, mined=lambda distance: distance < 1)
+    for block_size in (None, 4):
+        close(case(z, y, miner=nearest_negatives, block_size=block_size), expected)
+
+
+@paths
+@pytest.mark.parametrize("block_size", [None, 17])
+def test_classes_too_large_for_lists_of_positives(case, block_size):
+    rng = np.random.default_rng(5)
+    n = 2 * LIST + 10
+    y = jnp.arange(n) % 2
+    z = jnp.asarray(rng.standard_normal((2, D))[y] + rng.standard_normal((n, D)), jnp.float32)
+    close(case(z, y, block_size=block_size), case.expected(z, y), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in PATHS if "same" not in PAIRS[name].lacks])
+def test_lists_of_positives_equal_whole_rows(name):
+    case, rng = PAIRS[name], np.random.default_rng(6)
+    y = jnp.asarray(rng.permutation(LIST + 8) // 6)
+    z = jnp.asarray(rng.standard_normal((LIST // 6 + 2, D))[y] + rng.standard_normal((len(y), D)), jnp.float32)
+    f = lambda **how: jax.value_and_grad(lambda z: case(z, y, block_size=30, **how))(z)
+    chex.assert_trees_all_close(f(), f(same=mj.relations.equal), rtol=1e-4, atol=1e-5)
+
+
+@classes
+def test_class_loss_equals_the_oracle(case):
+    z, y, prototypes = inputs(case)
+    close(case(z, y, prototypes), case.expected(z, y, prototypes))
+    for value in case.values if case.varied else ():
+        close(case(z, y, prototypes, **{case.varied: value}), case.expected(z, y, prototypes, **{case.varied: value}))
+
+
+def test_softmax_with_bias_equals_the_oracle(rng):
+    z, y, prototypes = batch()
+    bias = jnp.asarray(rng.standard_normal(C), jnp.float32)
+    f = lambda bias, size: mj.losses.softmax(z, y, prototypes, bias=bias, block_size=size)
+    for size in (None, 2):
+        close(f(bias, size), np.mean(oracle.softmax(z, y, prototypes, bias)))
+    close(jax.grad(f)(bias, 2), jax.grad(f)(bias, None))
+
+
+def test_update_centers_equals_the_oracle():
+    z, y, centers = batch()
+    close(mj.losses.update_centers(centers, z, y, rate=0.3), oracle.update_centers(centers, z, y, 0.3))
+    where = jnp.arange(N) < 6
+    close(mj.losses.update_centers(centers, z, y, where=where), oracle.update_centers(centers, z[:6], y[:6]))
+
+
+# --- masks, weights, order ------------------------------------------------------------------------------------------
+
+
+def value_and_grad(case, *arguments, **options):
+    return jax.value_and_grad(lambda z: case(z, *arguments[1:], **options))(arguments[0])
+
+
+def every(test):
+    """Run a test for the losses over pairs and the losses over classes; the latter get prototypes as well."""
+    cases = {**PAIRS, **CLASSES}
+    return pytest.mark.parametrize("case", cases.values(), ids=cases)(test)
+
+
+def every_but_alike(test):
+    """Run a test for the losses over pairs, and for one over classes for each way through the driver."""
+    cases = {**PAIRS, **{name: CLASSES[name] for name in CLASS_PATHS}}
+    return pytest.mark.parametrize("case", cases.values(), ids=cases)(test)
+
+
+def every_path(test):
+    """Run a test for one loss over pairs for each way through the driver, and for the losses over classes."""
+    cases = {**{name: PAIRS[name] for name in PATHS}, **{name: CLASSES[name] for name in CLASS_PATHS}}
+    return pytest.mark.parametrize("case", cases.values(), ids=cases)(test)
+
+
+@every
+def test_where_equals_the_smaller_batch(case):
+    z, y, *rest = inputs(case, 5)
+    where = jnp.array([True] * 9 + [False] * 5)
+    padded = jnp.where(where[:, None], z, jnp.nan)
+    value, gradient = value_and_grad(case, padded, y, *rest, where=where)
+    small, small_gradient = value_and_grad(case, z[:9], y[:9], *rest)
+    close(value, small)
+    close(gradient, np.concatenate([small_gradient, np.zeros((5, D))]))
+
+
+@every_path
+def test_order_of_the_batch_does_not_matter(case):
+    z, y, *rest = inputs(case, 6)
+    order = np.random.default_rng(0).permutation(N)
+    value, gradient = value_and_grad(case, z, y, *rest)
+    permuted, permuted_gradient = value_and_grad(case, z[order], y[order], *rest)
+    close(permuted, value)
+    close(permuted_gradient, gradient[order])
+
+
+@every_but_alike
+def test_weights_of_zero_and_one_equal_leaving_anchors_out(case):
+    z, y, *rest = inputs(case, 7)
+    if case is CLASSES["proxy_anchor"]:
+        pytest.skip("its terms are those of proxies, not of rows")
+    weights = jnp.array([1, 0] * 7, jnp.float32)
+    value, gradient = value_and_grad(case, z, y, *rest, weights=weights)
+    expected, expected_gradient = value_and_grad(case, z, y, *rest, weights=weights * 0.01)
+    close(value, expected)
+    close(gradient, expected_gradient)
+    if "weights" in case.lacks:
+        return
+    if case in CLASSES.values():
+        close(value, case(z, y, *rest, where=weights > 0))
+    elif "references" not in case.lacks:
+        own = {"references": z, "reference_labels": y}
+        anchors = case(z, y, weights=weights, **own)
+        close(anchors, case(z[::2], y[::2], **own))
+
+
+@every_but_alike
+def test_reduction_gets_one_mean_per_anchor(case):
+    arguments = inputs(case, 8)
+    by_hand = lambda mean: jnp.sum(mean.total) / jnp.maximum(jnp.sum(mean.count), 1)
+    value, gradient = value_and_grad(case, *arguments)
+    own, own_gradient = value_and_grad(case, *arguments, reduction=by_hand)
+    close(own, value)
+    close(own_gradient, gradient)
+
+
+# --- degenerate batches ---------------------------------------------------------------------------------------------
+
+SIGNS = np.where(np.arange(N) % 2, 1.0, -1.0)[:, None]
+DEGENERATE = {
+    "no positives": (lambda z, y: (z, jnp.arange(N)), {}),
+    "no negatives, one class": (lambda z, y: (z, jnp.zeros_like(y)), {}),
+    "two strangers": (lambda z, y: (z[:2], jnp.arange(2)), {}),
+    "one row": (lambda z, y: (z[:1], y[:1]), {}),
+    "all masked": (lambda z, y: (z, y), {"where": jnp.zeros(N, bool)}),
+    "duplicates": (lambda z, y: (jnp.ones((N, D)), y), {}),
+    "zero vectors": (lambda z, y: (jnp.where(np.arange(N)[:, None] < 4, 0, z), y), {}),
+    "all zero": (lambda z, y: (jnp.zeros((N, D)), y), {}),
+    "opposite": (lambda z, y: (jnp.asarray(SIGNS * np.ones(D), jnp.float32), y), {}),
+    "tiny": (lambda z, y: (z * 1e-4, y), {}),
+    "huge": (lambda z, y: (z * 1e4, y), {}),
+}
+OF_NUMBERS = ("duplicates", "zero vectors", "opposite", "huge")  # where a function of scores may fail
+# What a batch without a single usable term is worth, for losses over pairs; some make do with two strangers.
+NOTHING = ("all masked", "one row", "two strangers")
+
+
+@paths
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_degenerate_batches_of_pairs_in_panels(case, name, debug_nans):
+    test_degenerate_batches_of_pairs(case, name, debug_nans, block_size=4)
+
+
+@pairs
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_degenerate_batches_of_pairs(case, name, debug_nans, block_size=None):
+    make, options = DEGENERATE[name]
+    z, y = make(*batch(9)[:2])
+    value, gradient = value_and_grad(case, z, y, block_size=block_size, **options)
+    assert_finite((value, gradient))
+    if name in NOTHING and not (name == "two strangers" and case.strangers):
+        assert value == 0
+        assert not np.any(gradient)
+
+
+@pytest.mark.parametrize(
+    "loss, name", [(loss, name) for loss in CLASSES for name in (DEGENERATE if loss in CLASS_PATHS else OF_NUMBERS)]
+)
+def test_degenerate_batches_of_classes(loss, name, debug_nans):
+    case, (make, options) = CLASSES[loss], DEGENERATE[name]
+    z, y, prototypes = inputs(case, 9)
+    z, y = make(z, y)
+    alike = jnp.concatenate([z[:2], jnp.zeros((1, D))])
+    alike = jnp.broadcast_to(alike[:, None], (len(alike), 3, D)) if case.several else alike
+    prototypes = jnp.concatenate([alike, prototypes])[:C]
+    value, gradient = value_and_grad(case, z, y, prototypes, **options)
+    assert_finite((value, gradient))
+    if name == "all masked":
+        assert value == 0
+        assert not np.any(gradient)
+
+
+@pytest.mark.parametrize(
+    "name, block_size", [*((name, None) for name in (*PAIRS, *CLASSES, *VIEWS)), *((name, 4) for name in PATHS)]
+)
+def test_nan_in_a_row_that_exists_is_seen(name, block_size):
+    """Value and gradient are NaN, all of it, whatever is selected, hidden by a comparison or not active."""
+    z, y, _ = batch(21)
+    case, options = {**PAIRS, **CLASSES, **VIEWS}[name], {"block_size": block_size} if block_size else {}
+    arrays = {"x": z, "y": z[::-1], "labels": y}
+    arguments = tuple(arrays[taken] for taken in case.takes) if name in VIEWS else inputs(case, 21)
+    there = jnp.arange(N) != 3
+    f = jax.jit(jax.value_and_grad(lambda z, where: case(z, *arguments[1:], where=where, **options)))
+    for broken in (jnp.nan, jnp.inf):
+        holes = arguments[0].at[3, 1].set(broken)
+        value, gradient = f(holes, jnp.ones(N, bool))
+        assert np.isnan(value)
+        assert np.isnan(gradient).all()
+        assert_finite(f(holes, there))
+
+
+@class_paths
+def test_nan_in_a_prototype_is_seen(case):
+    z, y, prototypes = inputs(case, 22)
+    assert np.isnan(case(z, y, prototypes.at[1].set(jnp.nan), block_size=2))
+
+
+# Losses that the lengths of embeddings change, by definition; or at some scales, which their docstrings give.
+SCALED = (
+    "n_pairs", "nca", "lifted_structure", "generalized_lifted_structure", "centroid_triplet",
+    "centroid_triplet-hardest", "softmax", "large_margin_softmax", "sphereface", "sphereface-3", "adaface", "magface",
+    "center", "log_ratio", "vicreg", "barlow_twins", "embedding_norm", "zero_mean",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in (*PAIRS, *CLASSES, *VIEWS) if name not in SCALED])
+def test_the_scale_of_embeddings_does_not_count(name):
+    case, (z, y, _) = {**PAIRS, **CLASSES, **VIEWS}[name], batch(24)
+    arrays = {"x": z, "y": z[::-1], "labels": y}
+    arguments = tuple(arrays[taken] for taken in case.takes) if name in VIEWS else inputs(case, 24)
+    rest = lambda scale: [scale * a if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arguments[1:]]
+    f = jax.jit(jax.value_and_grad(lambda z, *rest: case(z, *rest)))
+    value, gradient = f(arguments[0], *rest(1))
+    for scale in (1e-30, 1e-20, 1e-10, 1e10, 1e20, 1e30):
+        factor = np.float32(scale)
+        scaled_value, scaled_gradient = f(arguments[0] * factor, *rest(factor))
+        close(scaled_value, value, rtol=1e-4, atol=1e-5)
+        most = max(1e-3, np.abs(gradient).max())
+        close(np.asarray(scaled_gradient, np.float64) * scale / most, gradient / most, rtol=1e-3, atol=1e-4)
+
+
+def test_large_margin_softmax_at_every_length(x64):
+    """Against float64, where squares of lengths are in range."""
+    z, y, prototypes = batch(24)
+    f = jax.jit(jax.value_and_grad(mj.losses.large_margin_softmax))
+    for scale in (1e-30, 1e-20, 1e-10, 1e10, 1e20, 1e30):
+        rows = z * np.float32(scale)
+        value, gradient = f(rows, y, prototypes)
+        wide, expected = f(rows.astype(jnp.float64), y, prototypes.astype(jnp.float64))
+        close(float(value) / float(wide), 1, rtol=1e-4)
+        close(gradient, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@class_paths
+def test_label_that_is_no_class_is_left_out(case):
+    z, y, prototypes = inputs(case)
+    outside = jnp.where(np.arange(N) < 4, -1, jnp.where(np.arange(N) < 6, C, y))
+    value, gradient = value_and_grad(case, z, outside, prototypes)
+    expected, expected_gradient = value_and_grad(case, z, y, prototypes, where=jnp.arange(N) >= 6)
+    close(value, expected)
+    close(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("name", ["nt_xent", "supcon", "normalized_softmax"])
+def test_small_temperatures_neither_saturate_nor_lose_the_gradient(name):
+    z = jnp.array([[1, 0], [0, 1], [0.9, 0.1]])
+    y = jnp.array([0, 0, 1])
+    case = {**PAIRS, **CLASSES}[name]
+    rest = [z[1:]] if name in CLASSES else []
+    value, gradient = value_and_grad(case, z, y, *rest, temperature=1e-3)
+    assert value > 200
+    assert np.abs(gradient).max() > 100
+    close(value, case.expected(z, y, *rest, temperature=1e-3), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_gradient_is_finite_where_the_cosine_is_one(name, sign, debug_nans):
+    w = np.eye(3, D, dtype=np.float32)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        z, prototypes = jnp.asarray(sign * w, dtype), jnp.asarray(w, dtype)
+        prototypes = jnp.stack([prototypes] * 2, axis=1) if CLASSES[name].several else prototypes
+        value, gradients = jax.value_and_grad(CLASSES[name], (0, 2))(z, jnp.arange(3), prototypes)
+        assert_finite((value, gradients))
+
+
+@paths
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_vmap_over_batches_equals_a_loop(case, block_size):
+    batches = [batch(seed)[:2] for seed in (30, 31, 32)]
+    f = jax.jit(jax.value_and_grad(lambda z, y: case(z, y, block_size=block_size)))
+    mapped = jax.vmap(f)(*(jnp.stack(a) for a in zip(*batches, strict=True)))
+    loop = [f(*each) for each in batches]
+    chex.assert_trees_all_close(mapped, jax.tree.map(lambda *a: jnp.stack(a), *loop), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("own, other", [("int32", "uint8"), ("uint8", "int32"), ("bool", "bool")])
+def test_labels_of_different_integer_types(own, other):
+    """256 is not 0, whichever side has the wider type."""
+    labels = {"int32": [0, 256, 1, 257], "uint8": [0, 1, 1, 0], "bool": [False, True, True, False]}
+    z = jax.random.normal(jax.random.key(0), (8, D))
+    value = lambda a, b: mj.losses.supcon(z[:4], a, references=z[4:], reference_labels=b, block_size=2)
+    with jax.numpy_dtype_promotion("standard"):
+        typed = value(*(jnp.array(labels[kind], kind) for kind in (own, other)))
+    close(typed, value(*(jnp.array(labels[kind], jnp.int32) for kind in (own, other))))
+
+
+def test_labels_are_compared_as_given():
+    """Above 2²⁴ neighbouring integers are one float."""
+    z = jnp.eye(3)
+    y = jnp.array([2**24, 2**24 + 1, 2**24 + 1])
+    close(mj.losses.supcon(z, y), mj.losses.supcon(z, jnp.array([0, 1, 1])))
+
+
+# --- transformations ------------------------------------------------------------------------------------------------
+
+
+@every_path
+def test_jit_equals_eager(case):
+    arguments = inputs(case, 10)
+    chex.assert_trees_all_close(jax.jit(lambda *a: case(*a))(*arguments), case(*arguments), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name, case in {**PAIRS, **CLASSES}.items() if case.varied])
+def test_vmap_over_a_hyper_parameter_equals_a_loop(name):
+    case = {**PAIRS, **CLASSES}[name]
+    arguments = inputs(case, 11)
+    values = jnp.array(case.values)
+    for options in ({}, {"block_size": 4}) if name in PATHS else ({},):
+        f = jax.value_and_grad(lambda z, v, o=options: case(z, *arguments[1:], **{case.varied: v}, **o), (0, 1))
+        mapped = jax.vmap(f, (None, 0))(arguments[0], values)
+        loop = [f(arguments[0], v) for v in values]
+        chex.assert_trees_all_close(mapped, jax.tree.map(lambda *a: jnp.stack(a), *loop), rtol=1e-4, atol=1e-5)
+
+
+@paths
+def test_blocks_equal_dense_with_a_reduction_of_ones_own(case):
+    test_blocks_equal_dense(case, lambda mean: jnp.sum(jnp.square(mean.total)) / 7)
+
+
+@pairs
+def test_blocks_equal_dense(case, reduction=None):
+    z, y, _ = batch(12)
+    varied = {case.varied: case.values[0]} if case.varied else {}
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(rng.uniform(0.1, 2, N), jnp.float32)
+    reduced = {} if reduction is None else {"reduction": reduction}
+
+    def run(block_size):
+        def f(z, weights, varied):
+            return case(z, y, weights=weights, block_size=block_size, **reduced, **varied)
+
+        return jax.value_and_grad(f, (0, 1, 2))(z, weights, varied)
+
+    dense = run(None)
+    scale = max(1.0, *(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(dense)))
+    for block_size in (1, 5):
+        chex.assert_trees_all_close(run(block_size), dense, rtol=2e-5, atol=2e-5 * scale)
+
+
+@pairs_with("references")
+def test_gradient_reaches_references(case):
+    z, y, _ = batch(13)
+    references, reference_labels, _ = batch(14)
+    f = lambda r, size: case(z, y, references=r, reference_labels=reference_labels, block_size=size)
+    dense, blocked = (jax.grad(f)(references, size) for size in (None, 4))
+    assert np.abs(dense).max() > 0
+    chex.assert_trees_all_close(blocked, dense, rtol=2e-5, atol=2e-6)
+
+
+@every_but_alike
+def test_bfloat16_is_close_to_float32(case):
+    z, y, *rest = inputs(case, 15)
+    half = lambda a: a.astype(jnp.bfloat16)
+    value, gradient = value_and_grad(case, half(z), y, *map(half, rest))
+    wide = lambda a: half(a).astype(jnp.float32)
+    expected, expected_gradient = value_and_grad(case, wide(z), y, *map(wide, rest))
+    assert value.dtype == jnp.float32
+    assert gradient.dtype == jnp.bfloat16
+    close(value, expected)
+    close(gradient, expected_gradient, rtol=1e-2, atol=1e-2 * np.abs(expected_gradient).max())
+
+
+@every
+def test_float64_stays_and_gradients_match_finite_differences(case, x64):
+    arguments = inputs(case, 16, dtype=np.float64)
+    options = {"margin": 0.9} if case.loss is mj.losses.triplet and case.varied else dict(getattr(case, "still", {}))
+    f = lambda z, *rest: case(jnp.asarray(z), arguments[1], *map(jnp.asarray, rest), **options)
+    floats = (arguments[0], *arguments[2:])
+    assert f(*floats).dtype == jnp.float64
+    close(f(*floats), case.expected(*arguments, **options), rtol=1e-10)
+    if not case.held or getattr(case, "still", {}):  # else weights carry no gradient by definition
+        check_grads(f, floats, order=1, modes=["rev"], eps=1e-6, rtol=1e-4)
+    if case in PAIRS.values():
+        blocked = lambda z: case(z, arguments[1], block_size=4, **options)
+        close(jax.grad(blocked)(floats[0]), jax.grad(f)(*floats), rtol=1e-9, atol=1e-12)
+
+
+@paths
+def test_forward_mode_and_second_derivatives_in_panels(case, x64):
+    z, y, _ = batch(16, dtype=np.float64)
+    along = jnp.asarray(np.random.default_rng(1).standard_normal(z.shape))
+    f = lambda size: lambda z: case(z, y, block_size=size)
+    tangent = lambda size: jax.jit(lambda z: jax.jvp(f(size), (z,), (along,))[1])(z)
+    close(tangent(None), jnp.sum(jax.grad(f(None))(z) * along), rtol=1e-9, atol=1e-10)
+    close(tangent(4), tangent(None), rtol=1e-9, atol=1e-10)
+    curved = lambda size: jax.jit(lambda z: jax.jvp(jax.grad(f(size)), (z,), (along,))[1])(z)
+    close(curved(4), curved(None), rtol=1e-9, atol=1e-10)
+    if case is not PAIRS["triplet-semi-hard"]:
+        twice = jax.jit(jax.grad(lambda z: jnp.sum(jax.grad(f(4))(z) * along)))
+        close(twice(z), curved(None), rtol=1e-9, atol=1e-10)
+
+
+@paths
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_the_count_comes_beside_the_loss(case, block_size):
+    z, y, _ = batch(17)
+    how = {"block_size": block_size, "weights": jnp.linspace(0.5, 2.0, N)}
+    (value, count), gradient = jax.value_and_grad(lambda z: case(z, y, reduction=mj.with_count, **how), has_aux=True)(z)
+    expected, expected_gradient = jax.value_and_grad(lambda z: case(z, y, **how))(z)
+    close(value, expected)
+    close(gradient, expected_gradient)
+    close(count, case(z, y, reduction=lambda mean: jnp.sum(mean.count), **how))
+    assert count > 0 or value == 0
+
+
+@pytest.mark.parametrize("name", ["circle", "circle_class"])
+def test_gradient_of_circle_is_that_with_weights_held_fixed(name, x64):
+    """Finite differences of the oracle's formula in which only s, not its weight α, moves."""
+    z, y, prototypes = batch(17, dtype=np.float64)
+    scale, margin, eps = 10.0, 0.25, 1e-6
+    columns, is_class = (prototypes, True) if name == "circle_class" else (z, False)
+    case = {**PAIRS, **CLASSES}[name]
+    rest = (prototypes,) if is_class else ()
+    gradient = jax.grad(lambda z: case(z, y, *rest, scale=scale, margin=margin))(z)
+
+    def value(moved):
+        now = oracle.matrix("cosine_similarity", moved, columns if is_class else moved)
+        fixed = oracle.matrix("cosine_similarity", z, columns)
+        pull = scale * np.maximum(1 + margin - fixed, 0) * (now - 1 + margin)
+        push = scale * np.maximum(fixed + margin, 0) * (now - margin)
+        losses = []
+        for i in range(N):
+            if is_class:
+                logits = np.where(np.arange(C) == y[i], pull[i], push[i])
+                losses.append(np.log(np.sum(np.exp(logits))) - logits[y[i]])
+            else:
+                mine = (y == y[i]) & (np.arange(N) != i)
+                if mine.any():
+                    losses.append(np.log1p(np.sum(np.exp(-pull[i][mine])) * np.sum(np.exp(push[i][y != y[i]]))))
+        return np.mean(losses)
+
+    for i, j in ((0, 0), (3, 2), (9, 5)):
+        step = np.zeros_like(z)
+        step[i, j] = eps
+        close(gradient[i, j], (value(z + step) - value(z - step)) / (2 * eps), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["ranked_list", "decoupled_contrastive-weighted", "unified_pair-weighted"])
+def test_gradient_with_weights_held_fixed(name, x64):
+    """Finite differences of the oracle in which the weights stay what they are at z."""
+    case, eps = PAIRS[name], 1e-6
+    z, y, _ = batch(17, dtype=np.float64)
+    held = oracle.matrix(case.measure, z, z)
+    gradient = jax.grad(lambda z: case(z, y))(z)
+    for i, j in ((0, 0), (3, 2), (9, 5)):
+        step = np.zeros_like(z)
+        step[i, j] = eps
+        slope = (case.expected(z + step, y, held=held) - case.expected(z - step, y, held=held)) / (2 * eps)
+        close(gradient[i, j], slope, rtol=1e-5, atol=1e-8)
+
+
+@every_path
+def test_one_trace_for_each_shape(case):
+    arguments = inputs(case, 18)
+    varied = {case.varied: 0.5} if case.varied else {}
+    traces = []
+
+    @jax.jit
+    def f(varied, *arguments):
+        traces.append(None)
+        return case(*arguments, **varied)
+
+    for factor in (1.0, 2.0):
+        f({k: v * factor for k, v in varied.items()}, *arguments)
+    assert len(traces) == 1
+
+
+@every_path
+def test_eager_calls_compile_once(case):
+    arguments = inputs(case, 19)
+    case(*arguments)
+    with jax.no_tracing(True):
+        case(*arguments)
+
+
+@paths
+def test_no_leaked_tracers(case):
+    with jax.checking_leaks():
+        z, y, _ = batch(20)
+        jax.grad(lambda z: case(z, y, block_size=4))(z)
