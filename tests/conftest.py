@@ -1,7 +1,9 @@
 """Strict settings for every test: no silent promotion of dtypes or ranks, warnings are errors, eight CPU devices."""
 
+import gc
 import itertools
 import os
+import pathlib
 import tempfile
 from importlib import metadata
 
@@ -41,14 +43,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: names.setdefault(id(case(item)) if case(item) else item.path, len(names)))
 
 
-TESTS = itertools.count(1)
+TESTS, MAPS = itertools.count(1), pathlib.Path("/proc/self/maps")
 
 
 @pytest.fixture(autouse=True)
 def few_programs():
-    """Each compiled program holds memory maps, of which a process gets 65,530: drop the programs now and then."""
+    """Each compiled program holds memory maps, of which Linux gives a process 65,530: drop the programs in time."""
     yield
-    if next(TESTS) % 100 == 0:
+    if next(TESTS) % 50 == 0 and MAPS.exists() and len(MAPS.read_bytes().splitlines()) > 40_000:
         jax.clear_caches()
 
 
@@ -74,6 +76,14 @@ def debug_nans():
     jax.config.update("jax_debug_nans", True)
     yield
     jax.config.update("jax_debug_nans", False)
+
+
+@pytest.fixture
+def young_objects():
+    """The garbage collector, which each check for leaks calls, looks at new objects only."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
