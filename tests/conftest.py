@@ -36,8 +36,15 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=200, metavar="NUMBER", help=f"{what} (default 200)")
 
 
+SLOW_ROOMS = ("benchmarks", "examples")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests of one loss after each other, so that they share compiled programs."""
+    """Two rooms are slow, and hostile files; tests of one loss share compiled programs, after each other."""
+    for item in items:
+        if item.path.parent.name in SLOW_ROOMS or "fuzz" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
     case = lambda item: getattr(item, "callspec", None) and item.callspec.params.get("case")
     names = {}
     items.sort(key=lambda item: names.setdefault(id(case(item)) if case(item) else item.path, len(names)))

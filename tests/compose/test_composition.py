@@ -86,7 +86,9 @@ def test_weighted_sum_with_class_based_losses_and_arithmetic():
     for parts in ((losses.supcon, cosface), (own, losses.circle), (losses.clip, losses.info_nce)):
         y = Z[::-1] if losses.clip in parts else Y
         together = mj.weighted_sum(*parts)
-        run = lambda f, y=y: jax.value_and_grad(lambda z: f(z, y, where=Y > 0, weights=jnp.linspace(0.5, 2, 16)))(Z)
+        run = lambda f, y=y: jax.jit(
+            jax.value_and_grad(lambda z: f(z, y, where=Y > 0, weights=jnp.linspace(0.5, 2, 16)))
+        )(Z)
         close(run(together), run(one_by_one(parts, (1, 1))))
 
 
@@ -97,7 +99,8 @@ def test_weights_are_traced_and_differentiable(size):
     weights = jnp.array([[1.0, 0.5, 2.0], [0.0, -1.0, 0.25]])
     both = jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1)), (None, 0)))
     g = lambda z, w: one_by_one(parts, w)(z, Y)
-    wanted = [jax.value_and_grad(g, (0, 1))(Z, w) for w in weights]
+    separately = jax.jit(jax.value_and_grad(g, (0, 1)))
+    wanted = [separately(Z, w) for w in weights]
     close(both(Z, weights), jax.tree.map(lambda *a: jnp.stack(a), *wanted))
     close(wanted[0][1][1], jnp.stack([part(Z, Y) for part in parts]))
 
@@ -107,7 +110,7 @@ def test_weights_are_traced_and_differentiable(size):
 def test_weighted_sum_over_devices(axis, size):
     parts = losses.supcon, losses.contrastive, losses.circle, losses.triplet
     z, y, where = jnp.concatenate([Z, Z[::-1] + 1]), jnp.concatenate([Y, Y]), jnp.arange(32) < 21
-    wanted = jax.value_and_grad(lambda z: one_by_one(parts, scales(parts))(z, y, where=where))(z)
+    wanted = jax.jit(jax.value_and_grad(lambda z: one_by_one(parts, scales(parts))(z, y, where=where)))(z)
     mesh, together = mesh_of(axis), mj.weighted_sum(*parts, weights=scales(parts))
     arrays = put(mesh, z, y, where)
     over = mj.over_mesh(together, "data", mesh)
@@ -125,7 +128,7 @@ def test_weights_are_differentiable_over_devices():
         return jax.shard_map(summed, mesh=mesh, in_specs=(WHOLE, SPLIT, SPLIT), out_specs=PartitionSpec())(w, z, y)
 
     w = jnp.array([1.0, 0.5])
-    wanted = jax.value_and_grad(lambda w: one_by_one(parts, w)(Z, Y))(w)
+    wanted = jax.jit(jax.value_and_grad(lambda w: one_by_one(parts, w)(Z, Y)))(w)
     close(jax.jit(jax.value_and_grad(f))(w, *put(mesh, Z, Y)), wanted)
 
 
@@ -226,13 +229,14 @@ def test_gradient_of_matryoshka(size):
     f = lambda z, w: mj.matryoshka(losses.supcon, (2, 6), weights=w)(z, Y, block_size=size)
     weights = jnp.array([[1.0, 0.5], [0.0, 2.0]])
     got = jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1)), (None, 0)))(Z, weights)
-    wanted = [jax.value_and_grad(lambda z, w: w[0] * at(z, 2) + w[1] * at(z, 6), (0, 1))(Z, w) for w in weights]
+    separately = jax.jit(jax.value_and_grad(lambda z, w: w[0] * at(z, 2) + w[1] * at(z, 6), (0, 1)))
+    wanted = [separately(Z, w) for w in weights]
     close(got, jax.tree.map(lambda *a: jnp.stack(a), *wanted))
 
 
 def test_matryoshka_over_devices():
     mesh, nested = mesh_of(jax.sharding.AxisType.Auto), mj.matryoshka(losses.supcon, (2, 6))
-    wanted = jax.value_and_grad(lambda z: nested(z, Y))(Z)
+    wanted = jax.jit(jax.value_and_grad(lambda z: nested(z, Y)))(Z)
     close(jax.jit(jax.value_and_grad(mj.over_mesh(nested, "data", mesh)))(*put(mesh, Z, Y)), wanted)
 
 
@@ -286,7 +290,7 @@ MINERS = (mining.chain(), mining.multi_similarity(0.1), mining.rank_range((1, 2)
 def test_miners_on_a_schedule(size):
     """One after another by `switch`, and one whose limit moves."""
     loss = partial(losses.multi_similarity, beta=2.0, block_size=size)
-    f = lambda miner: jax.value_and_grad(lambda z: loss(z, Y, miner=miner))(Z)
+    f = lambda miner: jax.jit(jax.value_and_grad(lambda z: loss(z, Y, miner=miner)))(Z)
     in_turn, traces = counted(lambda step: f(mining.switch(step // 10, MINERS)))
     values = []
     for step, miner in ((0, MINERS[0]), (15, MINERS[1]), (29, MINERS[2]), (99, MINERS[2])):
@@ -301,7 +305,7 @@ def test_miners_on_a_schedule(size):
 
 def test_a_miner_on_a_schedule_in_a_weighted_sum():
     parts = losses.supcon, losses.circle
-    f = lambda loss, miner: jax.value_and_grad(lambda z: loss(z, Y, miner=miner, block_size=5))(Z)
+    f = lambda loss, miner: jax.jit(jax.value_and_grad(lambda z: loss(z, Y, miner=miner, block_size=5)))(Z)
     scheduled, traces = counted(lambda step: f(mj.weighted_sum(*parts), mining.switch(step // 10, MINERS)))
     for step, miner in ((5, MINERS[0]), (25, MINERS[2])):
         close(scheduled(step), f(one_by_one(parts, (1, 1)), miner))

@@ -31,7 +31,9 @@ def test_a_loss_of_ones_own():
     s = np.asarray(z) @ np.asarray(z).T
     expected = (np.sum(s[other]) - 2 * np.sum(s[same])) / (same.sum() + other.sum())
     for size in (None, 5, "auto"):
-        value, (dz, dslope) = jax.value_and_grad(lambda z, t, size=size: loss(z, t, block_size=size), (0, 1))(z, 2.0)
+        value, (dz, dslope) = jax.jit(jax.value_and_grad(lambda z, t, size=size: loss(z, t, block_size=size), (0, 1)))(
+            z, 2.0
+        )
         np.testing.assert_allclose(value, expected, rtol=1e-5)
         np.testing.assert_allclose(dslope, -np.sum(s[same]) / (same.sum() + other.sum()), rtol=1e-5)
         assert dz.shape == z.shape

@@ -13,6 +13,7 @@ from jax.sharding import AxisType
 
 import metricjax as mj
 from tests.helpers import two_processes
+from tests.helpers.batches import every
 from tests.helpers.cases import CLASSES, PAIRS, PATHS
 from tests.helpers.meshes import SPLIT, WHOLE, assert_same, axes, mesh_of, put
 
@@ -25,7 +26,7 @@ WEIGHTS = jnp.linspace(0.5, 2, 32)
 def check(case, axis, size, weighted, **options):
     """Value and gradient, the gradient taken outside `shard_map` and inside."""
     how = lambda where, weights: {"where": where, **({"weights": weights} if weighted else {}), **options}
-    one = jax.value_and_grad(lambda z: case(z, Y, **how(WHERE, WEIGHTS)))(Z)
+    one = jax.jit(jax.value_and_grad(lambda z: case(z, Y, **how(WHERE, WEIGHTS))))(Z)
     mesh = mesh_of(axis)
     local = lambda z, y, *arrays: case(z, y, axis_name="data", block_size=size, **how(*arrays))
     over = lambda f, out: jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(SPLIT,) * 4, out_specs=out))
@@ -34,7 +35,7 @@ def check(case, axis, size, weighted, **options):
     assert_same(over(jax.grad(local), SPLIT)(*arrays), one[1])
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", every(PAIRS, PATHS))
 def test_eight_devices_equal_one(name):
     check(PAIRS[name], AxisType.Explicit, 3, weighted=name != "contrastive")
 
@@ -57,7 +58,7 @@ def test_over_mesh_equals_one_device(axis):
     """With a differentiated hyper-parameter, over one axis of a mesh or both, the batch split already or not."""
     mesh = mesh_of(axis, (4, 2), ("data", "model"))
     plain = lambda z, t: mj.losses.supcon(z, Y, where=WHERE, temperature=t)
-    one = jax.value_and_grad(plain, (0, 1))(Z, 0.1)
+    one = jax.jit(jax.value_and_grad(plain, (0, 1)))(Z, 0.1)
     for name in ("data", ("data", "model")):
         spread = mj.over_mesh(mj.losses.supcon, name, mesh)
         f = jax.jit(jax.value_and_grad(lambda z, y, t, f=spread: f(z, y, where=WHERE, temperature=t), (0, 2)))
@@ -76,7 +77,7 @@ def test_hyper_parameters_have_gradients_and_batches_of_values_over_a_mesh(name,
     spread = mj.over_mesh(case, "data", mesh)
     values = jnp.array([0.3, 0.9])
     over = lambda f, z, y: jax.vmap(jax.grad(lambda v: f(z, y, block_size=size, **{case.varied: v})))(values)
-    expected = over(case, Z, Y)
+    expected = jax.jit(lambda z, y: over(case, z, y))(Z, Y)
     assert np.all(np.abs(expected) > 0)
     assert_same(jax.jit(lambda z, y: over(spread, z, y))(*put(mesh, Z, Y)), expected)
 
@@ -103,6 +104,7 @@ def test_columns_are_gathered_once():
     assert len(back) == 1
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one():
     """Two real processes of two devices each, joined by `jax.distributed`."""
     with socket.socket() as free:

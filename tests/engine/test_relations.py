@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 import metricjax as mj
 from tests.helpers import oracle, oracle_pairs
 from tests.helpers.cases import PAIRS
+from tests.helpers.programs import value_and_grad
 
 NAMES = ("supcon", "margin", "lifted_structure", "triplet", "triplet-semi-hard", "triplet-all")
 cases = pytest.mark.parametrize("case", [PAIRS[name] for name in NAMES], ids=NAMES)
@@ -100,7 +101,7 @@ def test_gradient_with_pairs_of_neither_kind(case):
     make, same, _ = RELATIONS["across_cameras"]
     z, labels = rows(N, 0), make(N, 4)
     dense, panels = (
-        jax.grad(lambda z, size=size: case(z, labels, same=same, block_size=size))(z) for size in (None, 4)
+        jax.jit(jax.grad(lambda z, size=size: case(z, labels, same=same, block_size=size)))(z) for size in (None, 4)
     )
     assert np.any(dense)
     close(panels, dense)
@@ -111,14 +112,14 @@ def test_gradient_with_pairs_of_neither_kind(case):
 def test_ignored_rows_might_as_well_not_exist(case, size):
     """With labels of any shape, and on top of another relation."""
     z, labels = rows(N, 0), integers(4, N, 4) - 1
-    wanted = jax.value_and_grad(lambda z: case(z, labels, where=labels >= 0, block_size=size))(z)
+    wanted = value_and_grad(case, z, labels, where=labels >= 0, block_size=size)
     assert wanted[0] > 0
     coarse_to_fine = jnp.stack([labels, jnp.arange(N)], axis=1)
     for same, y in (
         (relations.ignoring(-1), labels),
         (relations.ignoring(-1, relations.same_level(0)), coarse_to_fine),
     ):
-        close(jax.value_and_grad(lambda z, same=same, y=y: case(z, y, same=same, block_size=size))(z), wanted)
+        close(value_and_grad(case, z, y, same=same, block_size=size), wanted)
 
 
 # --- a relation that holds an array ---------------------------------------------------------------------------------
@@ -139,13 +140,13 @@ def test_relation_with_a_traced_table(case, size):
     @jax.jit
     def f(z, table):
         traces.append(None)
-        return jax.value_and_grad(lambda z: case(z, labels, same=Partial(same_in, table), block_size=size))(z)
+        return jax.jit(jax.value_and_grad(lambda z: case(z, labels, same=Partial(same_in, table), block_size=size)))(z)
 
     loop = [f(z, table) for table in tables]
     assert len(traces) == 1
     for (value, _), table in zip(loop, np.asarray(tables), strict=True):
         close(value, expected(case, lambda a, b, t=table: t[a] == t[b], z, labels))
-    close(jax.vmap(f, (None, 0))(z, tables), jax.tree.map(lambda *a: jnp.stack(a), *loop))
+    close(jax.jit(jax.vmap(f, (None, 0)))(z, tables), jax.tree.map(lambda *a: jnp.stack(a), *loop))
 
 
 @pytest.mark.parametrize("size", [None, 4])
@@ -214,7 +215,7 @@ def test_graded_supcon_equals_the_oracle(name, variant):
         return oracle_pairs.supcon(oracle.matrix("cosine_similarity", z, x), *pairs, variant=variant, weights=weights)
 
     dense, panels = (
-        jax.value_and_grad(lambda z, size=size: mj.losses.supcon(z, labels, block_size=size, **options))(z)
+        jax.jit(jax.value_and_grad(lambda z, size=size: mj.losses.supcon(z, labels, block_size=size, **options)))(z)
         for size in (None, 4)
     )
     assert wanted(z, labels, True) > 0
@@ -236,9 +237,11 @@ def test_grade_of_equal_labels_is_plain_supcon():
     z, labels = rows(N, 0), integers(4, N, 1)
     for variant in ("out", "in"):
         graded, plain = (
-            jax.value_and_grad(lambda z, how=how, variant=variant: mj.losses.supcon(z, labels, variant=variant, **how))(
-                z
-            )
+            jax.jit(
+                jax.value_and_grad(
+                    lambda z, how=how, variant=variant: mj.losses.supcon(z, labels, variant=variant, **how)
+                )
+            )(z)
             for how in ({"grade": lambda a, b: 0.5 * (a == b).astype(jnp.float32)}, {})
         )
         close(graded, plain)

@@ -49,6 +49,11 @@ classes = pytest.mark.parametrize("case", CLASSES.values(), ids=CLASSES)
 class_paths = pytest.mark.parametrize("case", [CLASSES[name] for name in CLASS_PATHS], ids=CLASS_PATHS)
 
 
+def every(cases, ways):
+    """The names of all cases; those that take the way of another are slow."""
+    return [name if name in ways else pytest.param(name, marks=pytest.mark.slow) for name in cases]
+
+
 def pairs_with(option):
     """The losses over pairs that take `option`."""
     cases = {name: case for name, case in PAIRS.items() if option not in case.lacks}

@@ -58,7 +58,7 @@ def test_adacos_has_the_gradient_of_a_softmax_at_its_scale():
     value, scale = mj.losses.adacos(z, y, w, jnp.array(3.0))
     plain = lambda z: mj.losses.normalized_softmax(z, y, w, temperature=1 / scale)
     close(value, plain(z))
-    close(jax.grad(lambda z: mj.losses.adacos(z, y, w, jnp.array(3.0))[0])(z), jax.grad(plain)(z))
+    close(jax.jit(jax.grad(lambda z: mj.losses.adacos(z, y, w, jnp.array(3.0))[0]))(z), jax.jit(jax.grad(plain))(z))
 
 
 def test_schedules_and_biases_equal_the_oracle():
@@ -83,14 +83,14 @@ def test_gradient_of_p2s_grad_is_the_papers(x64):
     one = lambda z, k: jnp.sum(jax.lax.stop_gradient(cosines(z) - jax.nn.one_hot(k, C)) * cosines(z))
     cosines = lambda z: mj.similarities.cosine(z[None], w)[0]
     expected = jax.vmap(jax.grad(one))(z, y) / N
-    close(jax.grad(mj.losses.p2s_grad)(z, y, w), expected, rtol=1e-10)
+    close(jax.jit(jax.grad(mj.losses.p2s_grad))(z, y, w), expected, rtol=1e-10)
 
 
 def test_gradient_of_magface_reaches_norms_inside_its_bounds_only():
     z, y, w = batch(7)
     loss = lambda length: mj.losses.magface(length[:, None] * mj.sphere.project(z), y, w, norms=(2.0, 4.0))
     lengths = jnp.where(jnp.arange(N) % 2 == 0, 3.0, jnp.where(jnp.arange(N) % 4 == 1, 1.0, 5.0))
-    gradient = jax.grad(loss)(lengths)
+    gradient = jax.jit(jax.grad(loss))(lengths)
     assert np.all(np.abs(gradient[::2]) > 1e-6)
     close(gradient[1::2], np.zeros(N // 2), atol=1e-5)
 
@@ -152,7 +152,7 @@ def test_merged_centers_equal_the_oracle_with_finite_gradients(x64, debug_nans):
     close(mj.losses.merged_centers(w, weights=weights), np.average(each, weights=weights))
     check_grads(lambda w: mj.losses.merged_centers(jnp.asarray(w)), (w,), order=1, modes=["rev"], eps=1e-6)
     for alike in (jnp.ones((2, 3, D)), jnp.zeros((2, 3, D)), w[:, :1]):
-        value, gradient = jax.value_and_grad(mj.losses.merged_centers)(alike)
+        value, gradient = jax.jit(jax.value_and_grad(mj.losses.merged_centers))(alike)
         assert value == 0
         assert np.all(np.isfinite(gradient))
 
@@ -167,6 +167,6 @@ def test_energies_of_other_powers_equal_the_oracle():
 def test_proxies_spread_evenly_under_the_energy():
     """Four points in three dimensions reach the cosine −1/3 of a tetrahedron."""
     w = mj.sphere.project(jax.random.normal(jax.random.key(0), (4, 3)))
-    descend = lambda _, w: mj.sphere.project(w - 0.5 * jax.grad(mj.losses.hyperspherical_energy)(w))
+    descend = lambda _, w: mj.sphere.project(w - 0.5 * jax.jit(jax.grad(mj.losses.hyperspherical_energy))(w))
     w = jax.jit(lambda w: jax.lax.fori_loop(0, 500, descend, w))(w)
     close((w @ w.T)[~np.eye(4, dtype=bool)], np.full(12, -1 / 3), atol=1e-3)

@@ -47,7 +47,7 @@ def test_dynamic_soft_margin_weighs_without_a_gradient():
 
     fixed = lambda z: mj.over_triplets(terms, mj.mining.batch_hard, z, y, distance=mj.distances.chord)
     close(f(z), np.mean(weights * at))
-    close(jax.grad(f)(z), jax.grad(fixed)(z))
+    close(jax.jit(jax.grad(f))(z), jax.jit(jax.grad(fixed))(z))
 
 
 # --- margin loss ----------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def test_margin_loss_over_selected_triplets(select, block_size):
     active = [(t, b) for t, b in zip(terms, bounds, strict=True) if t > 0]
     expected = np.mean([t + 0.1 * b for t, b in active])
     close(f(z, beta, 0.1), expected)
-    slope = jax.grad(f, 1)(z, beta, 0.0)
+    slope = jax.jit(jax.grad(f, 1))(z, beta, 0.0)
     for k in range(3):
         moved = [float(f(z, beta.at[k].add(step), 0.0)) for step in (1e-3, -1e-3)]
         close(slope[k], (moved[0] - moved[1]) / 2e-3, rtol=2e-2, atol=1e-3)
@@ -93,7 +93,7 @@ def test_gradient_of_a_beta_for_each_class(block_size):
                 if kind * (float(beta[int(y[i])]) - d[i, j]) + 0.2 > 0:
                     signs[int(y[i])] += kind
                     count += 1
-    close(jax.grad(f)(beta), signs / count)
+    close(jax.jit(jax.grad(f))(beta), signs / count)
 
 
 # --- miners in losses -----------------------------------------------------------------------------------------------

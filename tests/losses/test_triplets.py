@@ -23,9 +23,9 @@ def test_all_triplets_with_many_positives(classes, block_size):
         terms = jnp.where(valid, jnp.maximum(d[:, :, None] - d[:, None, :] + 0.2, 0), 0)
         return jnp.sum(terms) / jnp.maximum(jnp.sum(terms > 0, dtype=jnp.float32), 1)
 
-    value, gradient = jax.value_and_grad(lambda z: case(z, y, block_size=block_size))(z)
+    value, gradient = jax.jit(jax.value_and_grad(lambda z: case(z, y, block_size=block_size)))(z)
     np.testing.assert_allclose(value, case.expected(z, y), rtol=1e-5)
-    np.testing.assert_allclose(gradient, jax.grad(every_triplet)(z), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(gradient, jax.jit(jax.grad(every_triplet))(z), rtol=1e-4, atol=1e-7)
 
 
 def test_a_selection_of_ones_own():
@@ -42,5 +42,5 @@ def test_a_selection_of_ones_own():
     for own, known in ((nearest, mj.mining.easy_positive_hard_negative), (many, mj.mining.semi_hard)):
         for size in (None, 5):
             f = lambda z, select, size=size: mj.losses.triplet(z, y, triplets=select, margin=0.9, block_size=size)
-            for got, wanted in zip(*(jax.value_and_grad(f)(z, s) for s in (own, known)), strict=True):
+            for got, wanted in zip(*(jax.jit(jax.value_and_grad(f))(z, s) for s in (own, known)), strict=True):
                 np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
