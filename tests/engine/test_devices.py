@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 
 import metricjax as mj
 from tests.helpers import two_processes
-from tests.helpers.batches import every
+from tests.helpers.batches import slow_unless
 from tests.helpers.cases import CLASSES, PAIRS, PATHS
 from tests.helpers.meshes import SPLIT, WHOLE, assert_same, axes, mesh_of, put
 
@@ -35,7 +35,7 @@ def check(case, axis, size, weighted, **options):
     assert_same(over(jax.grad(local), SPLIT)(*arrays), one[1])
 
 
-@pytest.mark.parametrize("name", every(PAIRS, PATHS))
+@pytest.mark.parametrize("name", slow_unless(PATHS, PAIRS))
 def test_eight_devices_equal_one(name):
     check(PAIRS[name], AxisType.Explicit, 3, weighted=name != "contrastive")
 

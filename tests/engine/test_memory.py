@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.helpers.batches import every
+from tests.helpers.batches import slow_unless
 from tests.helpers.cases import PAIRS, PATHS
 
 D = 128
@@ -26,7 +26,7 @@ ALLOWED = {
 }
 
 
-@pytest.mark.parametrize("name", every(PAIRS, PATHS))
+@pytest.mark.parametrize("name", slow_unless(PATHS, PAIRS))
 def test_temporaries_are_linear_in_the_batch(name):
     """Mostly three arrays of the size of the embeddings and 32 MiB, at most 2.2 times as much for twice the batch."""
     arrays, rest = ALLOWED.get(name, (3, 32))

@@ -49,8 +49,8 @@ classes = pytest.mark.parametrize("case", CLASSES.values(), ids=CLASSES)
 class_paths = pytest.mark.parametrize("case", [CLASSES[name] for name in CLASS_PATHS], ids=CLASS_PATHS)
 
 
-def every(cases, ways):
-    """The names of all cases; those that take the way of another are slow."""
+def slow_unless(ways, cases):
+    """The names of all cases, of which those that take the way of another are slow."""
     return [name if name in ways else pytest.param(name, marks=pytest.mark.slow) for name in cases]
 
 
