@@ -1,7 +1,9 @@
 """Strict settings for every test: no silent promotion of dtypes or ranks, warnings are errors, eight CPU devices."""
 
+import gc
 import itertools
 import os
+import pathlib
 import tempfile
 from importlib import metadata
 
@@ -16,6 +18,8 @@ import jax
 import jaxtyping
 import numpy as np
 import pytest
+
+pytest.register_assert_rewrite("tests.helpers")
 
 # Shapes and dtypes of every call are checked; an int will do for a float.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
@@ -32,21 +36,28 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=200, metavar="NUMBER", help=f"{what} (default 200)")
 
 
+SLOW_ROOMS = ("benchmarks", "examples")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests of one loss after each other, so that they share compiled programs."""
+    """Two rooms are slow, and hostile files; tests of one loss share compiled programs, after each other."""
+    for item in items:
+        if item.path.parent.name in SLOW_ROOMS or "fuzz" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
     case = lambda item: getattr(item, "callspec", None) and item.callspec.params.get("case")
     names = {}
-    items.sort(key=lambda item: names.setdefault(id(case(item)) if case(item) else item.path.name, len(names)))
+    items.sort(key=lambda item: names.setdefault(id(case(item)) if case(item) else item.path, len(names)))
 
 
-TESTS = itertools.count(1)
+TESTS, MAPS = itertools.count(1), pathlib.Path("/proc/self/maps")
 
 
 @pytest.fixture(autouse=True)
 def few_programs():
-    """Each compiled program holds memory maps, of which a process gets 65,530: drop the programs now and then."""
+    """Each compiled program holds memory maps, of which Linux gives a process 65,530: drop the programs in time."""
     yield
-    if next(TESTS) % 100 == 0:
+    if next(TESTS) % 50 == 0 and MAPS.exists() and len(MAPS.read_bytes().splitlines()) > 25_000:
         jax.clear_caches()
 
 
@@ -72,6 +83,14 @@ def debug_nans():
     jax.config.update("jax_debug_nans", True)
     yield
     jax.config.update("jax_debug_nans", False)
+
+
+@pytest.fixture
+def young_objects():
+    """The garbage collector, which each check for leaks calls, looks at new objects only."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

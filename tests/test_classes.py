@@ -6,7 +6,7 @@ import pytest
 
 from metricjax.prototypes import add_classes, class_means
 from metricjax.transforms import apply_to_rows, on_rows
-from tests.oracle import unit
+from tests.helpers.oracle import unit
 
 
 @pytest.mark.parametrize("on_sphere", [True, False])

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from metricjax.losses import catalogue
-from tests import test_every_loss
-from tests.cases import ClassCase, PairCase, class_case, pair_case
-from tests.test_catalogue import check_entry
+from tests.helpers.cases import ClassCase, PairCase, class_case, pair_case
+from tests.losses import test_every_loss
+from tests.losses.test_catalogue import check_entry
 
 PAGE = (pathlib.Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 CODE: dict[str, str] = {}  # by file
@@ -29,7 +29,10 @@ def module_with(file: str) -> dict:
 
 
 def added(case: Callable, name: str, losses: str, oracles: str):
-    loss, expected = module_with(f"metricjax/losses/{losses}.py")[name], module_with(f"tests/{oracles}.py")[name]
+    loss, expected = (
+        module_with(f"metricjax/losses/{losses}.py")[name],
+        module_with(f"tests/helpers/{oracles}.py")[name],
+    )
     return case(loss, expected, ENTRIES[name])
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import metricjax as mj
-from tests import oracle
+from tests.helpers import oracle
 
 ALL = {
     "dot": mj.similarities.dot,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.loss_tables import tables
+from tests.helpers.loss_tables import tables
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -28,5 +28,5 @@ def test_code_runs(index):
 
 @pytest.mark.parametrize("table", tables())
 def test_tables_of_losses_are_those_of_the_catalogue(table):
-    """Word for word; `python -m tests.loss_tables` prints them."""
+    """Word for word; `python -m tests.helpers.loss_tables` prints them."""
     assert f"\n\n{table}\n\n" in README

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 import metricjax as mj
 from metricjax.prototypes import sample
-from tests.test_devices import assert_same, axes, mesh_of, put
+from tests.helpers.meshes import assert_same, axes, mesh_of, put
 
 C, D, COUNT, Y, OTHERS = 20, 5, 8, jnp.array([7, 2, 7, 11]), sorted(set(range(20)) - {2, 7, 11})
 KEYS = jax.random.split(jax.random.key(3), 3000)
@@ -71,7 +71,9 @@ def value_and_gradient(name, z, y, w, **options):
     """With respect to embeddings and prototypes; for `adaface` with its next state."""
     state = (jnp.array([2.0, 1.0]),) if name == "adaface" else ()
     loss = lambda z, w: getattr(mj.losses, name)(z, y, w, *state, **options)
-    return jax.value_and_grad(lambda z, w: loss(z, w) if state else (loss(z, w), ()), (0, 1), has_aux=True)(z, w)
+    return jax.jit(jax.value_and_grad(lambda z, w: loss(z, w) if state else (loss(z, w), ()), (0, 1), has_aux=True))(
+        z, w
+    )
 
 
 @pytest.mark.parametrize("name", ["cosface", "adaface", "sphereface2", "proxy_anchor"])
@@ -98,7 +100,7 @@ def test_training_on_samples_lowers_the_loss_of_all_classes(rng):
     def step(p, state, key):
         rows = jax.random.permutation(key, len(z))[:8]
         classes = sample(key, y[rows], 40, 12)
-        gradient = jax.grad(lambda w: loss(z[rows], y[rows], w, classes=classes))(p[classes])
+        gradient = jax.jit(jax.grad(lambda w: loss(z[rows], y[rows], w, classes=classes)))(p[classes])
         with jax.numpy_dtype_promotion("standard"):  # Optax's own Adam raises a float to an integer power
             updates, state = optimizer.update(gradient, state, p[classes], rows=classes)
         return mj.transforms.apply_to_rows(p, updates, classes), state

@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 from metricjax import distances, sphere
-from tests import oracle_sphere as oracle
+from tests.helpers import oracle_sphere as oracle
 
 to_tangent, exp, log, distance, interpolate, transport, frechet_mean = map(
     jax.jit,

@@ -1,0 +1,41 @@
+"""What compiled programs keep: read from XLA, without running them."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.helpers.batches import slow_unless
+from tests.helpers.cases import PAIRS, PATHS
+
+D = 128
+
+
+def compiled(case, n):
+    z, y = jax.ShapeDtypeStruct((n, D), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.int32)
+    return jax.jit(jax.value_and_grad(lambda z, y: case(z, y))).lower(z, y).compile()
+
+
+# Arrays of the size of the embeddings, and MiB, for losses that reach rows of columns, or make columns of their own.
+ALLOWED = {
+    **dict.fromkeys(("angular", "triplet-swap-all", "quadruplet", "quadruplet-valid"), (6, 48)),
+    **dict.fromkeys(("lifted_structure", "histogram", "intra_pair_variance", "signal_to_noise"), (3, 48)),
+    **dict.fromkeys(("centroid_triplet", "centroid_triplet-hardest"), (8, 48)),
+}
+
+
+@pytest.mark.parametrize("name", slow_unless(PATHS, PAIRS))
+def test_temporaries_are_linear_in_the_batch(name):
+    """Mostly three arrays of the size of the embeddings and 32 MiB, at most 2.2 times as much for twice the batch."""
+    arrays, rest = ALLOWED.get(name, (3, 32))
+    used = {}
+    for n in (32768, 65536):
+        program = compiled(PAIRS[name], n)
+        used[n] = program.memory_analysis().temp_size_in_bytes
+        assert used[n] <= arrays * n * D * 4 + rest * 2**20
+        shapes = re.findall(r"[a-z]+[0-9]*\[([0-9,]+)\]", program.as_text())
+        most = max(math.prod(map(int, shape.split(","))) for shape in shapes)
+        assert most <= max(n * n / 64, 2**20)  # no more than a panel
+    assert used[65536] <= 2.2 * used[32768]
