@@ -48,11 +48,17 @@ def invariants(kind):
         others = {mark.args[0]: mark.args[1] for mark in marks}
         if any(isinstance(case, kind) for case in others.pop("case", ())):
             for values in itertools.product(*others.values()):
-                yield pytest.param(test, dict(zip(others, values, strict=True)), id=name.removeprefix("test_"))
+                given = [pair for names, value in zip(others, values, strict=True) for pair in named(names, value)]
+                yield pytest.param(test, dict(given), id=name.removeprefix("test_"))
+
+
+def named(names, value):
+    """Parameters that `pytest.mark.parametrize` gives one by one, or several together."""
+    return zip(names.split(", "), value, strict=True) if ", " in names else [(names, value)]
 
 
 def run(test, case, given, request):
-    fixtures = set(inspect.signature(test).parameters) & {"x64", "debug_nans"}
+    fixtures = set(inspect.signature(test).parameters) & {"x64", "debug_nans", "young_objects"}
     test(case, **given, **{name: request.getfixturevalue(name) for name in fixtures})
 
 

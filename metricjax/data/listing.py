@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from metricjax.ground.names import some
 
-__all__ = ["SUFFIXES", "Listing", "photographs_in", "photographs_of_people"]
+__all__ = ["SUFFIXES", "Listing", "photographs_in", "photographs_of_people", "reported"]
 
 SUFFIXES = (
     ".pgm", ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pbm", ".pnm",

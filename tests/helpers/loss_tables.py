@@ -1,4 +1,4 @@
-"""README's tables of losses, made of the catalogue and of signatures. `python -m tests.helpers.loss_tables` prints them."""
+"""README's tables of losses, from catalogue and signatures: `python -m tests.helpers.loss_tables` prints them."""
 
 import inspect
 import re
