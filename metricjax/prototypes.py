@@ -19,10 +19,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from metricjax.engine import devices
-from metricjax.engine.class_blocks import how_many
+from metricjax.engine.class_blocks import number_of_classes
 from metricjax.engine.devices import of_all
 from metricjax.engine.pairs import Mean, static_or_traced
-from metricjax.engine.prototypes import Settings, none_unknown, over_all_prototypes
+from metricjax.engine.prototypes import ClassLoss, known_labels, over_all_prototypes
 from metricjax.engine.reductions import as_reduction
 from metricjax.ground.checks import check_class_batch, check_class_labels, check_options, check_per_row, check_rows
 from metricjax.ground.functions import by_content, check_function
@@ -117,11 +117,11 @@ def over_prototypes(
         if f is not None or name == "target":
             check_function(name, f)
     functions = by_content(target), by_content(others), as_pairwise(similarity, "similarity"), by_content(pool)
-    how = Settings(*functions, join, **given)
+    loss = ClassLoss(*functions, join, **given)
     check_class_batch(embeddings, labels, jax.tree.leaves(prototypes)[0], where, weights, classes, pool is not None)
-    how.check(how_many(prototypes), classes is not None, smoothing is not None)
+    loss.check(number_of_classes(prototypes), classes is not None, smoothing is not None)
     arrays = (embeddings, labels, prototypes, where, weights, classes, tuple(jnp.asarray(a) for a in rows))
-    return over_all_prototypes(how, arrays, static_or_traced((ignore_above, smoothing, *hyper), embeddings))
+    return over_all_prototypes(loss, arrays, static_or_traced((ignore_above, smoothing, *hyper), embeddings))
 
 
 # --- sets of classes --------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def sample(
 
 @jax.jit(static_argnums=(3, 4, 5, 6), inline=True)
 def _sample(key, labels, where, num_classes, here, count, axis_name):
-    labels, first = of_all(none_unknown(labels, where, num_classes), axis_name), 0
+    labels, first = of_all(known_labels(labels, where, num_classes), axis_name), 0
     if axis_name is not None:
         device = devices.index(axis_name)
         key, first = jax.random.fold_in(key, device), device * here
@@ -209,7 +209,7 @@ def class_means(
 @jax.jit(static_argnums=(3, 4), inline=True)
 def _class_means(embeddings, labels, where, num_classes, on_sphere):
     x = existing(widen(embeddings), where)
-    labels = none_unknown(labels, where, num_classes)
+    labels = known_labels(labels, where, num_classes)
     index = jnp.where(labels < 0, num_classes, labels)
     total = lambda a: jnp.zeros((num_classes, *a.shape[1:]), x.dtype).at[index].add(a, mode="drop")
     count = jnp.maximum(total(jnp.ones(len(x), x.dtype)), 1)

@@ -19,10 +19,10 @@ from metricjax.engine.pairs import unwrapped
 from metricjax.ground.numerics import logsumexp, widen
 from metricjax.ground.pairwise import Pairwise
 
-__all__ = ["Scores", "Sweep", "dense", "how_many", "in_blocks", "take", "take_and_pass"]
+__all__ = ["OtherClasses", "Scores", "dense", "in_blocks", "number_of_classes", "take", "take_in_place"]
 
 
-def how_many(prototypes) -> int:
+def number_of_classes(prototypes) -> int:
     return len(jax.tree.leaves(prototypes)[0])
 
 
@@ -33,7 +33,7 @@ def take(prototypes, index):
 
 
 @jax.custom_vjp
-def take_and_pass(prototypes, index):
+def take_in_place(prototypes, index):
     """Some rows in at least float32, and all as they are.
 
     The gradient of some rows is added into that of all, without another array as large. Rows of one class are added up
@@ -53,7 +53,7 @@ def _add_into(index, cotangents):
     return jax.tree.map(add, *cotangents), None
 
 
-take_and_pass.defvjp(lambda prototypes, index: (take_and_pass(prototypes, index), index), _add_into)
+take_in_place.defvjp(lambda prototypes, index: (take_in_place(prototypes, index), index), _add_into)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class OtherClasses:
     """A pass over the other classes: blocks of `size` classes, and which sums of the logits are wanted.
 
     Sums are log Σ exp, if `exponential`, and Σ and how many there are, if `plain`; [n] each.
@@ -113,10 +113,10 @@ class Sweep:
         return step(carry, count * self.size, rest) if rest else carry
 
 
-def dense(sweep: Sweep, x, prototypes, own, real, rows, hyper):
+def dense(others: OtherClasses, x, prototypes, own, real, rows, hyper):
     """The sums over all other classes at once."""
-    z, counts = sweep.logits(x, prototypes, own, real, rows, hyper)
-    return logsumexp(z, counts) if sweep.exponential else None, _plain(z, counts) if sweep.plain else (None, None)
+    z, counts = others.logits(x, prototypes, own, real, rows, hyper)
+    return logsumexp(z, counts) if others.exponential else None, _plain(z, counts) if others.plain else (None, None)
 
 
 def _plain(z, counts):
@@ -124,30 +124,30 @@ def _plain(z, counts):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def in_blocks(sweep: Sweep, x, prototypes, own, real, rows, hyper):
+def in_blocks(others: OtherClasses, x, prototypes, own, real, rows, hyper):
     """`dense`, for a block of classes at a time."""
     nothing = jnp.zeros(len(x), x.dtype)
     info = jnp.finfo(x.dtype)
 
     def step(carry, start, size):
         base, exponential, plain = carry
-        here = lambda: sweep.logits(x, *sweep.block(start, size, prototypes, own, real), rows, hyper)
+        here = lambda: others.logits(x, *others.block(start, size, prototypes, own, real), rows, hyper)
         z, counts = here()
-        if sweep.exponential:
+        if others.exponential:
             total = exponential + _sum_exp(z, counts, base)
             in_range = jnp.all((total > info.tiny**0.5) & (total < info.max**0.5))
             # The largest logit takes another pass: only where it is needed.
             largest = lambda: _rebased(base, exponential, *here())
             base, exponential = lax.cond(in_range, lambda: (base, total), largest)
-        if sweep.plain:
+        if others.plain:
             plain = jax.tree.map(jnp.add, plain, _plain(z, counts))
         return base, exponential, plain
 
     start = varying((nothing, nothing, (nothing, nothing)), x)
-    base, exponential, plain = sweep.fold(step, start, how_many(prototypes))
+    base, exponential, plain = others.fold(step, start, number_of_classes(prototypes))
     some = exponential > 0
     log_total = jnp.where(some, base + jnp.log(jnp.where(some, exponential, 1)), -jnp.inf)
-    return log_total if sweep.exponential else None, plain if sweep.plain else (None, None)
+    return log_total if others.exponential else None, plain if others.plain else (None, None)
 
 
 def _sum_exp(z, counts, base):
@@ -162,25 +162,25 @@ def _rebased(base, exponential, z, counts):
     return top, exponential * jnp.exp(before - top) + _sum_exp(z, counts, top)
 
 
-def _forward(sweep: Sweep, *arguments):
-    totals = in_blocks(sweep, *arguments)
+def _forward(others: OtherClasses, *arguments):
+    totals = in_blocks(others, *arguments)
     return totals, (arguments, totals[0])
 
 
-def _backward(sweep: Sweep, kept, cotangents):
+def _backward(others: OtherClasses, kept, cotangents):
     (x, prototypes, own, real, rows, hyper), log_total = kept
     to_log, to_plain = cotangents
     finite = None if log_total is None else jnp.where(jnp.isfinite(log_total), log_total, 0)[:, None]
 
     def step(carry, start, size):
         sums, whole = carry
-        w, *here = sweep.block(start, size, prototypes, own, real)
-        logits = lambda x, w, rows, hyper: sweep.logits(x, w, *here, rows, hyper)
+        w, *here = others.block(start, size, prototypes, own, real)
+        logits = lambda x, w, rows, hyper: others.logits(x, w, *here, rows, hyper)
         z, pull, counts = jax.vjp(logits, x, w, rows, hyper, has_aux=True)
         dz = jnp.zeros_like(z)
-        if sweep.exponential:
+        if others.exponential:
             dz += to_log[:, None] * jnp.exp(jnp.where(counts, z - finite, -jnp.inf))
-        if sweep.plain:
+        if others.plain:
             dz += jnp.where(counts, to_plain[0][:, None], 0)
         dx, dw, *rest = pull(dz)
         sums = jax.tree.map(jnp.add, sums, (dx, *rest))
@@ -188,7 +188,7 @@ def _backward(sweep: Sweep, kept, cotangents):
         return sums, jax.tree.map(put, whole, dw)
 
     zeros = varying(jax.tree.map(jnp.zeros_like, ((x, rows, hyper), prototypes)), x)
-    (dx, drows, dhyper), dw = sweep.fold(step, zeros, how_many(prototypes))
+    (dx, drows, dhyper), dw = others.fold(step, zeros, number_of_classes(prototypes))
     return dx, dw, None, None, drows, dhyper
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from metricjax.engine.class_blocks import dense, in_blocks, take, take_and_pass
+from metricjax.engine.class_blocks import dense, in_blocks, take, take_in_place
 from metricjax.engine.devices import Axis, summed
 from metricjax.engine.pairs import Mean, PairLoss, as_triplets, means_of
 from metricjax.engine.panels import means_in_panels, sum_in_panels, sums_in_panels
@@ -90,7 +90,7 @@ def of_triplets(how: Settings, loss: PairLoss, size: int | None, m: int) -> Call
 
 def of_classes(size: int | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Sums over blocks of `size` classes, and how each row's own prototype is taken out."""
-    return (dense, take) if size is None else (in_blocks, take_and_pass)
+    return (dense, take) if size is None else (in_blocks, take_in_place)
 
 
 def _triplets_of_a_row(loss: PairLoss, m: int) -> int:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from metricjax.engine.miners import Miner, Selection, Triplets
 from metricjax.engine.positives import Side, listed_positives, summed_over_positives
-from metricjax.engine.sizes import LIST
+from metricjax.engine.sizes import LIST, LISTS_OF_ROWS
 from metricjax.ground.functions import by_content, check_closed, own_functions
 from metricjax.ground.numerics import computing_dtype
 from metricjax.ground.pairwise import Pairwise
@@ -33,7 +33,6 @@ __all__ = [
     "as_triplets",
     "check_own_functions",
     "chosen_triplets",
-    "counted",
     "distances_of",
     "keyed",
     "looked_at",
@@ -43,6 +42,7 @@ __all__ = [
     "shown",
     "static_or_traced",
     "unwrapped",
+    "with_fixed_count",
 ]
 
 
@@ -81,7 +81,7 @@ class PairLoss:
     @property
     def lengths(self) -> tuple[int, ...]:
         """Lengths of lists of positives to choose from: finer steps where each positive needs a row of its own."""
-        return (4, 16, LIST) if self.reaches else (LIST,)
+        return LISTS_OF_ROWS if self.reaches else (LIST,)
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ def means_of(loss: PairLoss, x, columns, hyper, row: Side, column: Side) -> tupl
         found = _means_of_triplets(loss, x, columns, unwrapped(hyper), row, column)
     else:
         found = loss.rows(Pairs(loss, x, columns, row, column), *unwrapped(hyper))
-    return tuple(counted(mean, x) for mean in as_means(found))
+    return tuple(with_fixed_count(mean, x) for mean in as_means(found))
 
 
 def looked_at(loss: PairLoss, x, columns, hyper, row: Side, column: Side) -> tuple[tuple[Mean, ...], set[str]]:
@@ -299,7 +299,7 @@ def looked_at(loss: PairLoss, x, columns, hyper, row: Side, column: Side) -> tup
 
     def recorded(x, columns, hyper, row, column):
         pairs.append(Pairs(loss, x, columns, row, column))
-        return tuple(counted(mean, x) for mean in as_means(loss.rows(pairs[-1], *unwrapped(hyper))))
+        return tuple(with_fixed_count(mean, x) for mean in as_means(loss.rows(pairs[-1], *unwrapped(hyper))))
 
     means = jax.eval_shape(recorded, x, columns, hyper, row, column)
     return means, pairs[-1].touched
@@ -337,7 +337,7 @@ def check_own_functions(loss: PairLoss, x, columns, hyper, row: Side, column: Si
                 raise ValueError(f"the row function returned a Mean whose {name} has shape {a.shape}; wanted {wanted}")
 
 
-def counted(mean: Mean, x: Array) -> Mean:
+def with_fixed_count(mean: Mean, x: Array) -> Mean:
     return Mean(mean.total, lax.stop_gradient(mean.count).astype(x.dtype))
 
 
@@ -365,7 +365,7 @@ def mean_of_ends(loss: PairLoss, x, ends, hyper, valid, row: Side) -> Mean:
     if loss.swap:
         d_an = jnp.minimum(d_an, jax.vmap(lambda a, b: pair(a, b[:, None])[:, 0])(*ends))
     (mean,) = as_means(loss.rows(Chosen(d_ap, d_an, valid, row.labels), *hyper))
-    return counted(mean, x)
+    return with_fixed_count(mean, x)
 
 
 def _means_of_triplets(loss: PairLoss, x, columns, hyper, row: Side, column: Side) -> Mean:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from metricjax.engine import devices, implementations
-from metricjax.engine.class_blocks import Scores, Sweep, how_many
+from metricjax.engine.class_blocks import OtherClasses, Scores, number_of_classes
 from metricjax.engine.devices import of_all, summed, varying
 from metricjax.engine.pairs import Mean, shown, unwrapped
 from metricjax.engine.reductions import Reduction, quotient, reduced, weighted
@@ -19,11 +19,11 @@ from metricjax.ground.functions import check_closed, jitted, own_functions
 from metricjax.ground.numerics import a_row_for_none, existing, softplus, spoilt, widen
 from metricjax.ground.pairwise import Pairwise
 
-__all__ = ["Settings", "Targets", "none_unknown", "over_all_prototypes", "targets"]
+__all__ = ["ClassLoss", "Targets", "known_labels", "over_all_prototypes", "targets"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class ClassLoss:
     """What is static of one call."""
 
     target: Callable[..., Array]
@@ -61,56 +61,57 @@ class Targets(NamedTuple):
 
 
 @jitted
-def over_all_prototypes(how: Settings, arrays, hyper):
+def over_all_prototypes(loss: ClassLoss, arrays, hyper):
     embeddings, labels, prototypes, where, weights, classes, rows = arrays
     came = len(embeddings)
     if not came:  # a row that does not exist: no arithmetic has to know of none
         embeddings, labels, *rows = map(a_row_for_none, (embeddings, labels, *rows))
         where, weights = jnp.zeros(1, bool), a_row_for_none(weights)
-    axis, n = how.axis_name, len(embeddings)
-    x = how.similarity.embed(existing(widen(embeddings), where))
+    axis, n = loss.axis_name, len(embeddings)
+    x = loss.similarity.embed(existing(widen(embeddings), where))
     rows = tuple(existing(a.astype(x.dtype), where) for a in rows)
     x, rows, hyper = varying((x, rows, hyper), prototypes)
     all_x, all_labels, all_rows = of_all((x, labels, rows), axis)
-    to = targets(all_labels, how_many(prototypes), classes, how.num_classes, axis)
+    to = targets(all_labels, number_of_classes(prototypes), classes, loss.num_classes, axis)
     _, smoothing, *own_hyper = unwrapped(hyper)
-    size = _block_size(how, len(all_x), x.shape[1], how_many(prototypes))
+    size = _block_size(loss, len(all_x), x.shape[1], number_of_classes(prototypes))
     sums, take = implementations.of_classes(size)
     own_rows, prototypes = take(prototypes, jnp.maximum(to.own, 0))
-    scores = Scores(how.similarity, how.pool, reverse=size is not None)
-    _check_own_functions(how, scores, all_x, prototypes, rows, own_hyper)
+    scores = Scores(loss.similarity, loss.pool, reverse=size is not None)
+    _check_own_functions(loss, scores, all_x, prototypes, rows, own_hyper)
     alone = lambda tree: jax.tree.map(lambda a: a[None], tree)
     here = jax.vmap(lambda x, w: scores(alone(x), alone(w), own_hyper)[0, 0])(all_x, own_rows)
     own = varying(summed(jnp.where(to.own >= 0, here, 0), axis), x)
     mine = partial(devices.mine, n=n, axis=axis)
-    logit = how.target(mine(own), *rows, *own_hyper)
+    logit = loss.target(mine(own), *rows, *own_hyper)
     total = logit
-    if how.others is not None:
-        sweep = Sweep(scores, how.others, size, how.join != "sum", how.join == "sum" or smoothing is not None)
+    if loss.others is not None:
+        others = OtherClasses(
+            scores, loss.others, size, loss.join != "sum", loss.join == "sum" or smoothing is not None
+        )
         arguments = (all_x, prototypes, to.own, to.real, (own, *all_rows), hyper)
-        log_sum, plain = sums(sweep, *arguments)
-        log_sum = devices.log_summed(log_sum, axis) if sweep.exponential else None
-        plain = mine(summed(plain, axis))
-        total = _total(how.join, logit, log_sum, plain, smoothing)
+        log_sum, sum_and_number = sums(others, *arguments)
+        log_sum = devices.log_summed(log_sum, axis) if others.exponential else None
+        total = _total(loss.join, logit, log_sum, mine(summed(sum_and_number, axis)), smoothing)
     exists = mine(to.known) if where is None else where & mine(to.known)
     mean = Mean(jnp.where(exists, total, 0) + spoilt(all_x), exists.astype(x.dtype))
     mean, weights = jax.tree.map(lambda a: a[:came], (mean, None if weights is None else weights.astype(x.dtype)))
-    return reduced(weighted((mean,), weights), how.reduction, axis)
+    return reduced(weighted((mean,), weights), loss.reduction, axis)
 
 
-def _check_own_functions(how: Settings, scores: Scores, x, prototypes, rows, hyper) -> None:
+def _check_own_functions(loss: ClassLoss, scores: Scores, x, prototypes, rows, hyper) -> None:
     """Users' functions use no traced value but their arguments, and return what they should: in both forms, alike."""
-    own = {"target": how.target, "others": how.others, "similarity": how.similarity.compare, "pool": how.pool}
+    own = {"target": loss.target, "others": loss.others, "similarity": loss.similarity.compare, "pool": loss.pool}
     if not own_functions(tuple(own.values())):
         return
-    r, c = how_many(prototypes) + 1, how_many(prototypes)
+    r, c = number_of_classes(prototypes) + 1, number_of_classes(prototypes)
 
     def of_some(x, prototypes, rows, hyper):
         x, *rows = (jnp.broadcast_to(a[:1], (r, *a.shape[1:])) for a in (x, *rows))
         z = scores(x, prototypes, hyper)
         numbers = z[:, 0], *rows
-        target = how.target(*numbers, *hyper)
-        return target, None if how.others is None else how.others(z, *(a[:, None] for a in numbers), *hyper)
+        target = loss.target(*numbers, *hyper)
+        return target, None if loss.others is None else loss.others(z, *(a[:, None] for a in numbers), *hyper)
 
     found = check_closed(own, of_some, x, prototypes, rows, hyper)
     for name, value, shape in zip(("target", "others"), found, ((r,), (r, c)), strict=True):
@@ -119,9 +120,9 @@ def _check_own_functions(how: Settings, scores: Scores, x, prototypes, rows, hyp
             raise ValueError(f"{name} returned {shown(value)} for scores {list(shape)}; wanted {wanted}")
 
 
-def _total(join: str, logit, log_sum, plain, smoothing):
+def _total(join: str, logit, log_sum, sum_and_number, smoothing):
     """Each row's total: of its target's logit, and log Σ exp, Σ and number of the logits of other classes."""
-    plain_sum, number = plain
+    plain_sum, number = sum_and_number
     if join == "sum":
         return logit + plain_sum
     if join == "log_odds":
@@ -137,11 +138,11 @@ def targets(labels, here: int, classes=None, num_classes: int | None = None, axi
     """Where each label finds its class among `here` prototypes."""
     if classes is None:
         first, limit = devices.index(axis) * here, devices.count(axis) * here if num_classes is None else num_classes
-        position = none_unknown(labels, num_classes=limit) - first
+        position = known_labels(labels, num_classes=limit) - first
         own = jnp.where((position >= 0) & (position < here), position, -1)
         real = None if num_classes is None else jnp.arange(here, dtype=jnp.int32) + first < limit
     else:
-        classes, labels = (none_unknown(a, num_classes=num_classes) for a in (classes, labels))
+        classes, labels = (known_labels(a, num_classes=num_classes) for a in (classes, labels))
         order = jnp.argsort(classes).astype(jnp.int32)
         nearest = order[jnp.minimum(jnp.searchsorted(classes[order], labels), here - 1)]
         own = jnp.where((labels >= 0) & (classes[nearest] == labels), nearest, -1)
@@ -149,14 +150,14 @@ def targets(labels, here: int, classes=None, num_classes: int | None = None, axi
     return Targets(own, summed((own >= 0).astype(jnp.int32), axis) > 0, real)
 
 
-def _block_size(how: Settings, n: int, d: int, c: int) -> int | None:
+def _block_size(loss: ClassLoss, n: int, d: int, c: int) -> int | None:
     """Classes in a block, None for the dense form."""
-    if isinstance(how.block_size, int):
-        return min(how.block_size, c)
-    return None if how.block_size is None else classes_in_block(n, d, c)
+    if isinstance(loss.block_size, int):
+        return min(loss.block_size, c)
+    return None if loss.block_size is None else classes_in_block(n, d, c)
 
 
-def none_unknown(labels, where=None, num_classes: int | None = None) -> Int[Array, " n"]:
+def known_labels(labels, where=None, num_classes: int | None = None) -> Int[Array, " n"]:
     """Labels in 32 bits, −1 where there is none or it is no class; any is one without `num_classes`."""
     num_classes = jnp.iinfo(jnp.int32).max if num_classes is None else num_classes
     if jnp.iinfo(labels.dtype).max < num_classes:  # which could not be compared in their dtype

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from metricjax.engine import sizes
 from metricjax.engine.devices import varying
 
 __all__ = [
@@ -17,8 +18,6 @@ __all__ = [
     "ordered_integers",
 ]
 
-_GROUP = 64
-
 
 def first_largest(x: Float[Array, "n m"]) -> Int[Array, " n"]:
     """Index of the first largest entry of each row, none of which is NaN.
@@ -26,11 +25,13 @@ def first_largest(x: Float[Array, "n m"]) -> Int[Array, " n"]:
     One pass finds the largest of each group, and only one group is searched: on a CPU, argmax takes many times longer.
     """
     n, m = x.shape
-    groups = jnp.pad(x, [(0, 0), (0, -m % _GROUP)], constant_values=-jnp.inf).reshape(n, -1, _GROUP)
+    groups = jnp.pad(x, [(0, 0), (0, -m % sizes.SEARCHED_GROUP)], constant_values=-jnp.inf).reshape(
+        n, -1, sizes.SEARCHED_GROUP
+    )
     tops = jnp.max(groups, axis=-1)
     group = jnp.argmax(tops, axis=-1).astype(jnp.int32)
     inside = jnp.take_along_axis(groups, group[:, None, None], axis=1)[:, 0]
-    return group * _GROUP + jnp.argmax(inside, axis=-1).astype(jnp.int32)
+    return group * size + jnp.argmax(inside, axis=-1).astype(jnp.int32)
 
 
 def next_marked(mask: Bool[Array, "n m"], last: Int[Array, "n 1"]) -> Int[Array, "n 1"]:
@@ -56,8 +57,8 @@ def first_greater(ordered: Shaped[Array, "n k"], values: Shaped[Array, "n m"]) -
     return jax.vmap(lambda row, value: jnp.searchsorted(row, value, side="right"))(ordered, values)
 
 
-# Four limits are counted in one sum over 32 distances: four numbers of 6 bits, as float32 holds whole numbers of 24.
-_CHUNK, _BITS, _TOGETHER = 4, 6, 32
+# Several limits are counted in one sum: numbers of a few bits each, as float32 holds whole numbers of 24.
+_CHUNK, _BITS, _TOGETHER = sizes.COUNTED_LIMITS, 6, sizes.COUNTED_DISTANCES
 
 
 def counted_by_comparing(limits, d):
@@ -92,4 +93,4 @@ def counted_by_sorting(limits, d):
         reached = limit.size - jnp.searchsorted(jnp.sort(limit), key, side="right")
         return nearer.astype(d.dtype), reached.astype(d.dtype)
 
-    return lax.map(row, (limits, d), batch_size=8)
+    return lax.map(row, (limits, d), batch_size=sizes.rows_sorted_at_once())

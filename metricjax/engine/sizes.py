@@ -3,7 +3,11 @@
 import math
 
 __all__ = [
+    "COUNTED_DISTANCES",
+    "COUNTED_LIMITS",
     "LIST",
+    "LISTS_OF_ROWS",
+    "SEARCHED_GROUP",
     "anchors_in_panel",
     "classes_in_block",
     "columns_in_group",
@@ -21,9 +25,13 @@ __all__ = [
     "rows_in_sorted_tile",
     "rows_in_summed_tile",
     "rows_in_table",
+    "rows_sorted_at_once",
 ]
 
 LIST = 64  # positives of an anchor that are listed, and looked at one by one; with more, all columns are
+LISTS_OF_ROWS = (4, 16, LIST)  # the same in finer steps, where each positive needs a row of its own
+SEARCHED_GROUP = 64  # entries of a row in a group whose largest is looked at first
+COUNTED_LIMITS, COUNTED_DISTANCES = 4, 32  # that are counted in one sum
 
 
 def anchors_in_panel(n: int, m: int) -> int | None:
@@ -41,6 +49,11 @@ def classes_in_block(n: int, d: int, c: int) -> int | None:
     if max(n, d) * c <= 2**22:
         return None
     return min(c, max(64, 2**21 // n // 64 * 64))
+
+
+def rows_sorted_at_once() -> int:
+    """Rows of scores that are sorted side by side."""
+    return 8
 
 
 # --- search and clusters --------------------------------------------------------------------------------------------

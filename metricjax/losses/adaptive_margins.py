@@ -18,7 +18,7 @@ from metricjax.engine.reductions import Loss, as_mean, quotient
 from metricjax.ground.checks import check_array, check_positive
 from metricjax.ground.numerics import a_row_for_none, computing_dtype, safe_sqrt
 from metricjax.losses.margin_softmax import angle, others_scaled, scaled, turned, with_margin
-from metricjax.losses.row_values import class_count, gathered, row_lengths, the_own
+from metricjax.losses.row_values import class_count, own_score, row_lengths, values_of_all
 from metricjax.prototypes import SoftmaxOptions, over_prototypes
 from metricjax.similarities import cosine
 
@@ -46,13 +46,13 @@ def _of_row(own, value):
 def _target_cosines(embeddings, labels, prototypes, options):
     """Of all rows on all devices, and which rows exist, without a gradient."""
     fixed = lax.stop_gradient((embeddings, prototypes))
-    own, exists = gathered(the_own, fixed[0], labels, fixed[1], options, similarity=cosine)
+    own, exists = values_of_all(own_score, fixed[0], labels, fixed[1], options, similarity=cosine)
     return own, exists > 0
 
 
 def _values(a, embeddings, labels, prototypes, options):
     """A number of each row, of all rows on all devices, and which rows exist."""
-    values, exists = gathered(_of_row, embeddings, labels, prototypes, options, a, similarity=cosine)
+    values, exists = values_of_all(_of_row, embeddings, labels, prototypes, options, a, similarity=cosine)
     return values, exists > 0
 
 

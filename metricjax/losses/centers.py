@@ -8,12 +8,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer
 
 from metricjax.engine.devices import of_all
-from metricjax.engine.prototypes import none_unknown, targets
+from metricjax.engine.prototypes import known_labels, targets
 from metricjax.engine.reductions import Loss
 from metricjax.ground.checks import check_class_batch
 from metricjax.ground.numerics import existing, widen
 from metricjax.ground.pairwise import pairwise
-from metricjax.losses.row_values import the_own
+from metricjax.losses.row_values import own_score
 from metricjax.prototypes import PrototypeOptions, over_prototypes
 
 __all__ = ["center", "update_centers"]
@@ -44,7 +44,7 @@ def center(
     12.5
     """
     check_class_batch(embeddings, labels, centers, None, None, name="centers")
-    return over_prototypes(the_own, None, embeddings, labels, centers, similarity=_half_squares, **options)
+    return over_prototypes(own_score, None, embeddings, labels, centers, similarity=_half_squares, **options)
 
 
 def update_centers(
@@ -74,7 +74,7 @@ def update_centers(
 @jax.jit(static_argnums=0, inline=True)
 def _update_centers(axis_name, centers, embeddings, labels, rate, where):
     c, x = widen(centers), existing(widen(embeddings), where)
-    x, labels = of_all((x, none_unknown(labels, where)), axis_name)
+    x, labels = of_all((x, known_labels(labels, where)), axis_name)
     own = targets(labels, len(centers), axis=axis_name).own
     index, counted = jnp.maximum(own, 0), (own >= 0).astype(c.dtype)
     count = jnp.zeros(len(c), c.dtype).at[index].add(counted)

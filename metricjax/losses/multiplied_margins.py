@@ -13,7 +13,7 @@ from metricjax.ground.checks import check_positive
 from metricjax.ground.numerics import norm, ratio, softplus
 from metricjax.ground.pairwise import pairwise
 from metricjax.losses.margin_softmax import Gradient, angle, others_scaled, scaled, with_gradient
-from metricjax.losses.row_values import class_count, gathered, row_lengths, the_own
+from metricjax.losses.row_values import class_count, own_score, row_lengths, values_of_all
 from metricjax.prototypes import PrototypeOptions, SoftmaxOptions, over_prototypes
 from metricjax.similarities import cosine
 
@@ -71,7 +71,7 @@ def large_margin_softmax(
     >>> float(large_margin_softmax(z, jnp.array([0]), jnp.eye(2)))  # log(1 + e^{1 + √2})
     2.4998
     """
-    lengths = gathered(the_own, embeddings, labels, prototypes, options, similarity=_prototype_lengths).total
+    lengths = values_of_all(own_score, embeddings, labels, prototypes, options, similarity=_prototype_lengths).total
     rows = (row_lengths(embeddings, options), lengths[row_ids(len(embeddings), options.get("axis_name"))])
     batch, hyper = (embeddings, labels, prototypes), (margin, annealing)
     return over_prototypes(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Integer
 
 from metricjax.anchors import Mean, over_pairs
 from metricjax.engine.devices import of_all, row_ids
-from metricjax.engine.prototypes import none_unknown, targets
+from metricjax.engine.prototypes import known_labels, targets
 from metricjax.engine.reductions import Loss
 from metricjax.ground.checks import check_class_batch, check_positive, refuse_options
 from metricjax.ground.numerics import logsumexp, softplus
@@ -116,7 +116,7 @@ def proxy_anchor(
     to = targets(of_all(labels, axis), len(prototypes), classes, number, axis)
     known = to.known[row_ids(len(embeddings), axis)]
     classes = row_ids(len(prototypes), axis) if classes is None else classes
-    classes, labels = none_unknown(classes), none_unknown(labels)
+    classes, labels = known_labels(classes), known_labels(labels)
     given |= {"references": embeddings, "reference_labels": labels, "where": to.real}
     given["reference_where"] = known if where is None else known & where
     return over_pairs(_anchor_rows, prototypes, classes, scale, margin, similarity=cosine, **given)

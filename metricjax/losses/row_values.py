@@ -10,17 +10,17 @@ from jaxtyping import Array, Float, Integer
 from metricjax.engine import devices
 from metricjax.engine.devices import summed
 from metricjax.engine.pairs import Mean
-from metricjax.engine.prototypes import none_unknown
+from metricjax.engine.prototypes import known_labels
 from metricjax.engine.reductions import as_mean
 from metricjax.ground.checks import check_array
 from metricjax.ground.numerics import existing, norm, widen
 from metricjax.ground.pairwise import Pairwise
 from metricjax.prototypes import over_prototypes
 
-__all__ = ["class_count", "gathered", "row_lengths", "the_own"]
+__all__ = ["class_count", "own_score", "row_lengths", "values_of_all"]
 
 
-def gathered(
+def values_of_all(
     values: Callable[..., Array],
     embeddings: Float[Array, "n d"],
     labels: Integer[Array, " n"],
@@ -35,7 +35,7 @@ def gathered(
     return over_prototypes(values, None, *arrays, rows=rows, similarity=similarity, reduction=as_mean, **scope)
 
 
-def the_own(own: Float[Array, " n"], *rows: Array) -> Float[Array, " n"]:
+def own_score(own: Float[Array, " n"], *rows: Array) -> Float[Array, " n"]:
     """A target that is the score itself."""
     return own
 
@@ -50,6 +50,6 @@ def class_count(prototypes: Float[Array, "c *k d"], options: Any) -> ArrayLike:
     check_array("prototypes", prototypes, "an array [classes, features]")
     axis, number, classes = (options.get(name) for name in ("axis_name", "num_classes", "classes"))
     if classes is not None:
-        return summed(jnp.sum(none_unknown(classes, num_classes=number) >= 0), axis)
+        return summed(jnp.sum(known_labels(classes, num_classes=number) >= 0), axis)
     given = len(prototypes) * devices.count(axis)
     return given if number is None else number

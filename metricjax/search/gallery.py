@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Integer
 
 from metricjax.engine import sizes
-from metricjax.engine.prototypes import none_unknown
+from metricjax.engine.prototypes import known_labels
 from metricjax.ground.checks import check_labels, check_per_row, check_rows
 from metricjax.ground.files import read_arrays, write_arrays
 from metricjax.ground.numerics import computing_dtype, existing, finite_rows, normalize, widen
@@ -220,7 +220,7 @@ def _enrolled(gallery: Gallery, embeddings, ids, weights) -> Gallery:
     weights = jnp.ones(len(x), x.dtype) if weights is None else weights.astype(x.dtype)
     counts = (weights > 0) & jnp.isfinite(weights) & finite_rows(x)
     images = normalize(existing(x, counts)) * jnp.where(counts, weights, 0)[:, None]
-    ids = none_unknown(ids, counts)
+    ids = known_labels(ids, counts)
 
     places = _places(gallery, ids)
     nobody = jnp.iinfo(jnp.int32).max
@@ -242,7 +242,7 @@ def _enrolled(gallery: Gallery, embeddings, ids, weights) -> Gallery:
 
 @jax.jit(inline=True)
 def _removed(gallery: Gallery, ids) -> Gallery:
-    places = _places(gallery, none_unknown(ids))
+    places = _places(gallery, known_labels(ids))
     return Gallery(
         gallery.sums.at[places].set(0, mode="drop"), gallery.ids.at[places].set(-1, mode="drop"), gallery.overflow
     )
@@ -250,7 +250,7 @@ def _removed(gallery: Gallery, ids) -> Gallery:
 
 @jax.jit(inline=True)
 def _verified(gallery: Gallery, queries, ids):
-    places = _places(gallery, none_unknown(ids))
+    places = _places(gallery, known_labels(ids))
     finite = finite_rows(queries)
     x = normalize(widen(existing(queries, finite)))
     templates = normalize(gallery.sums[jnp.minimum(places, len(gallery.ids) - 1)]).astype(x.dtype)
