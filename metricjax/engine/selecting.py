@@ -24,10 +24,8 @@ def first_largest(x: Float[Array, "n m"]) -> Int[Array, " n"]:
 
     One pass finds the largest of each group, and only one group is searched: on a CPU, argmax takes many times longer.
     """
-    n, m = x.shape
-    groups = jnp.pad(x, [(0, 0), (0, -m % sizes.SEARCHED_GROUP)], constant_values=-jnp.inf).reshape(
-        n, -1, sizes.SEARCHED_GROUP
-    )
+    (n, m), size = x.shape, sizes.SEARCHED_GROUP
+    groups = jnp.pad(x, [(0, 0), (0, -m % size)], constant_values=-jnp.inf).reshape(n, -1, size)
     tops = jnp.max(groups, axis=-1)
     group = jnp.argmax(tops, axis=-1).astype(jnp.int32)
     inside = jnp.take_along_axis(groups, group[:, None, None], axis=1)[:, 0]
