@@ -81,19 +81,20 @@ def check_settings(f: Any, given: Any) -> None:
 def check_function(name: str, f: Any, role: str | None = None) -> None:
     """`f` is a function and, if it is a public one, one for the argument `name`."""
     role = role or name
+    declared = unbound(f)
+    made, own = getattr(declared, "makes", None), getattr(declared, "role", role)
+    if callable(f) and made is None and own == role:
+        return
     known = _offered(role)
     names = f"{', '.join(known.values())}, or your own" if known else "your own"
     if isinstance(f, str) and f in known:
         raise TypeError(f"{name} is {f!r}; wanted a function, {name}={known[f]}")
     if not callable(f):
         raise TypeError(f"{name} is {_shown(f)}; wanted a function: {names}")
-    f = unbound(f)
-    made, own = getattr(f, "makes", None), getattr(f, "role", role)
     if made is not None:
-        wanted = f"what it makes, {name}={_written(f, made)}"
-        raise TypeError(f"{name} is {f.__name__} without its parentheses; wanted {wanted}")
-    if own != role:
-        raise TypeError(f"{name} is {_written(f, own)}, which is for `{own}`; wanted {names}")
+        wanted = f"what it makes, {name}={_written(declared, made)}"
+        raise TypeError(f"{name} is {declared.__name__} without its parentheses; wanted {wanted}")
+    raise TypeError(f"{name} is {_written(declared, own)}, which is for `{own}`; wanted {names}")
 
 
 def under_name(declared: D, f: Callable) -> D:
