@@ -1,13 +1,13 @@
 """The anchor driver: runs a loss that is written for one block of rows over a whole batch.
 
 A pair-based loss is a sum over anchors, and an anchor needs only its own row: its scores against the columns, and which
-columns are its positives and its negatives. A *row function* does that arithmetic, of one record,
+columns are its positives and its negatives. A *row function* does that arithmetic, on one record,
 
     rows(pairs, *hyper) -> Mean (or several, whose quotients are added)
 
 and everything else is here: labels to masks, padding, self-exclusion, reference sets, mining, dense or blocked
-evaluation, devices, reduction. `pairs.scores`, `pairs.positives` and `pairs.negatives` are [r, m]; what else there is
-stands in `Pairs`. Row functions get hyper-parameters as arguments: numbers and arrays are traced (and have gradients),
+evaluation, devices, reduction. `pairs.scores`, `pairs.positives` and `pairs.negatives` are [r, m]; for the rest see
+`Pairs`. Row functions get hyper-parameters as arguments: numbers and arrays are traced (and have gradients),
 anything else (strings, functions, None) is static. They use no other traced value, which panels could not
 differentiate, and return totals and counts of one entry a row: both are checked when a call is traced, at any size.
 """
@@ -37,8 +37,8 @@ def __dir__() -> list[str]:
 class AnchorOptions(TypedDict, total=False):
     """Options of every pair-based loss.
 
-    where: [n] bool, rows that exist; a padded batch gives exactly the value and gradient of the unpadded one. One that
-        exists and holds NaN or infinity makes the loss and its gradient NaN.
+    where: [n] bool, rows that exist; a padded batch gives exactly the value and gradient of the unpadded one. A row
+        that exists and holds NaN or infinity makes the loss and its gradient NaN.
     weights: [n], multiplies each anchor's total and count.
     references, reference_labels, reference_where: the columns [m, d], [m], [m], where they are not the batch itself.
         An anchor's own column is left out only without them.
@@ -81,15 +81,15 @@ def over_pairs(
     by_pair: bool = False,
     **options: Unpack[AnchorOptions],
 ) -> Loss:
-    """The loss of `rows(pairs, *hyper)` over a batch, or what else `reduction` makes of its Means.
+    """The loss of `rows(pairs, *hyper)` over a batch, or whatever `reduction` makes of its Means.
 
-    Give one of `similarity` and `distance`; options: `AnchorOptions`. `pairs` is a record, `Pairs`, of what there is to
-    know of some anchors, and costs what is asked of it. Where positives and negatives are looked at apart, ask for
+    Give one of `similarity` and `distance`; options: `AnchorOptions`. `pairs` is a record, `Pairs`, of what is known
+    of some anchors; only what is asked of it is computed. Where positives and negatives are looked at apart, ask for
     `pairs.apart`: the positives are then a short list if no class has more than 64 rows, and what is computed for them
     costs next to nothing.
 
     `by_pair` promises that each total is a sum of terms that depend on one score each, in the same way for all anchors:
-    then panels need one matrix product less.
+    then panels need one matrix product fewer.
 
     >>> import jax.numpy as jnp, metricjax as mj
     >>> def pull(pairs):
@@ -161,7 +161,7 @@ def over_triplets(
 
 
 def _sorted_out(embeddings: Array, labels: Array, options: AnchorOptions) -> tuple[Batch, dict[str, Any], Settings]:
-    """Options split into arrays, relations between labels, and settings, once they fit together."""
+    """Options split into arrays, relations between labels, and settings, once they are known to fit together."""
     check_options("a pair-based loss", options, AnchorOptions)
     rest = dict[str, Any](options)
     batch = Batch(embeddings, labels, **{name: rest.pop(name) for name in Batch._fields if name in rest})

@@ -110,7 +110,7 @@ def lp(p: ArrayLike) -> Pairwise:
 @functools.lru_cache(maxsize=_KEPT)
 def _lp(p: float) -> Pairwise:
     if not p >= 1:
-        raise ValueError(f"lp: p is {p}; a distance needs p >= 1")
+        raise ValueError(f"lp: p is {p}; wanted at least 1")
 
     @_distance()
     def lp_distance(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
@@ -159,7 +159,7 @@ def poincare(c: ArrayLike = 1.0) -> Pairwise:
 @functools.lru_cache(maxsize=_KEPT)
 def _poincare(c: float) -> Pairwise:
     if not c > 0:
-        raise ValueError(f"poincare: c is {c}; the ball has curvature -c with c > 0")
+        raise ValueError(f"poincare: c is {c}; wanted c > 0, for a ball of curvature -c")
 
     @_distance()
     def poincare_distance(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:

@@ -40,8 +40,8 @@ class PrototypeOptions(TypedDict, total=False):
     """Options of every class-based loss.
 
     where: [n] bool, rows that exist; a padded batch gives exactly the value and gradient of the unpadded one. A row
-        whose label is no class (−1, say) counts as not existing; its numbers must be finite, as NaN or infinity makes
-        the loss and its gradient NaN.
+        whose label is not a class (−1, say) counts as not existing; its numbers must be finite, as NaN or infinity
+        makes the loss and its gradient NaN.
     weights: [n], multiplies each row's total and count.
     reduction: function of the `Mean` of [n] totals and counts; default Σ total / Σ count.
     block_size: classes at a time, of which no more scores are held; "auto" (default: dense up to 4 million scores,
@@ -87,7 +87,7 @@ def over_prototypes(
     join: Literal["softmax", "log_odds", "sum"] = "softmax",
     **options: Unpack[SoftmaxOptions],
 ) -> Any:
-    """The loss of `target` and `others` over all prototypes, or what else `reduction` makes of its Mean.
+    """The loss of `target` and `others` over all prototypes, or whatever `reduction` makes of its Mean.
 
     With t the target's logit and z_j those of the other classes, a row's total is, by `join`,
 
@@ -190,8 +190,8 @@ def class_means(
 ) -> Float[Array, "c d"]:
     """Prototypes from embeddings: of each class the mean of x / ‖x‖, divided by its own length.
 
-    With `normalize=False` it is the plain mean of x. Rows left out: those that `where` marks as not existing, and those
-    whose label is no class (−1, say). A class without rows, or whose rows cancel, has the prototype 0. Sums are taken
+    With `normalize=False` it is the plain mean of x. Rows that do not exist by `where`, or whose label is not a class
+    (−1, say), are left out. A class without rows, or whose rows cancel, has the prototype 0. Sums are taken
     in float32; the dtype is that of the embeddings.
 
     Qi et al. 2018, arXiv:1712.07136 (imprinted weights); without normalising, Snell et al. 2017, arXiv:1703.05175.
@@ -221,7 +221,7 @@ def add_classes(old: Any, new: Any) -> Any:
     """`new` with the rows that `old` has: parameters or an optimiser's state, for more classes than before.
 
     `old` and `new` are pytrees of the same structure. Where a leaf of `new` has more rows (leading axis) than that of
-    `old`, the rows of `old` come first and the further ones are those of `new`; a leaf of the same shape (a count,
+    `old`, the rows of `old` come first and the rest are those of `new`; a leaf of the same shape (a count,
     another layer) is that of `old`. Its dtype is kept. In an Optax state the moments of known classes thus go on, and
     those of new classes begin as `init` sets them:
 
@@ -240,7 +240,7 @@ def add_classes(old: Any, new: Any) -> Any:
     had: Any = jax.tree.structure(old)
     has: Any = jax.tree.structure(new)
     if had != has:
-        raise ValueError(f"new has the structure {has}, old {had}; they must agree")
+        raise ValueError(f"new has the structure {has}; wanted that of old, {had}")
     return jax.tree_util.tree_map_with_path(_with_further_rows, old, new)
 
 

@@ -3,7 +3,7 @@
 `same(a, b)` says whether two rows match. It returns a boolean, or two: whether they are a positive pair, and whether a
 negative one; a pair that is neither is left out. `grade(a, b)` says how well they match, from 0 (a negative pair) up.
 Labels have any dtype and trailing shape: a and b are one label each. All of these are ordinary functions of two arrays,
-and so are one's own.
+and so are your own.
 """
 
 import functools

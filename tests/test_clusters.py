@@ -1,4 +1,4 @@
-"""`mj.clusters` against float64 loops, on what is degenerate, and against scikit-learn and SciPy where they are."""
+"""`mj.clusters` against float64 loops, on degenerate input too, and against scikit-learn and SciPy where installed."""
 
 import jax
 import jax.numpy as jnp

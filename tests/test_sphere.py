@@ -1,4 +1,4 @@
-"""Each function against the oracle at angles up to the ends, its identities, derivatives, and what is degenerate."""
+"""Each function against the oracle at angles up to the ends, its identities, derivatives, and degenerate input."""
 
 import jax
 import jax.numpy as jnp

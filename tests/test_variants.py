@@ -1,4 +1,4 @@
-"""Many variants in one program are what each of them is alone; and convolutions as products are convolutions."""
+"""Many variants in one program give what each gives alone; and convolutions as products are convolutions."""
 
 import contextlib
 import dataclasses

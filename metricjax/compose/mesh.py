@@ -24,8 +24,8 @@ def over_mesh(
     It takes what `loss` takes, whole arrays, and its value and gradient are those of one device. Of a pair-based loss
     each device holds the scores of its own rows, against the embeddings of all; of a class-based one those of all rows,
     against its own prototypes, which are split by class and never leave it, nor does their gradient. The numbers of
-    rows, references and classes must be multiples of the number of devices: fill up, and mark with `where` and
-    `num_classes` what exists. `mesh` defaults to that of `jax.set_mesh`. Use it inside `jax.jit`.
+    rows, references and classes must be multiples of the number of devices: pad them, and mark what exists
+    with `where` and `num_classes`. `mesh` defaults to that of `jax.set_mesh`. Use it inside `jax.jit`.
 
     >>> import jax, jax.numpy as jnp, metricjax as mj
     >>> mesh = jax.make_mesh((jax.device_count(),), ("data",))
@@ -84,7 +84,7 @@ def _is_explicit(mesh: Mesh | AbstractMesh, axis_name: str | tuple[str, ...]) ->
 def _check(rows: dict[str, Any], mesh: Mesh | AbstractMesh, axis_name: str | tuple[str, ...]) -> None:
     for name in _names(axis_name):
         if name not in mesh.shape:
-            raise ValueError(f"axis_name is {name!r}; the mesh has the axes {list(mesh.shape)}")
+            raise ValueError(f"axis_name is {name!r}; wanted one of the mesh's axes, {list(mesh.shape)}")
     devices = math.prod(mesh.shape[name] for name in _names(axis_name))
     for name, array in rows.items():
         if len(array) % devices:

@@ -20,8 +20,9 @@ def matryoshka(
 ) -> Callable[..., Any]:
     """The loss Σ_k w_k · loss over the first `sizes[k]` features of embeddings; all weights are 1 by default.
 
-    Prefixes of an embedding trained so can be used by themselves. Whatever else has the same features (references,
-    prototypes, the other view) is cut too. `loss` may be any of `mj.losses`, or a `functools.partial` of one.
+    Prefixes of an embedding trained this way can be used by themselves. Whatever else has the same features
+    (references, prototypes, the other view) is cut too. `loss` may be any of `mj.losses`, or a `functools.partial` of
+    one.
 
     Kusupati et al. 2022, "Matryoshka representation learning", arXiv:2205.13147 (weights 1).
 

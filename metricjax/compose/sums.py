@@ -49,7 +49,7 @@ def weighted_sum(
 
 
 def scales_of(weights: Sequence[ArrayLike] | Array | None, count: int, parts: str) -> list[Any]:
-    """One weight for each part, of which there is one at least."""
+    """One weight for each part, of which there is at least one."""
     scales = [1.0] * count if weights is None else list(weights)
     if not count or len(scales) != count:
         raise ValueError(f"weights has {len(scales)} numbers for {count} {parts}; wanted one for each, at least one")
@@ -64,7 +64,7 @@ def one_number(value: Any, name: str) -> Any:
 
 
 def _part_or_number(loss: Callable[..., Any], embeddings: Array, labels: Array, options: dict[str, Any]) -> Any:
-    """A loss that can share its scores as a `Part`. What works with a number, not with that, is run by itself."""
+    """A loss that can share its scores as a `Part`. One that works only with a number is run by itself."""
     try:
         with waiting():
             return loss(embeddings, labels, **options)

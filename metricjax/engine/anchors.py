@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """A pair-based loss that was not run yet, so that it can share its scores with others; in sums, its value."""
+    """A pair-based loss that has not been run yet, so that it can share its scores with others; in sums, its value."""
 
     loss: PairLoss
     how: Settings
@@ -71,7 +71,7 @@ _WAITING = ContextVar("_WAITING", default=False)
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """Pair-based losses with the default reduction are returned as a `Part` meanwhile, instead of being run."""
+    """Pair-based losses with the default reduction are meanwhile returned as a `Part` instead of being run."""
     before = _WAITING.set(True)
     try:
         yield
@@ -86,7 +86,7 @@ def run_or_wait(part: Part) -> Any:
 
 @jitted
 def over_all_anchors(how: Settings, loss: PairLoss, batch: Batch, hyper: tuple) -> Any:
-    """The loss over all anchors, or what else its reduction makes of their Means."""
+    """The loss over all anchors, or whatever its reduction makes of their Means."""
     given, size = _given(how, loss.score, batch, hyper), _panel_height(how, batch)
     arrays = (given.rows, given.columns, given.hyper, *given.sides)
     check_own_functions(loss, *arrays, numbers=how.reduction.of_numbers)
@@ -124,7 +124,7 @@ def _given(how: Settings, score: Pairwise, batch: Batch, hyper: tuple) -> Given:
 
 
 def _with_a_row(batch: Batch) -> Batch:
-    """The batch, whose empty sides get a row that does not exist: no arithmetic has to know of sides without rows."""
+    """The batch, with a row that does not exist on each empty side: no arithmetic has to deal with empty sides."""
     rows, columns = ("embeddings", "labels", "weights"), ("references", "reference_labels")
     arrays = batch._asdict()
     for names, where in ((rows, "where"), (columns, "reference_where")):

@@ -60,7 +60,7 @@ take_in_place.defvjp(lambda prototypes, index: (take_in_place(prototypes, index)
 class Scores:
     """Scores of embedded rows against prototypes [c, d], or [c, k, d] with a pool, or (prototypes, biases [c]).
 
-    With `reverse` they have reverse mode alone, where that is faster.
+    With `reverse` they have reverse mode only, where that is faster.
     """
 
     similarity: Pairwise
@@ -81,7 +81,7 @@ class Scores:
 class OtherClasses:
     """A pass over the other classes: blocks of `size` classes, and which sums of the logits are wanted.
 
-    Sums are log Σ exp, if `exponential`, and Σ and how many there are, if `plain`; [n] each.
+    Sums are log Σ exp, if `exponential`, and Σ and their number, if `plain`; [n] each.
     """
 
     scores: Scores

@@ -72,7 +72,7 @@ def placed(a: Float[Array, "n ..."], axis: Axis) -> Float[Array, "all ..."]:
 
 
 def for_mine(a: Shaped[Array, "all ..."], axis: Axis) -> Shaped[Array, "devices n ..."]:
-    """Of numbers that each device has for the rows of all: what every device has for the rows of this one."""
+    """Each device has numbers for the rows of all: those that every device has for the rows of this one."""
     split = a.reshape(count(axis), -1, *a.shape[1:])
     return split if axis is None else lax.all_to_all(split, axis, 0, 0)
 

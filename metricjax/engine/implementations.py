@@ -34,7 +34,7 @@ class Settings(NamedTuple):
 class Given(NamedTuple):
     """The arrays of one call, as rows and columns.
 
-    came: how many rows came; one is added to none.
+    came: how many rows came; an empty batch is given one.
     x: embedded rows; None where the columns are the rows.
     spoil: NaN if a row that exists holds NaN or infinity, else 0.
     """
@@ -76,7 +76,7 @@ def of_pairs(how: Settings, size: int | None, means: tuple[Mean, ...]) -> Callab
 def of_triplets(how: Settings, loss: PairLoss, size: int | None, m: int) -> Callable[..., Any]:
     """The implementation for selected triplets among m columns.
 
-    A few triplets a row are gathered. Of as many as there are columns, or more, distances are picked out of the scores.
+    Fewer than m triplets a row are gathered. Of m or more, distances are picked out of the scores.
     """
     if size is None:
         return _dense

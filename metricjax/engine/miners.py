@@ -36,10 +36,10 @@ class Miner:
 
     Attributes:
       keep: the function, or a `Partial` of it.
-      reaches: `keep` gets one argument more, `row_of(index [n]) -> distances [n, m]` of columns to all columns.
-      prepare: for a miner that has to look at the whole batch first: `prepare(total, *values) -> Miner`, of the values
-        bound to `keep`, returns a miner for one row at a time. `total(f)` is Σ f(distances, positives, negatives,
-        row_of) over all rows, panels and devices, where `f` returns arrays of a fixed shape.
+      reaches: `keep` gets one more argument, `row_of(index [n]) -> distances [n, m]` of columns to all columns.
+      prepare: for a miner that has to look at the whole batch first: `prepare(total, *values) -> Miner` gets the
+        values bound to `keep` and returns a miner for one row at a time. `total(f)` is Σ f(distances, positives,
+        negatives, row_of) over all rows, panels and devices, where `f` returns arrays of a fixed shape.
 
     >>> import jax.numpy as jnp
     >>> from jax.tree_util import Partial
@@ -69,7 +69,7 @@ class Selection:
     """A selection of triplets, `select(distances, positives, negatives) -> Triplets`, and how else it can be run.
 
     A plain function, or a `jax.tree_util.Partial` that binds numbers and keys to one, is a selection of which nothing
-    is known. What is known is declared here, and spares memory.
+    else is known. What is declared here saves memory.
 
     Attributes:
       select: the function, or a `Partial` of it.

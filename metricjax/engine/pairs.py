@@ -1,4 +1,4 @@
-"""A pair-based loss, and what it gets of one block of rows: `Pairs`, the record of a row function."""
+"""A pair-based loss, and what it gets of one block of rows: `Pairs`, the record that a row function takes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ class PairLoss:
 
 @dataclass(frozen=True)
 class WholeRows:
-    """The row function of one that is written as `rows(scores, positives, negatives, *hyper)`."""
+    """A row function made of one written as `rows(scores, positives, negatives, *hyper)`."""
 
     rows: Callable[..., Any]
 
@@ -137,7 +137,7 @@ class Apart(NamedTuple):
 
 
 class Pairs:
-    """What a row function gets of a block of r rows against m columns. Nothing is computed that is not asked for.
+    """What a row function gets of a block of r rows against m columns. What is not asked for is not computed.
 
     scores: [r, m], similarities or distances.
     positives, negatives: [r, m], masks; what is neither is left out.
@@ -246,7 +246,7 @@ def all_pairs(relation: Callable[[Array, Array], Any], rows: Array, columns: Arr
 
 
 def _check_pairs(name: str, found: Any, scores: Float[Array, "r m"], wanted: str) -> None:
-    """`found` are booleans of all pairs, one array or two."""
+    """Check that `found` are booleans of all pairs, one array or two."""
     arrays = list(found) if type(found) in (tuple, list) else [found]
     alike = all(getattr(a, "shape", None) == scores.shape and a.dtype == jnp.bool_ for a in arrays)
     if not alike or len(arrays) > 2 or (name == "miner" and len(arrays) != 2):
@@ -310,13 +310,13 @@ def as_means(found: Any) -> tuple[Mean, ...]:
     means = (found,) if isinstance(found, Mean) else found
     one = lambda mean: isinstance(mean, Mean) and all(hasattr(a, "dtype") for a in mean)
     if not (isinstance(means, tuple | list) and means and all(map(one, means))):
-        wanted = "Mean(total, count), arrays of one entry a row, or a tuple of such"
+        wanted = "Mean(total, count), arrays of one entry a row, or a tuple of them"
         raise TypeError(f"the row function returned {shown(found)}; wanted {wanted}")
     return tuple(means)
 
 
 def check_own_functions(loss: PairLoss, x, columns, hyper, row: Side, column: Side, numbers: bool) -> None:
-    """Users' functions use no traced value but their arguments, and Means have one entry a row: at any size, alike.
+    """Check that users' functions use no traced value but their arguments, and Means have one entry a row, at any size.
 
     They are traced once more, for a number of rows that nothing else has. With `numbers`, an entry is a number.
     """

@@ -28,7 +28,7 @@ class Side(NamedTuple):
 
     span: of rows, where their positives stand among the columns in order of class: first, end, and the row's own place.
     order: of columns, those in order of class. Without the two, positives are known by their mask only.
-    slots: of columns, 0, 1, …, of which there are as many as a list of positives is long, where lists are made.
+    slots: of columns, where lists are made: 0 to p − 1, for lists of p positives.
     """
 
     labels: Shaped[Array, "n ..."]
@@ -64,7 +64,7 @@ def listed_positives(row: Side, column: Side, which: Int[Array, " p"]) -> tuple[
 
 
 def with_short_lists(f: Callable[[Side, Side], Any], row: Side, column: Side, lengths: tuple[int, ...]) -> Any:
-    """`f(row, column)`, with lists of positives of the least of the rising lengths that is enough for each row."""
+    """`f(row, column)`, with lists of positives of the first of the rising lengths that is enough for every row."""
     if row.span is None:
         return f(row, column)
     if not lengths:
@@ -87,8 +87,8 @@ def each_positive(
     Rows that have no more of them get any column, which is not `there`. What `step` returns varies over the mesh axes
     that `carry` varies over.
 
-    The loop has both modes of differentiation, in which each step is computed again: it goes over as many steps as
-    there are columns, and does nothing in those that no row has a positive for. With `sides`, row and column, it ends
+    The loop has both modes of differentiation, in which each step is computed again: it has a step for each
+    column, and does nothing in those that no row has a positive for. With `sides`, row and column, it ends
     with the last positive, and looks positives up where the columns are in order of class; it has no reverse mode.
     """
     m = positives.shape[1]

@@ -24,7 +24,7 @@ __all__ = ["ClassLoss", "Targets", "known_labels", "over_all_prototypes", "targe
 
 @dataclass(frozen=True)
 class ClassLoss:
-    """What is static of one call."""
+    """The static part of one call."""
 
     target: Callable[..., Array]
     others: Callable[..., Array] | None
@@ -37,7 +37,7 @@ class ClassLoss:
     num_classes: int | None = None
 
     def check(self, given: int, sampled: bool, smooth: bool) -> None:
-        """Options fit together, and the number of prototypes."""
+        """Check that options fit together, and fit the number of prototypes."""
         number, most = self.num_classes, given * devices.count(self.axis_name)
         if number is not None and not (number >= 1 and (sampled or number <= most)):
             raise ValueError(f"num_classes is {number}; wanted 1 to {most}, the number of prototypes")
@@ -64,7 +64,7 @@ class Targets(NamedTuple):
 def over_all_prototypes(loss: ClassLoss, arrays, hyper):
     embeddings, labels, prototypes, where, weights, classes, rows = arrays
     came = len(embeddings)
-    if not came:  # a row that does not exist: no arithmetic has to know of none
+    if not came:  # a row that does not exist: no arithmetic has to deal with none
         embeddings, labels, *rows = map(a_row_for_none, (embeddings, labels, *rows))
         where, weights = jnp.zeros(1, bool), a_row_for_none(weights)
     axis, n = loss.axis_name, len(embeddings)
@@ -100,7 +100,7 @@ def over_all_prototypes(loss: ClassLoss, arrays, hyper):
 
 
 def _check_own_functions(loss: ClassLoss, scores: Scores, x, prototypes, rows, hyper) -> None:
-    """Users' functions use no traced value but their arguments, and return what they should: in both forms, alike."""
+    """Check that users' functions use no traced value but their arguments and return what they should, in any form."""
     own = {"target": loss.target, "others": loss.others, "similarity": loss.similarity.compare, "pool": loss.pool}
     if not own_functions(tuple(own.values())):
         return
@@ -121,7 +121,7 @@ def _check_own_functions(loss: ClassLoss, scores: Scores, x, prototypes, rows, h
 
 
 def _total(join: str, logit, log_sum, sum_and_number, smoothing):
-    """Each row's total: of its target's logit, and log Σ exp, Σ and number of the logits of other classes."""
+    """Each row's total, from its target's logit, and log Σ exp, Σ and number of the logits of other classes."""
     plain_sum, number = sum_and_number
     if join == "sum":
         return logit + plain_sum
@@ -158,9 +158,9 @@ def _block_size(loss: ClassLoss, n: int, d: int, c: int) -> int | None:
 
 
 def known_labels(labels, where=None, num_classes: int | None = None) -> Int[Array, " n"]:
-    """Labels in 32 bits, −1 where there is none or it is no class; any is one without `num_classes`."""
+    """Labels in 32 bits, −1 where a row or its class does not exist; any from 0 up is a class without `num_classes`."""
     num_classes = jnp.iinfo(jnp.int32).max if num_classes is None else num_classes
-    if jnp.iinfo(labels.dtype).max < num_classes:  # which could not be compared in their dtype
+    if jnp.iinfo(labels.dtype).max < num_classes:  # it does not fit into their dtype
         labels = labels.astype(jnp.int32)
     known = (labels >= 0) & (labels < num_classes)
     return jnp.where(known if where is None else known & where, labels, -1).astype(jnp.int32)

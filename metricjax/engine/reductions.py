@@ -38,7 +38,7 @@ class Reduction:
     """A function of the Means of all anchors, and what it needs of them.
 
     of_sums: Σ total and Σ count over anchors are all that it needs.
-    of_numbers: an anchor's total and count are one number each, no array.
+    of_numbers: an anchor's total and count are one number each, not an array.
     """
 
     reduce: Callable[[Mean], Any]
@@ -58,7 +58,7 @@ def reduction(**declared: bool) -> Callable[[Callable[[Mean], Any]], Reduction]:
 
 
 def of_sums(reduce: Callable[[Mean], Any]) -> Reduction:
-    """Declare that a reduction needs no more than Σ total and Σ count over anchors, and let it have those.
+    """Declare that a reduction needs only Σ total and Σ count over anchors, and give it those.
 
     In panels it then costs no further matrix product, and memory is that of the sums.
 
@@ -110,7 +110,7 @@ def weighted(means: tuple[Mean, ...], weights: Float[Array, " n"] | None) -> tup
 
 
 def reduced(means: tuple[Mean, ...], reduction: Reduction, axis: Axis = None) -> Any:
-    """The loss of the Means of anchors, [n, ...] each: those of all devices, each Mean reduced, the results added."""
+    """The loss of Means [n, ...] of the anchors of all devices: each Mean is reduced, and the results are added."""
     if reduction.of_sums:
         means = jax.tree.map(lambda a: jnp.sum(a, axis=0), means)
     else:

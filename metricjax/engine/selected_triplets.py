@@ -17,7 +17,7 @@ __all__ = ["sum_of_triplets"]
 def sum_of_triplets(size, loss, x, columns, hyper, weights, row, column) -> Mean:
     """The weighted sum of the Mean of selected triplets; neither pass has a matrix product but that of the scores.
 
-    A selection that can be run for one positive is run for one of each row after the other. `x` is None where the rows
+    A selection that can be run for one positive takes one of each row after the other. `x` is None where the rows
     are the columns.
     """
     mean = _gradients(size, loss, x, columns, hyper, weights, row, column)[1]

@@ -46,12 +46,12 @@ def ordered_integers(x: Float[Array, "..."]) -> Int[Array, "..."]:
 
 
 def as_floats(keys: Int[Array, "..."], dtype: jnp.dtype) -> Float[Array, "..."]:
-    """The floats that `ordered_integers` made these of."""
+    """The floats that `ordered_integers` made these from."""
     return lax.bitcast_convert_type(jnp.where(keys < 0, keys ^ jnp.iinfo(keys.dtype).max, keys), dtype)
 
 
 def first_greater(ordered: Shaped[Array, "n k"], values: Shaped[Array, "n m"]) -> Int[Array, "n m"]:
-    """Where the first entry greater than each value stands in its row, which is ordered."""
+    """The place of the first entry greater than each value, in rows that are ordered."""
     return jax.vmap(lambda row, value: jnp.searchsorted(row, value, side="right"))(ordered, values)
 
 

@@ -31,7 +31,7 @@ __all__ = [
 LIST = 64  # positives of an anchor that are listed, and looked at one by one; with more, all columns are
 LISTS_OF_ROWS = (4, 16, LIST)  # the same in finer steps, where each positive needs a row of its own
 SEARCHED_GROUP = 64  # entries of a row in a group whose largest is looked at first
-COUNTED_LIMITS, COUNTED_DISTANCES = 4, 32  # that are counted in one sum
+COUNTED_LIMITS, COUNTED_DISTANCES = 4, 32  # counted in one sum
 
 
 def anchors_in_panel(n: int, m: int) -> int | None:
@@ -111,7 +111,7 @@ def queries_in_identification(n: int) -> int:
 def gallery_in_block(n: int, queries: int) -> int:
     """Rows at a time of a gallery of n, with scores of a panel of queries: at most 8192, and 2²¹ scores.
 
-    More than `lanes` are a multiple of them.
+    Above 128, it is a multiple of 128: see `lanes`.
     """
     width = min(n, 2**13, max(1, 2**21 // queries))
     return width - width % _LANES if width > _LANES else width
@@ -146,7 +146,7 @@ def pairs_at_once() -> int:
 
 
 def impostors_held(wanted: int, impostors: int) -> int:
-    """Highest scores of impostors that a calibration holds: what it wants, but not fewer than 1024 if there are."""
+    """Highest scores of impostors that a calibration holds: what it wants, but at least 1024 if there are that many."""
     return min(max(wanted, 1024), impostors)
 
 

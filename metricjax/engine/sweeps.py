@@ -84,7 +84,7 @@ def gradient_sweep(panel: Callable, size: int, x, columns, hyper, cotangents, ro
 
 
 def as_one(f: Callable, *arguments: Any) -> Any:
-    """`f(*arguments)`, taken as a whole by partial evaluation, which else draws what is constant out of the scans."""
+    """`f(*arguments)`, taken as a whole by partial evaluation, which otherwise moves constants out of the scans."""
     whole = jax.custom_jvp(f)
     whole.defjvp(lambda primals, tangents: jax.jvp(f, primals, tangents))
     return whole(*arguments)

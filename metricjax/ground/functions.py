@@ -50,9 +50,9 @@ _HOMES = {  # of each argument that is a function: the module that has the publi
 
 
 def offered(role: str, made: bool = False) -> Callable[[F], F]:
-    """Declare that a public function is for the argument `role`, as it stands, or `made`: what it returns is.
+    """Declare that a public function is for the argument `role` as it stands or, if `made`, that what it returns is.
 
-    What is used as it stands says so where it is called like one that is made.
+    One that is used as it stands says so if it is called like one that is made.
     """
 
     def declared(f):
@@ -174,7 +174,7 @@ def is_named(f: Any) -> bool:
 
 
 def own_functions(tree: Any) -> list[Callable]:
-    """The functions in tuples and `Partial`s that are not this library's: those of users, and what may hold such."""
+    """The functions in tuples and `Partial`s that are not this library's: those of users, and what may hold them."""
     if isinstance(tree, Partial):
         return own_functions((tree.func, *tree.args, *tree.keywords.values()))
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
@@ -227,7 +227,7 @@ def _of_value(value: Any, inside: tuple) -> Hashable:
     if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
         return _One(value)
     if callable(value) and _root(type(value)) in _PURE | {"jaxlib"} and not isinstance(value, type):
-        return _One(value)  # a function of JAX or NumPy, or one that was jitted, which is told by its identity anyway
+        return _One(value)  # a function of JAX or NumPy, or one that was jitted, which is known by its identity anyway
     raise _Changeable
 
 
@@ -247,7 +247,7 @@ def _of_function(f: types.FunctionType, inside: tuple) -> Hashable:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """Of the variables, and the attributes, that code uses, with those of the functions in it."""
+    """Names of variables and attributes that code uses, with those of the functions in it."""
     inner = (_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
     return set(code.co_names).union(*inner)
 
@@ -264,7 +264,7 @@ def check_closed(functions: dict[str, Any], f: Callable, *arguments: Any) -> Any
         names = " or ".join(name for name, value in functions.items() if may(value))
         raise TypeError(
             f"{names} uses a traced value that is not among its arguments; pass it as *hyper, or bind it to a miner, a "
-            "selection, `same` or `given` as in jax.tree_util.Partial(f, value)"
+            "selection or `same` as in jax.tree_util.Partial(f, value)"
         )
     return shapes
 
@@ -273,7 +273,7 @@ def check_closed(functions: dict[str, Any], f: Callable, *arguments: Any) -> Any
 
 
 def jitted(f: F) -> F:
-    """`jax.jit` of `f(static, *arrays)`, inlined where it is called in another, that forgets what was long not used.
+    """`jax.jit` of `f(static, *arrays)`, inlined where another calls it, that forgets what has long not been used.
 
     It keeps the programs of the last configurations: `static`, and the structure of the other arguments with the
     functions in it. `jax.jit` itself keeps thousands, of a megabyte or two each.
@@ -282,7 +282,7 @@ def jitted(f: F) -> F:
     @functools.lru_cache(maxsize=_KEPT)
     def program(configuration: Hashable) -> Callable:
         @functools.wraps(f)
-        def own(*arguments):  # another function for each: of one function all programs are kept in one place
+        def own(*arguments):  # another function for each, as JAX keeps the programs of one function together
             return f(*arguments)
 
         return jax.jit(own, static_argnums=0, inline=True)

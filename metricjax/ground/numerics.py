@@ -57,7 +57,7 @@ def finite_rows(x: Float[Array, "... d"]) -> Bool[Array, "..."]:
 
 @jax.custom_jvp
 def spoilt(x: Float[Array, "..."]) -> Float[Array, ""]:
-    """0 with gradient 0; NaN, and so is all of its gradient, if `x` holds NaN or infinity.
+    """0 with gradient 0; if `x` holds NaN or infinity, NaN, and so is all of its gradient.
 
     Added to a loss, it shows what comparisons and selections hide: those with NaN are False.
     """
@@ -72,7 +72,7 @@ def _spoilt_jvp(primals, tangents):
 
 @jax.custom_jvp
 def spoiling(x: Float[Array, "..."], spoil: Float[Array, ""]) -> Float[Array, "..."]:
-    """`x`, whose gradient is NaN throughout if `spoil` is NaN, and as it is if 0: takes no memory, as a sum would."""
+    """`x`, whose gradient is NaN throughout if `spoil` is NaN, and as it is if 0. Unlike a sum, it takes no memory."""
     return x
 
 

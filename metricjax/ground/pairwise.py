@@ -21,11 +21,11 @@ class Pairwise:
     embed: maps rows one by one (for a cosine: normalises them), so that a driver which compares panels of rows with all
         columns embeds each row once.
     symmetric: f(x, y) = f(y, x)ᵀ.
-    role: "distance" (smaller is closer) or "similarity" (larger is closer); not there where nothing is known of it.
+    role: "distance" (smaller is closer) or "similarity" (larger is closer); absent where nothing is known of it.
     scaled: None, or the same as `compare(x, embed(y))` for an embedded x, made faster where y has many rows that are
         compared once, in reverse mode alone: say, by scaling the columns of a product.
 
-    Those of the same parts are equal.
+    Two made of the same parts are equal.
     """
 
     role: Kind
@@ -94,7 +94,7 @@ def pairwise(
 
 
 def as_pairwise(f: Callable[[Array, Array], Array], kind: Kind | None = None) -> Pairwise:
-    """An all-pairs function as a `Pairwise`: a public one that is of the other `kind` is refused, one's own taken."""
+    """An all-pairs function as a `Pairwise`: a public one of the other `kind` is refused, one's own is taken."""
     if kind is not None:
         check_function(kind, f)
     inner = unbound(f)

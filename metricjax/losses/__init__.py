@@ -2,16 +2,16 @@
 
 Losses of two views take `(x, y)` instead, and regularisers `embeddings` alone.
 
-A batch without rows, and references without any, give 0 with gradients of 0, and a state as it was. Temperatures and
-scales, and what else divides or has a logarithm taken, are positive: a number that is not is a ValueError that names
-it; a traced one is not checked.
+A batch without rows, and references without any, give 0 with gradients of 0, and leave a state as it was. Temperatures,
+scales, and other numbers that divide or enter a logarithm, must be positive: one that is not raises a ValueError that
+names it; a traced one is not checked.
 
 What changes for a user of PyTorch Metric Learning ("is a bug": its result on such input is not that of its formula).
 `circle`, `intra_pair_variance`, `multi_similarity`, `threshold_consistent_margin`, `vicreg` and `zero_mean` have its
 formulas and its defaults; of losses over classes `cosface`, `large_margin_softmax`, `normalized_softmax`,
 `proxy_anchor`, `soft_triple`, `sphereface`, and `regular_face` and `merged_centers` (`SparseCentersRegularizer`).
-`tests/test_pytorch_metric_learning.py` and `test_pytorch_metric_learning_classes.py` have the settings that make the
-others equal.
+`test_pytorch_metric_learning.py` and `test_pytorch_metric_learning_classes.py` in `tests/losses` have the settings that
+make the others equal.
 
 | loss | PyTorch Metric Learning 2.9.0 | metricjax | reason |
 |---|---|---|---|
@@ -54,7 +54,7 @@ others equal.
 | over classes | prototypes `W` [d, c], inside | `prototypes` [c, d], an argument | pure functions |
 | over classes | several of a class: [d, c k], side by side | [c, k, d] | one axis for each meaning |
 | over classes | a miner weighs rows: Σ w l / n | `weights=`: Σ w l / Σ w | no pairs; mean over what counts |
-| over classes | fails at a label that is no class | leaves the row out | padding, samples of classes |
+| over classes | fails at a label that is not a class | leaves the row out | padding, samples of classes |
 | over classes | `weight_regularizer` | a term of its own: `+ regular_face(prototypes)` | sums are sums |
 | `arcface`, `sub_center_arcface` | m = 28.6 degrees | 0.5, 28.65 degrees | the paper |
 | `arcface`, `sub_center_arcface` | gradient NaN where cos θ_y = ±1 | finite | is a bug: arccos |

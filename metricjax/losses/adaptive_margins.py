@@ -1,6 +1,6 @@
 """Margin softmax losses whose margin or scale follows the training: by difficulty, by norm, by chance. Radians.
 
-Those with a state return (loss, state): a small array to be kept and handed to the next call.
+Those with a state return (loss, state): keep the state, a small array, and hand it to the next call.
 """
 
 import math
@@ -44,7 +44,7 @@ def _of_row(own, value):
 
 
 def _target_cosines(embeddings, labels, prototypes, options):
-    """Of all rows on all devices, and which rows exist, without a gradient."""
+    """Those of all rows on all devices, and which rows exist, without a gradient."""
     fixed = lax.stop_gradient((embeddings, prototypes))
     own, exists = values_of_all(own_score, fixed[0], labels, fixed[1], options, similarity=cosine)
     return own, exists > 0

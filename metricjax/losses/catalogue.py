@@ -32,12 +32,12 @@ class Entry:
     paper: its source, in the words of the docstring; "; " between several.
     note: what tables say beside the name.
     several: it takes several prototypes of each class, [c, k, d].
-    lengths: the arrays whose lengths count: the loss is another where all of their rows are longer, or much shorter.
+    lengths: the arrays whose lengths count: the loss changes where all of their rows are longer, or much shorter.
     refuses: options of its kind that it does not take.
     state: the state before the first step; a function makes it of the number of classes.
     bias: what a learnt bias begins at, likewise.
-    added_to: the kind of losses, or the one loss, that it only is an addition to.
-    weight: by which its paper adds it; 1 where that is left to choose.
+    added_to: the kind of losses, or the one loss, that it is only an addition to.
+    weight: what its paper multiplies it by; 1 where the paper leaves that open.
     """
 
     kind: Literal["pairs", "views", "rows", "prototypes", "classes"]

@@ -65,7 +65,7 @@ def intra_pair_variance(
 
 
 def _places(values: Float[Array, "..."], nodes: int, limit) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
-    """The node at or below each value among `nodes` from −limit to limit, and how far it is on the way to the next."""
+    """The node at or below each value among `nodes` from −limit to limit, and how far the value is towards the next."""
     place = (jnp.clip(values, -limit, limit) + limit) * ((nodes - 1) / (2 * limit))
     low = jnp.clip(jnp.floor(lax.stop_gradient(place)), 0, nodes - 2)
     return low.astype(jnp.int32), place - low
@@ -99,10 +99,10 @@ def histogram(
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[AnchorOptions],
 ) -> Loss:
-    """Histogram loss: Σ_r h⁻_r Σ_{q≤r} h⁺_q, how probably a negative pair is more similar than a positive one.
+    """Histogram loss: Σ_r h⁻_r Σ_{q≤r} h⁺_q, the probability that a negative pair is more similar than a positive one.
 
-    h⁺ and h⁻ are the histograms of all positive and of all negative pairs over bins + 1 nodes from −1 to 1, to the two
-    nearest of which a similarity gives its weight linearly. `reduction` reduces over negatives. Options:
+    h⁺ and h⁻ are the histograms of all positive and of all negative pairs over bins + 1 nodes from −1 to 1: a
+    similarity gives its weight linearly to the two nearest. `reduction` reduces over negatives. Options:
     `AnchorOptions`.
 
     Ustinova & Lempitsky 2016, arXiv:1611.00822.
@@ -147,7 +147,7 @@ def dynamic_soft_margin(
     F is the distribution function of x as seen so far, without a gradient. The state is a histogram over equally spaced
     nodes from −`limit` to `limit`, all zeros at first (512 nodes in the paper's code): the batch's histogram h moves it
     to (1 − momentum) state + momentum h, the first one replaces it, and then F is read at the node below x. The mean is
-    over all triplets that `triplets` selects. `dynamic_soft_margin(z, y, jnp.zeros(512))` begins. Options:
+    over all triplets that `triplets` selects. Begin with `dynamic_soft_margin(z, y, jnp.zeros(512))`. Options:
     `AnchorOptions`.
 
     Zhang & Rusinkiewicz 2019, "Learning local descriptors with a CDF-based dynamic soft margin" (momentum 0.01).

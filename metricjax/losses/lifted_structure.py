@@ -54,11 +54,11 @@ def lifted_structure(
     Song et al. 2016, arXiv:1511.06452 (m = 1).
 
     >>> import jax.numpy as jnp
-        >>> z = jnp.array([[0.0], [0.0], [1.0]])
+    >>> z = jnp.array([[0.0], [0.0], [1.0]])
     >>> float(lifted_structure(z, jnp.array([0, 0, 1])))  # ½ (log 2)²
     0.2402
     """
-    # First Σ_n' of each column, by the columns as anchors among themselves.
+    # First Σ_n' of each column, with the columns as anchors among themselves.
     columns: tuple[Any, ...] = (embeddings, labels)
     where = options.get("where")
     if options.get("references") is not None:
@@ -93,7 +93,7 @@ def generalized_lifted_structure(
     Hermans, Beyer, Leibe 2017, arXiv:1703.07737.
 
     >>> import jax.numpy as jnp
-        >>> z = jnp.array([[0.0], [0.0], [0.5]])
+    >>> z = jnp.array([[0.0], [0.0], [0.5]])
     >>> float(generalized_lifted_structure(z, jnp.array([0, 0, 1])))  # 0 + 1 − 0.5
     0.5
     """

@@ -99,8 +99,8 @@ def sphereface(
     """SphereFace (A-softmax): softmax over ‖x‖ cos θ_j, target ‖x‖ (λ cos θ_y + ψ(θ_y)) / (1 + λ), mean over rows.
 
     ψ(θ) = (−1)^k cos mθ − 2k with k = ⌊mθ/π⌋. It hardly trains from the start without λ, the `annealing`, which
-    `sphereface_annealing` lets fall from 1000 to 5. ‖x‖ is the scale of the logits: of float32 rows longer than 10⁶
-    these are too coarse for a softmax, and from 10⁹ on the loss may be infinite. Options: `SoftmaxOptions`.
+    `sphereface_annealing` lets fall from 1000 to 5. ‖x‖ is the scale of the logits: for float32 rows longer than 10⁶
+    they are too coarse for a softmax, and from 10⁹ on the loss may be infinite. Options: `SoftmaxOptions`.
 
     Liu et al. 2017, arXiv:1704.08063 (m = 4).
 
@@ -234,7 +234,7 @@ def sphereface2_bias(
     power: ArrayLike = 3.0,
     balance: ArrayLike = 0.7,
 ) -> Float[Array, ""]:
-    """The bias at which `sphereface2` is smallest while all cosines are 0, for so many classes.
+    """The bias at which `sphereface2` is smallest while all cosines are 0, given the number of `classes`.
 
     Wen et al. 2022, arXiv:2108.01513, in a form that does not cancel for few classes.
 

@@ -274,10 +274,10 @@ def log_ratio(
     """Log-ratio loss for continuous labels: mean over anchors a and i ≠ j of (log D_ai/D_aj − log Y_ai/Y_aj)².
 
     D are distances of embeddings and Y of labels, `label_distance(row labels [r, ...], column labels [m, ...]) ->
-    [r, m]`: the squared Euclidean distance unless another is given; ε is added to each. There are no classes, so that
-    labels are floats of any shape (poses, scores, captions' embeddings), i and j run over all columns but the anchor's
+    [r, m]`: the squared Euclidean distance unless another is given; ε is added to each. There are no classes: labels
+    are floats of any shape (poses, scores, captions' embeddings), i and j run over all columns but the anchor's
     own, and `same` is not an option. All n · m² triplets are summed in the time of n · m. The scale of embeddings
-    does not count while D is far above ε and in the range of float32 (embeddings below 10¹⁸). Other options:
+    does not matter while D is far above ε and in the range of float32 (embeddings below 10¹⁸). Other options:
     `AnchorOptions`.
 
     Kim et al. 2019, "Deep metric learning beyond binary supervision", arXiv:1904.09626.

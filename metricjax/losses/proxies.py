@@ -1,4 +1,4 @@
-"""Class-based losses that call their prototypes proxies, and those that are no softmax cross-entropy."""
+"""Class-based losses that call their prototypes proxies, and those that are not a softmax cross-entropy."""
 
 from typing import Any, Unpack
 
@@ -208,8 +208,8 @@ def uniface(
 
         log(1 + exp(b − s (cos θ_y − m))) + λ Σ_{j≠y} log(1 + exp(s cos θ_j − b)).
 
-    λ is `balance`. b is learnt in the paper; None is where it begins, log(10 c) for c classes, or as many as were
-    sampled. Options: `PrototypeOptions`.
+    λ is `balance`. b is learnt in the paper; None is where it begins, log(10 c), with c the number of classes
+    or of sampled ones. Options: `PrototypeOptions`.
 
     Zhou et al. 2023, "UniFace: unified cross-entropy loss for deep face recognition" (s = 64, m = 0.4, λ = 1; their
     code also keeps each logit inside ±s).

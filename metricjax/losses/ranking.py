@@ -1,6 +1,6 @@
 """Losses on ranks: smooth forms of average precision and of recall at k.
 
-All leave an anchor's own column out: it is no positive and has no rank.
+All leave an anchor's own column out: it is not a positive and has no rank.
 """
 
 from collections.abc import Callable
@@ -159,7 +159,7 @@ def recall_at_k(
 
 
 def _upper_rank(own, scores, where, temperature, slope, delta):
-    """No less than how many of the marked scores come before; it does not saturate."""
+    """An upper bound on how many of the marked scores come before; it does not saturate."""
     gap = scores - own
     soft = jax.nn.sigmoid(jnp.minimum(gap, delta) / temperature) + jnp.where(gap > 0, 0.5, 0)
     return jnp.sum(jnp.where(where, soft + slope * jnp.maximum(gap - delta, 0), 0))
@@ -329,5 +329,5 @@ def _if_there(f, there, own, numbers, fixed):
 
 
 def _by_row(f, numbers):
-    """`f(there, own, numbers, fixed)` of each row; of the numbers, matrices have one row for each."""
+    """`f(there, own, numbers, fixed)` of each row; numbers that are matrices have one row for each."""
     return jax.vmap(f, (0, 0, tuple(0 if a.ndim == 2 else None for a in numbers), 0))

@@ -75,7 +75,7 @@ def _squared_gap(x, target):
 def embedding_norm(embeddings: Float[Array, "n d"], *, target: ArrayLike = 0.0, **options: Unpack[RowOptions]) -> Loss:
     """Regulariser of lengths: mean over rows of (‖x‖ − r)², with r the `target`; ‖x‖² by default.
 
-    At a zero row the gradient is 0, whatever r. Options: `RowOptions`.
+    At a zero row the gradient is 0, whatever r is. Options: `RowOptions`.
 
     r = 0: Sohn 2016, "Improved deep metric learning with multi-class N-pair loss objective", keeps embeddings short.
     r > 0 is the ring loss (Zheng, Pal, Savvides 2018, arXiv:1803.00130), which has a factor ½ and learns r.
@@ -96,7 +96,7 @@ def _absolute_sum(x):
 def zero_mean(embeddings: Float[Array, "n d"], **options: Unpack[RowOptions]) -> Loss:
     """Regulariser towards features of mean 0 in each embedding: mean over rows of |Σ_k x_k|, with gradient 0 at 0.
 
-    Under it the `snr` distance, which subtracts the mean, measures what the embeddings are. Options: `RowOptions`.
+    With it the `snr` distance, which subtracts the mean, measures the embeddings as they are. Options: `RowOptions`.
 
     Yuan et al. 2019, arXiv:1904.02616.
 
@@ -160,7 +160,7 @@ def spread_out(
     """Global orthogonal regularisation: M₁² + [M₂ − 1/d]₊, with M₁ and M₂ the means of s and s² over negative pairs.
 
     s is the cosine. Points that lie uniformly on the sphere have M₁ = 0 and M₂ = 1/d. 0 without negative pairs.
-    Options: `AnchorOptions` without reduction, as the loss is no mean over anchors.
+    Options: `AnchorOptions` without reduction, as the loss is not a mean over anchors.
 
     Zhang et al. 2017, arXiv:1708.06320, over all negative pairs of the batch instead of one sampled for each anchor.
 

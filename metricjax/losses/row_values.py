@@ -1,4 +1,4 @@
-"""Numbers of each row that class-based losses need before they begin, those of all devices."""
+"""Numbers of each row, of all devices, that class-based losses need before they begin."""
 
 from collections.abc import Callable
 from typing import Any

@@ -161,7 +161,7 @@ def angular(
     Wang et al. 2017, arXiv:1708.01682 (α between 36 and 55 degrees).
 
     >>> import jax.numpy as jnp
-        >>> z = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> z = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     >>> float(angular(z, jnp.array([0, 0, 1])))  # log(1 + e^{0 − 4})
     0.01815
     """
@@ -200,7 +200,7 @@ def quadruplet(
     its margins while mining).
 
     >>> import jax.numpy as jnp
-        >>> z = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    >>> z = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     >>> y = jnp.array([0, 0, 1, 2])  # d_ap = 0, d_an = 2, d_nn' = 4
     >>> float(quadruplet(z, y, margin=3.0, second_margin=5.0))
     2.0

@@ -58,8 +58,8 @@ def info_nce(
 ) -> Loss:
     """InfoNCE of x against y: mean over rows of −log(e^{s(x_i, y_i)/τ} / Σ_j e^{s(x_i, y_j)/τ}).
 
-    Negatives are rows of the other view only; `nt_xent` of both views, stacked, also has those of the own view. A row
-    without negatives adds 0 and counts. Options: `ViewOptions`.
+    Negatives are rows of the other view only; `nt_xent` of both views, stacked, also has those of a row's own view. A
+    row without negatives adds 0 and counts. Options: `ViewOptions`.
 
     van den Oord et al. 2018, arXiv:1807.03748 (a learned bilinear s, without τ); over cosines τ = 0.1 in Chen et al.
     2020 (SimCLR), arXiv:2002.05709, and 0.07 in He et al. 2020 (MoCo), arXiv:1911.05722.
@@ -260,7 +260,7 @@ def barlow_twins(
 
     λ is `redundancy`. Features are standardised over the batch as (x − mean) / √(variance + ε); one that does not vary
     has correlation 0. The loss is 0 with fewer than two rows. Squares have to be in range: features below 10¹⁸ in
-    float32; where variances are not far above ε, the scale counts. `where` and `axis_name` are as in `vicreg`.
+    float32; where variances are not far above ε, the scale matters. `where` and `axis_name` are as in `vicreg`.
 
     Zbontar et al. 2021, arXiv:2103.03230 (λ = 0.005; the authors' code: 0.0051). ε is that of the code's batch
     normalisation; the paper has none.
@@ -295,13 +295,13 @@ def _check_views(x: Any, y: Any, options: Any) -> None:
     check_rows("x", x)
     check_rows("y", y)
     if x.shape != y.shape:
-        raise ValueError(f"x has shape {x.shape}, y has shape {y.shape}; row i of x belongs with row i of y")
+        raise ValueError(f"x has shape {x.shape}, y has shape {y.shape}; wanted one shape, row i of y for row i of x")
     check_per_row("where", options.get("where"), len(x))
     check_options("a loss of two views", options, ViewOptions)
 
 
 def _over_views(rows: Callable[..., Mean], x, y, *hyper, similarity, options: ViewOptions):
-    """`over_pairs` with x as anchors and y as references; numbers of rows, over all devices, are the labels."""
+    """`over_pairs` with x as anchors and y as references; the labels are the numbers of the rows of all devices."""
     _check_views(x, y, options)
     number = row_ids(len(x), options.get("axis_name"))
     pairs: dict[str, Any] = {"references": y, "reference_labels": number, "reference_where": options.get("where")}

@@ -5,8 +5,8 @@ which of them count. A *mask miner* is `(distances, positives, negatives) -> (po
 the pairs. Both get the distances of n anchors to m columns (for a similarity s, 1 − s) and two masks [n, m].
 
 Some have no settings and are used as they are; the others are made by a function that takes the settings. All are
-callable pytrees, a `Miner` or a `Selection`, whose leaves are the numbers and keys, which may thus be traced. What they
-can do besides they declare as data, and so may one's own: see `Miner` and `Selection`.
+callable pytrees, a `Miner` or a `Selection`, whose leaves are the numbers and keys, which may thus be traced. They
+declare as data what else they can do, and so may your own: see `Miner` and `Selection`.
 """
 
 from metricjax.engine.miners import Miner, Selection, Triplets

@@ -25,8 +25,8 @@ def angular(angle: ArrayLike = math.pi / 9) -> Miner:
     c is the middle of anchor and positive, so that d_cn² = (d_an² + d_pn²) / 2 − d_ap² / 4: the distances have to be
     Euclidean (`distances.chord` or `distances.euclidean`). A positive is kept if it makes such a triplet with any
     negative of the anchor, and a negative if it does with any positive. Time grows with the number of positives of an
-    anchor. Called directly it takes `row_of(index [n]) -> distances [n, m]` of columns to all columns as well, which in
-    a loss is provided.
+    anchor. Called directly it also takes `row_of(index [n]) -> distances [n, m]` of columns to all columns, which a
+    loss provides.
 
     The angle is that of Wang et al. 2017, arXiv:1708.01682; the rule and its default, 20 degrees, are those of PyTorch
     Metric Learning's AngularMiner.
@@ -116,7 +116,7 @@ _SIZE = 2**_DIGIT
 
 
 def _digits(keys, where, limit, shift):
-    """How many marked keys agree with the limit above a digit and have each value of it."""
+    """Of the marked keys that agree with the limit above a digit, how many have each value of it."""
     start = keys - limit  # wraps around where the key is far below or above
     digit = lax.shift_right_logical(start, jnp.asarray(shift, keys.dtype))
     inside = where & (digit >= 0) & (digit < _SIZE)
@@ -155,7 +155,7 @@ def _each_after_the_last(total, miners) -> Miner:
 
 @offered("miner", made=True)
 def switch(index: ArrayLike, miners: Sequence[Callable[[Array, Array, Array], Masks]]) -> Miner:
-    """The mask miner that stands at `index`, which may be traced: a schedule under `jit`.
+    """The mask miner at `index`, which may be traced: a schedule under `jit`.
 
     An index out of range takes the first or the last. Under `jit` only the chosen one runs; under a `vmap` over the
     index, all do.
@@ -168,7 +168,7 @@ def switch(index: ArrayLike, miners: Sequence[Callable[[Array, Array, Array], Ma
     [4, 3, 1]
     """
     if not miners:
-        raise ValueError("switch got no miners; wanted one at least")
+        raise ValueError("switch got no miners; wanted at least one")
     parts = _as_miners("switch", miners)
     return Miner(Partial(_switched, index, parts), reaches=True, prepare=_all_prepared if _need_batch(parts) else None)
 

@@ -85,10 +85,10 @@ def batch_easy_hard(
 
     "easy" is the closest positive or the farthest negative, "hard" the farthest positive or the closest negative, and
     "all" keeps all. "semi_hard" is the hardest that is strictly easier than what the other side chose: the closest
-    negative farther than the chosen positive, or the farthest positive nearer than the chosen negative. It cannot be
-    both, and cannot go with "all". Ranges (lowest, highest) of allowed distances, limits included, leave out pairs
-    before anything is chosen, also where the strategy is "all". An anchor for which either side finds nothing keeps
-    nothing; with "all", each side goes by itself.
+    negative farther than the chosen positive, or the farthest positive nearer than the chosen negative. Only one
+    side can have it, and not beside "all". Ranges (lowest, highest) of allowed distances, limits included, leave out
+    pairs before anything is chosen, even where the strategy is "all". An anchor for which either side finds nothing
+    keeps nothing; with "all", each side stands by itself.
 
     Xuan, Stylianou, Pless 2020, arXiv:1904.04370 (easy positives with hard or semi-hard negatives); the other
     strategies and the ranges are those of PyTorch Metric Learning, whose "all" disregards the ranges.
@@ -151,7 +151,7 @@ def rank_range(negatives: Range | None, positives: Range | None = None) -> Miner
     """Keeps the first-th to last-th hardest of each anchor's negatives, and of its positives: `(first, last)` each.
 
     1 is the hardest: the closest negative, the farthest positive. `None` keeps all of that side. Leaving out the very
-    hardest, as (2, 5) does, leaves out wrong labels. Kept are the distances from the first-th hardest to the last-th,
+    hardest, as (2, 5) does, leaves out wrong labels. Distances from the first-th hardest to the last-th are kept,
     with all that tie with these; an anchor that has fewer keeps those in range. The sides do not depend on each other.
 
     After the N-hard miner of Open Metric Learning, whose ranges count likewise and default to (1, 1).
@@ -173,7 +173,7 @@ def _ranked(limits, distances, where):
     if limits is None:
         return where
     keys = ordered_integers(distances)
-    nothing = jnp.iinfo(keys.dtype).max  # stands after every distance, and in the place that ranks beyond a row go to
+    nothing = jnp.iinfo(keys.dtype).max  # after every distance, and where ranks beyond a row point to
     ordered = jnp.sort(jnp.where(where, keys, nothing), axis=1)
     ordered = jnp.pad(ordered, [(0, 0), (0, 1)], constant_values=nothing)
     at = lambda rank: ordered[:, jnp.clip(jnp.asarray(rank, jnp.int32) - 1, 0, distances.shape[1]), None]
@@ -224,7 +224,7 @@ _KINDS = {"all": _at_most, "hard": _at_most, "semi_hard": _above_zero_at_most, "
 
 
 def _finite(margin, distances):
-    """A margin that ∞, the distance of what is not there, exceeds."""
+    """The margin, kept below ∞, which is the distance of what is not there."""
     return jnp.minimum(jnp.asarray(margin, distances.dtype), jnp.finfo(distances.dtype).max)
 
 

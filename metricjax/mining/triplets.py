@@ -170,10 +170,10 @@ def distance_weighted(
     sphere in `dimension` D, so that negatives of all distances come equally often. The distances have to be those on
     the sphere: `distances.chord`. n × m triplets, one for each positive; an anchor without negatives nearer than
     `upper` has none. A draw depends on the key, the row, the positive's column and the row's distances, and not on
-    columns that follow and are no negatives. All is computed in logarithms, relative to the row's largest weight.
+    later columns that are not negatives. All is computed in logarithms, relative to the row's largest weight.
 
     Wu, Manmatha, Smola, Krähenbühl 2017, arXiv:1706.07567; cutoff and upper limit are those of the authors' code, where
-    beyond 1.4 = β + α the margin loss is 0. (It draws any negative where there is none below the limit.)
+    beyond 1.4 = β + α the margin loss is 0. (Where no negative is below the limit, it draws any.)
 
     >>> import jax, jax.numpy as jnp
     >>> p, n = jnp.array([[1, 0, 0, 0]]) > 0, jnp.array([[0, 1, 1, 1]]) > 0
@@ -211,7 +211,7 @@ def _cumulative(weight: Float[Array, "n m"]) -> Float[Array, "n m"]:
 
 
 def row_keys(key: Key[Array, "..."], n: int) -> Key[Array, " n"]:
-    """One key for each of n rows, from one key, or as they came."""
+    """One key for each of n rows: derived from one key, or as they came."""
     return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n))
 
 

@@ -84,7 +84,7 @@ def test_hyper_parameters_have_gradients_and_batches_of_values_over_a_mesh(name,
 
 def test_over_mesh_refuses_what_does_not_fit():
     mesh = mesh_of(AxisType.Auto)
-    with pytest.raises(ValueError, match="axis_name is 'batch'; the mesh has the axes"):
+    with pytest.raises(ValueError, match="axis_name is 'batch'; wanted one of the mesh's axes"):
         mj.over_mesh(mj.losses.supcon, "batch", mesh)(Z, Y)
     with pytest.raises(ValueError, match="embeddings has 31 rows; wanted a multiple of the 8 devices"):
         mj.over_mesh(mj.losses.supcon, "data", mesh)(Z[:31], Y[:31])

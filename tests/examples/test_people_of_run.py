@@ -1,4 +1,4 @@
-"""Who was trained on is known by names, whatever the data set's path, and where it is not known that is said."""
+"""The people trained on are known by name, whatever the data set's path; where they are not, that is said."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What single class-based losses have of their own: states, schedules, regularisers, outliers, gradients."""
+"""What is particular to some class-based losses: states, schedules, regularisers, outliers, gradients."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Beside PyTorch Metric Learning 2.9.0: values and gradients in float64, wherever its formula is the one meant.
+"""Against PyTorch Metric Learning 2.9.0: values and gradients in float64, wherever its formula is the one meant.
 
 Skipped without it (`python -m pip install torch pytorch-metric-learning`). Settings that differ from the defaults of
 either side are what has to be changed to get the other's result.

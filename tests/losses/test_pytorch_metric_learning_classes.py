@@ -1,4 +1,4 @@
-"""Losses over classes beside PyTorch Metric Learning 2.9.0, as in `test_pytorch_metric_learning.py`: "there" is it.
+"""Losses over classes against PyTorch Metric Learning 2.9.0 ("there"), as in `test_pytorch_metric_learning.py`.
 
 Skipped without it. At the end are the inputs on which its result is not that of its formula.
 """

@@ -1,4 +1,4 @@
-"""Beside the AccuracyCalculator of PyTorch Metric Learning 2.9.0.
+"""Against the AccuracyCalculator of PyTorch Metric Learning 2.9.0.
 
 Skipped without it (`python -m pip install torch pytorch-metric-learning`). Its neighbours come from one sorted row of
 similarities, and not from faiss. What it calls precision_at_1 is recall@1, and its NMI and AMI are of cluster labels.

@@ -1,4 +1,4 @@
-"""The page: complete, self-contained, with nothing in it that a name could start."""
+"""The page: complete, self-contained, and without anything in it that a name could run."""
 
 import html.parser
 import re
