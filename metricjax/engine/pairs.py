@@ -143,7 +143,7 @@ class Pairs:
     positives, negatives: [r, m], masks; what is neither is left out.
     apart: the positives and the negatives, each with its scores. Where no class is large the positives are a short
         list, and what is computed for them costs next to nothing.
-    positive_columns, listed: [r, p], the columns of that list (or all columns), and which of them count.
+    positive_columns, listed: [r, p], the columns of that list, or all columns as [1, m]; and which of them count.
     labels, column_labels: [r, ...] and [m, ...].
     """
 
@@ -177,17 +177,17 @@ class Pairs:
         return self._column.labels
 
     @cached_property
-    def _list(self) -> tuple[Int[Array, "r p"], Bool[Array, "r p"]]:
+    def _list(self) -> tuple[Int[Array, "#r p"], Bool[Array, "r p"]]:
         self.touched.add("list")
         positives = self.positives
         if self._column.slots is None:
-            return jnp.broadcast_to(jnp.arange(positives.shape[1], dtype=jnp.int32), positives.shape), positives
+            return jnp.arange(positives.shape[1], dtype=jnp.int32)[None], positives
         index, listed = listed_positives(self._row, self._column, self._column.slots)
         mined = self._loss.miner is not None
         return index, listed & jnp.take_along_axis(positives, index, axis=1) if mined else listed
 
     @property
-    def positive_columns(self) -> Int[Array, "r p"]:
+    def positive_columns(self) -> Int[Array, "#r p"]:
         return self._list[0]
 
     @property
@@ -202,7 +202,7 @@ class Pairs:
         """The entries of an array [r, m], or [m], at `positive_columns`."""
         index = self.positive_columns
         if self._column.slots is None:
-            return jnp.broadcast_to(a, index.shape)
+            return jnp.broadcast_to(a, self.listed.shape)
         return a[index] if a.ndim == 1 else jnp.take_along_axis(a, index, axis=1)
 
     def row_of(self, index: Int[Array, " r"]) -> tuple[Array, Array, Array]:

@@ -124,20 +124,21 @@ def _class_sizes(row: Side) -> Int[Array, " r"]:
     return jnp.where(row.where, end - first - (own < end).astype(jnp.int32), 0)
 
 
-def summed_over_positives(f: Callable[..., Any], positives: Bool[Array, "r p"], *values: Shaped[Array, "r p"]) -> Any:
+def summed_over_positives(f: Callable[..., Any], positives: Bool[Array, "r p"], *values: Shaped[Array, "#r p"]) -> Any:
     """Σ_p f(there [r], *value [r]) over the positives of each row, of which row i has one where `there[i]`.
 
     `f` returns one array [r] or several. It is run for all slots of a list together; for whole rows, for one positive
-    of each after the other, and again for the gradient: memory is then that of one.
+    of each after the other, and again for the gradient: memory is then that of one. Values [1, p] are those of every
+    row.
     """
-    every = positives, *values
     if positives.shape[1] <= LIST:
-        return jax.tree.map(lambda a: jnp.sum(a, axis=0), jax.vmap(f, 1)(*every))
+        every = (jnp.broadcast_to(a, positives.shape) for a in values)
+        return jax.tree.map(lambda a: jnp.sum(a, axis=0), jax.vmap(f, 1)(positives, *every))
 
     def add(sums, column, there):
-        own = (jnp.take_along_axis(a, column, axis=1)[:, 0] for a in values)
-        return jax.tree.map(jnp.add, sums, f(there[:, 0], *own))
+        own = lambda a: a[0][column[:, 0]] if len(a) == 1 else jnp.take_along_axis(a, column, axis=1)[:, 0]
+        return jax.tree.map(jnp.add, sums, f(there[:, 0], *map(own, values)))
 
-    like = jax.eval_shape(f, *(a[:, 0] for a in every))
+    like = jax.eval_shape(f, *(jnp.broadcast_to(a[:, 0], positives.shape[:1]) for a in (positives, *values)))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
-    return each_positive(add, varying(zeros, every), positives)
+    return each_positive(add, varying(zeros, (positives, values)), positives)

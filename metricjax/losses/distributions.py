@@ -86,9 +86,10 @@ def _histogram_rows(pairs, nodes):
 
 
 def _below_rows(pairs, cumulated):
-    low, part = _places(pairs.scores, len(cumulated), 1.0)
+    _, _, negative_scores, negatives = pairs.apart
+    low, part = _places(negative_scores, len(cumulated), 1.0)
     below = (1 - part) * cumulated[low] + part * cumulated[low + 1]
-    return Mean(jnp.sum(jnp.where(pairs.negatives, below, 0), axis=-1), jnp.sum(pairs.negatives, axis=-1))
+    return Mean(jnp.sum(jnp.where(negatives, below, 0), axis=-1), jnp.sum(negatives, axis=-1))
 
 
 def histogram(

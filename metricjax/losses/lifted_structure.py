@@ -23,8 +23,9 @@ def _values(mean: Mean) -> Float[Array, " m"]:
 
 
 def _near_rows(pairs, margin):
-    some = jnp.any(pairs.negatives, axis=-1)
-    return Mean(jnp.where(some, logsumexp(margin - pairs.scores, pairs.negatives), 0), some)
+    _, _, d_negative, negatives = pairs.apart
+    some = jnp.any(negatives, axis=-1)
+    return Mean(jnp.where(some, logsumexp(margin - d_negative, negatives), 0), some)
 
 
 def _lifted_rows(pairs, margin, near):

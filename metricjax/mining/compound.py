@@ -42,7 +42,7 @@ def angular(angle: ArrayLike = math.pi / 9) -> Miner:
 
 def _angular(angle, distances, positives, negatives, row_of) -> Masks:
     square = jnp.square(jnp.tan(jnp.asarray(angle, distances.dtype)))
-    columns = jnp.broadcast_to(jnp.arange(distances.shape[1], dtype=jnp.int32), distances.shape)
+    columns = jnp.arange(distances.shape[1], dtype=jnp.int32)[None]
 
     def pair(there, positive):
         ap = jnp.square(jnp.take_along_axis(distances, positive[:, None], axis=1))
