@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import metricjax as mj
-from metricjax.metrics import pairs
+from metricjax.metrics import pairs, sets
 from tests.helpers.refusals import refuses
 from tests.helpers.scores import KINDS, rates, scores_and_same
 
@@ -51,7 +51,7 @@ def test_streamed_pairs_give_the_curve_of_all_pairs(similarity, ties, rng, monke
     z = rng.standard_normal((57, 3)).astype(np.float32)
     z = np.round(z) + 0.5 if ties else z
     y = rng.integers(0, 9, 57)
-    panels = mj.metrics.panels.panels
+    panels = sets.panels
     monkeypatch.setattr(pairs, "_SIDE", 16)
     streamed = mj.metrics.pair_scores(jnp.asarray(z), y, similarity)
     first, second = np.triu_indices(57, 1)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 import metricjax as mj
+from metricjax.metrics import sets
 from tests.helpers.refusals import refuses
 from tests.helpers.scores import KINDS, rates, scores_and_same
 
@@ -31,7 +32,7 @@ def test_the_threshold_at_a_far_has_the_rates_at_that_far(kind, far, rng):
 def test_thresholds_of_streamed_pairs_hold_what_they_say(similarity, rng):
     z, y = jnp.asarray(rng.standard_normal((40, 3)), jnp.float32), rng.integers(0, 6, 40)
     first, second = np.triu_indices(40, 1)
-    _, scores = next(mj.metrics.panels.panels(z, similarity))
+    _, scores = next(sets.panels(z, similarity))
     scores, same = np.asarray(scores)[first, second], y[first] == y[second]
     curve = mj.metrics.pair_scores(z, y, similarity).roc
     for far in (0.01, 0.1, 0.5):
