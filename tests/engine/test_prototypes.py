@@ -9,7 +9,7 @@ from jax.sharding import AxisType
 
 import metricjax as mj
 from tests.helpers import oracle, oracle_classes
-from tests.helpers.batches import D, batch, class_paths, classes, close, inputs
+from tests.helpers.batches import D, batch, class_paths, close, inputs, slow_unless
 from tests.helpers.cases import CLASS_PATHS, CLASSES
 from tests.helpers.meshes import assert_same, mesh_of, put
 from tests.helpers.programs import run
@@ -22,9 +22,10 @@ def weighted(case):
 # --- blocks ---------------------------------------------------------------------------------------------------------
 
 
-@classes
-def test_blocks_equal_dense(case):
+@pytest.mark.parametrize("name", slow_unless(CLASS_PATHS, CLASSES))
+def test_blocks_equal_dense(name):
     """Of ragged sizes too, with the gradients of prototypes and of a hyper-parameter."""
+    case = CLASSES[name]
     z, y, prototypes = inputs(case, 1)
     varied = {case.varied: case.values[0]} if case.varied else {}
 
@@ -34,7 +35,7 @@ def test_blocks_equal_dense(case):
 
     dense = run(None)
     scale = max(1.0, *(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(dense)))
-    for size in (2, 4) if any(case is CLASSES[name] for name in CLASS_PATHS) else (2,):
+    for size in (2, 4):
         chex.assert_trees_all_close(run(size), dense, rtol=2e-5, atol=2e-6 * scale)
 
 

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AxisType
 
 import metricjax as mj
+from tests.helpers.batches import slow_unless
 from tests.helpers.cases import CLASS_PATHS, CLASSES, PAIRS, PATHS, VIEWS
 
 D = 4
@@ -34,8 +35,9 @@ def assert_zero_with_gradients(losses, *arguments):
         assert_zero(gradient, arguments)
 
 
-@pytest.mark.parametrize("case", PAIRS.values(), ids=PAIRS)
-def test_pair_loss(case):
+@pytest.mark.parametrize("name", slow_unless(PATHS, PAIRS))
+def test_pair_loss(name):
+    case = PAIRS[name]
     sizes = (None, 4) if case in PANELS else (None,)
     assert_zero_with_gradients([lambda z, size=size: case(z, NO_LABELS, block_size=size) for size in sizes], NOTHING)
     if "references" not in case.lacks:
@@ -43,8 +45,9 @@ def test_pair_loss(case):
         assert_zero_with_gradients([over(size) for size in sizes], Z, NOTHING)
 
 
-@pytest.mark.parametrize("case", CLASSES.values(), ids=CLASSES)
-def test_class_loss(case):
+@pytest.mark.parametrize("name", slow_unless(CLASS_PATHS, CLASSES))
+def test_class_loss(name):
+    case = CLASSES[name]
     prototypes = jnp.stack([Z[:3], Z[3:]], axis=1) if case.several else Z[:3]
     sizes = (None, 2) if case in BLOCKS else (None,)
     forms = [lambda z, w, size=size: case(z, NO_LABELS, w, block_size=size) for size in sizes]
