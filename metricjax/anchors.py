@@ -18,7 +18,7 @@ from typing import Any, Literal, TypedDict, Unpack
 
 from jaxtyping import Array, Bool, Float, Shaped
 
-from metricjax.engine.anchors import Batch, Part, over_all_anchors, run_or_wait
+from metricjax.engine.anchors import Batch, DeferredLoss, over_all_anchors, run_or_defer
 from metricjax.engine.implementations import Settings
 from metricjax.engine.miners import Triplets, as_miner, as_partial, as_selection
 from metricjax.engine.pairs import Mean, PairLoss, Pairs, WholeRows, static_or_traced
@@ -103,7 +103,7 @@ def over_pairs(
     batch, relations, how = _sorted_out(embeddings, labels, options)
     score, is_similarity = _score(similarity, distance)
     loss = PairLoss(by_content(rows), score, is_similarity, by_pair and _is_symmetric(score, relations, how, batch))
-    return run_or_wait(Part(replace(loss, **relations), how, batch, static_or_traced(hyper, embeddings)))
+    return run_or_defer(DeferredLoss(replace(loss, **relations), how, batch, static_or_traced(hyper, embeddings)))
 
 
 def over_anchors(

@@ -8,7 +8,7 @@ from typing import Any
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from metricjax.engine.anchors import Part, waiting
+from metricjax.engine.anchors import DeferredLoss, deferring
 from metricjax.engine.pairs import Mean, Pairs, Static, as_means, static_or_traced
 from metricjax.ground.checks import refuse_options
 
@@ -36,10 +36,10 @@ def weighted_sum(
     def loss(embeddings, labels, **options):
         reason = "weighted_sum reduces each loss by its own mean"
         refuse_options(reason, options, "reduction")
-        values = [_part_or_number(each, embeddings, labels, options) for each in losses]
+        values = [_deferred_or_number(each, embeddings, labels, options) for each in losses]
         total, together = [], {}
         for weight, value in zip(scales, values, strict=True):
-            if isinstance(value, Part):
+            if isinstance(value, DeferredLoss):
                 together.setdefault(value.shared(), []).append((weight, value))
             else:
                 total.append(weight * one_number(value, "weighted_sum"))
@@ -63,16 +63,16 @@ def one_number(value: Any, name: str) -> Any:
     return value
 
 
-def _part_or_number(loss: Callable[..., Any], embeddings: Array, labels: Array, options: dict[str, Any]) -> Any:
-    """A loss that can share its scores as a `Part`. One that works only with a number is run by itself."""
+def _deferred_or_number(loss: Callable[..., Any], embeddings: Array, labels: Array, options: dict[str, Any]) -> Any:
+    """A loss that can share its scores as a `DeferredLoss`. One that works only with a number is run by itself."""
     try:
-        with waiting():
+        with deferring():
             return loss(embeddings, labels, **options)
     except TypeError:
         return loss(embeddings, labels, **options)
 
 
-def _joined(parts: list[tuple[Any, Part]]) -> Any:
+def _joined(parts: list[tuple[Any, DeferredLoss]]) -> Any:
     """Σ w · loss of parts that share their scores."""
     (weight, first), *others = parts
     if not others:

@@ -15,7 +15,7 @@ from jaxtyping import Array
 from metricjax.engine import devices, implementations
 from metricjax.engine.devices import of_all, varying
 from metricjax.engine.implementations import Given, Settings
-from metricjax.engine.pairs import PairLoss, check_own_functions, looked_at
+from metricjax.engine.pairs import PairLoss, check_own_functions, probed
 from metricjax.engine.positives import Side, in_order_of_class
 from metricjax.engine.reductions import quotient
 from metricjax.engine.sizes import LIST, anchors_in_panel
@@ -24,7 +24,7 @@ from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import a_row_for_none, existing, spoiling, spoilt, widen
 from metricjax.ground.pairwise import Pairwise
 
-__all__ = ["Batch", "Part", "over_all_anchors", "run_or_wait", "waiting"]
+__all__ = ["Batch", "DeferredLoss", "deferring", "over_all_anchors", "run_or_defer"]
 
 
 class Batch(NamedTuple):
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
+class DeferredLoss:
     """A pair-based loss that has not been run yet, so that it can share its scores with others; in sums, its value."""
 
     loss: PairLoss
@@ -66,22 +66,22 @@ class Part:
         return self.loss.score, self.loss.is_similarity, self.how, structure, tuple(map(id, leaves))
 
 
-_WAITING = ContextVar("_WAITING", default=False)
+_DEFERRING = ContextVar("_DEFERRING", default=False)
 
 
 @contextmanager
-def waiting() -> Iterator[None]:
-    """Pair-based losses with the default reduction are meanwhile returned as a `Part` instead of being run."""
-    before = _WAITING.set(True)
+def deferring() -> Iterator[None]:
+    """Pair-based losses with the default reduction are meanwhile returned as a `DeferredLoss` instead of being run."""
+    before = _DEFERRING.set(True)
     try:
         yield
     finally:
-        _WAITING.reset(before)
+        _DEFERRING.reset(before)
 
 
-def run_or_wait(part: Part) -> Any:
-    """The loss of a part, or the part itself while its losses are `waiting`."""
-    return part if _WAITING.get() and part.how.reduction == quotient else part.value()
+def run_or_defer(part: DeferredLoss) -> Any:
+    """The value of a loss, or inside `deferring` the loss itself, to be run with others."""
+    return part if _DEFERRING.get() and part.how.reduction == quotient else part.value()
 
 
 @jitted
@@ -95,7 +95,7 @@ def over_all_anchors(how: Settings, loss: PairLoss, batch: Batch, hyper: tuple) 
         asked = {"list"} if loss.select.one is not None and size is not None else set()
         run = implementations.of_triplets(how, loss, size, len(given.columns))
     else:
-        means, asked = looked_at(loss, *arrays) if may_list or size is not None else ((), set())
+        means, asked = probed(loss, *arrays) if may_list or size is not None else ((), set())
         run = implementations.of_pairs(how, size, means)
     loss = replace(loss, reaches="rows" in asked)
     rows = len(given.rows) if size is None else size
@@ -114,7 +114,7 @@ def _given(how: Settings, score: Pairwise, batch: Batch, hyper: tuple) -> Given:
 
     Their gradients are NaN if a row that exists holds NaN, whatever was selected and compared.
     """
-    came, batch = len(batch.embeddings), _with_a_row(batch)
+    came, batch = len(batch.embeddings), _without_empty_sides(batch)
     x, columns, row, column, weights = _sides(score, batch, how.axis_name)
     spoil = lax.stop_gradient(spoilt(columns) if batch.references is None else spoilt(columns) + spoilt(x))
     x, columns = spoiling(x, spoil), spoiling(columns, spoil)
@@ -123,7 +123,7 @@ def _given(how: Settings, score: Pairwise, batch: Batch, hyper: tuple) -> Given:
     return Given(came, None if rows_are_columns else x, columns, hyper, weights, row, column, spoil)
 
 
-def _with_a_row(batch: Batch) -> Batch:
+def _without_empty_sides(batch: Batch) -> Batch:
     """The batch, with a row that does not exist on each empty side: no arithmetic has to deal with empty sides."""
     rows, columns = ("embeddings", "labels", "weights"), ("references", "reference_labels")
     arrays = batch._asdict()

@@ -100,19 +100,19 @@ def selection(**declared: Any) -> Callable[[Callable[..., Triplets]], Selection]
 
 def as_miner(f: Any) -> Miner:
     """A mask miner of any form, as a pytree whose leaves are the values bound to it."""
-    return _with_values(f, "keep", Miner)
+    return _as_declared(f, "keep", Miner)
 
 
 def as_selection(f: Any) -> Selection:
     """A selection of any form, as a pytree whose leaves are the values bound to it."""
-    return _with_values(f, "select", Selection)
+    return _as_declared(f, "select", Selection)
 
 
-def _with_values(f: Any, name: str, kind: type) -> Any:
+def _as_declared(f: Any, name: str, kind: type) -> Any:
     if isinstance(f, kind):
         return replace(f, **{name: as_partial(getattr(f, name))})  # type: ignore[type-var]
     if isinstance(f, functools.partial):
-        inner = _with_values(f.func, name, kind)
+        inner = _as_declared(f.func, name, kind)
         bound = getattr(inner, name)
         values, options = (*bound.args, *f.args), {**bound.keywords, **f.keywords}
         return replace(inner, **{name: Partial(bound.func, *values, **options)})

@@ -21,7 +21,7 @@ from metricjax.ground.pairwise import Pairwise
 
 __all__ = [
     "Apart",
-    "Chosen",
+    "ChosenTriplets",
     "Mean",
     "PairLoss",
     "Pairs",
@@ -34,15 +34,15 @@ __all__ = [
     "check_own_functions",
     "chosen_triplets",
     "distances_of",
-    "keyed",
-    "looked_at",
-    "mean_of_ends",
+    "mean_of_gathered_triplets",
     "means_of",
+    "probed",
     "scores_and_masks",
     "shown",
     "static_or_traced",
     "unwrapped",
     "with_fixed_count",
+    "with_key_per_row",
 ]
 
 
@@ -213,7 +213,7 @@ class Pairs:
         return scores_and_masks(self._loss, self._columns[index], self._columns, row, column)
 
 
-class Chosen(NamedTuple):
+class ChosenTriplets(NamedTuple):
     """What a function of terms gets of selected triplets: distances [r, t], which are valid, and the rows' labels."""
 
     d_ap: Float[Array, "r t"]
@@ -234,7 +234,7 @@ def scores_and_masks(loss: PairLoss, x, columns, row: Side, column: Side):
     positives, negatives = match & other, differ & (exist if loss.same is None else other)
     if loss.miner is not None:
         row_of = partial(distances_of, loss, columns)
-        masks = keyed(loss.miner, row)(as_distances(loss, scores), positives, negatives, row_of)
+        masks = with_key_per_row(loss.miner, row)(as_distances(loss, scores), positives, negatives, row_of)
         _check_pairs("miner", masks, scores, "the masks (positives, negatives); what selects goes to `triplets`")
         positives, negatives = masks
     return scores, positives, negatives
@@ -271,7 +271,7 @@ def distances_of(loss: PairLoss, columns, index: Int[Array, " r"]) -> Float[Arra
     return as_distances(loss, loss.score.compare(columns[index], columns))
 
 
-def keyed(f: Any, row: Side) -> Any:
+def with_key_per_row(f: Any, row: Side) -> Any:
     """`f` with each random key among its leaves replaced by one for each row, the same wherever the row is computed."""
     is_key = lambda a: jnp.issubdtype(jnp.result_type(a), jax.dtypes.prng_key)
     return jax.tree.map(lambda a: jax.vmap(jax.random.fold_in, (None, 0))(a, row.ids) if is_key(a) else a, f)
@@ -289,7 +289,7 @@ def means_of(loss: PairLoss, x, columns, hyper, row: Side, column: Side) -> tupl
     return tuple(with_fixed_count(mean, x) for mean in as_means(found))
 
 
-def looked_at(loss: PairLoss, x, columns, hyper, row: Side, column: Side) -> tuple[tuple[Mean, ...], set[str]]:
+def probed(loss: PairLoss, x, columns, hyper, row: Side, column: Side) -> tuple[tuple[Mean, ...], set[str]]:
     """The Means of one anchor, as shapes, and what was asked for: a "list" of positives, "rows" of columns.
 
     The row function is traced once more for that, with one row.
@@ -346,7 +346,7 @@ def with_fixed_count(mean: Mean, x: Array) -> Mean:
 
 def chosen_triplets(loss: PairLoss, scores, positives, negatives, row: Side):
     """Columns of the positive and the negative, and validity, each [r, t]."""
-    found = as_triplets(keyed(loss.select, row)(scores, positives, negatives))
+    found = as_triplets(with_key_per_row(loss.select, row)(scores, positives, negatives))
     return jax.tree.map(lambda a: a.reshape(len(scores), -1), (found.positive, found.negative, found.valid))
 
 
@@ -358,13 +358,13 @@ def as_triplets(found: Any) -> Triplets:
     return found
 
 
-def mean_of_ends(loss: PairLoss, x, ends, hyper, valid, row: Side) -> Mean:
+def mean_of_gathered_triplets(loss: PairLoss, x, ends, hyper, valid, row: Side) -> Mean:
     """The Mean of triplets whose ends [r, t, d] were gathered."""
     pair = jax.vmap(lambda a, b: loss.score.compare(a[None], b)[0])
     d_ap, d_an = pair(x, ends[0]), pair(x, ends[1])
     if loss.swap:
         d_an = jnp.minimum(d_an, jax.vmap(lambda a, b: pair(a, b[:, None])[:, 0])(*ends))
-    (mean,) = as_means(loss.rows(Chosen(d_ap, d_an, valid, row.labels), *hyper))
+    (mean,) = as_means(loss.rows(ChosenTriplets(d_ap, d_an, valid, row.labels), *hyper))
     return with_fixed_count(mean, x)
 
 
@@ -374,11 +374,11 @@ def _means_of_triplets(loss: PairLoss, x, columns, hyper, row: Side, column: Sid
     positive, negative, valid = chosen_triplets(loss, lax.stop_gradient(scores), positives, negatives, row)
     d_ap, d_an = (jnp.take_along_axis(scores, index, axis=1) for index in (positive, negative))
     if not loss.swap:
-        return loss.rows(Chosen(d_ap, d_an, valid, row.labels), *hyper)
+        return loss.rows(ChosenTriplets(d_ap, d_an, valid, row.labels), *hyper)
 
     def one(there, d_ap, d_an, positive, negative):
         compare = jax.vmap(lambda a, b: loss.score.compare(a[None], b[None])[0, 0])
         d_an = jnp.minimum(d_an, compare(columns[positive], columns[negative]))
-        return loss.rows(Chosen(d_ap[:, None], d_an[:, None], there[:, None], row.labels), *hyper)
+        return loss.rows(ChosenTriplets(d_ap[:, None], d_an[:, None], there[:, None], row.labels), *hyper)
 
     return summed_over_positives(one, valid, d_ap, d_an, positive, negative)

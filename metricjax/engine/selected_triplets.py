@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from metricjax.engine.devices import varying
-from metricjax.engine.pairs import Mean, chosen_triplets, mean_of_ends, scores_and_masks, unwrapped
+from metricjax.engine.pairs import Mean, chosen_triplets, mean_of_gathered_triplets, scores_and_masks, unwrapped
 from metricjax.engine.positives import each_positive
 from metricjax.engine.sweeps import as_one, gradient_sweep, sum_and_tangent, weighted_sum
 
@@ -38,7 +38,7 @@ def _gradients(size, loss, x, columns, hyper, weights, row, column):
 
         def add(found, positive, negative, valid):
             def total(x, ends, hyper):
-                mean = mean_of_ends(loss, x, ends, unwrapped(hyper), valid, row)
+                mean = mean_of_gathered_triplets(loss, x, ends, unwrapped(hyper), valid, row)
                 return mean.total, mean
 
             sums, dx, mean = found

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Shaped
 from metricjax import distances, mining, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_pairs, over_triplets
 from metricjax.engine.devices import varying
-from metricjax.engine.pairs import Chosen
+from metricjax.engine.pairs import ChosenTriplets
 from metricjax.engine.positives import each_positive, summed_over_positives
 from metricjax.engine.reductions import Loss
 from metricjax.engine.selecting import counted_by_comparing, counted_by_sorting
@@ -67,7 +67,7 @@ def _all_swapped_rows(pairs, margin, average) -> Mean:
     def pair(there, positive):
         d_ap = jnp.take_along_axis(pairs.scores, positive[:, None], axis=1)
         d_an = jnp.minimum(pairs.scores, pairs.row_of(positive)[0])
-        return _terms(Chosen(d_ap, d_an, there[:, None] & pairs.negatives, pairs.labels), margin, average)
+        return _terms(ChosenTriplets(d_ap, d_an, there[:, None] & pairs.negatives, pairs.labels), margin, average)
 
     return summed_over_positives(pair, pairs.listed, pairs.positive_columns)
 
