@@ -103,7 +103,9 @@ def over_pairs(
     batch, relations, how = _sorted_out(embeddings, labels, options)
     score, is_similarity = _score(similarity, distance)
     loss = PairLoss(by_content(rows), score, is_similarity, by_pair and _is_symmetric(score, relations, how, batch))
-    return run_or_defer(DeferredLoss(replace(loss, **relations), how, batch, static_or_traced(hyper, embeddings)))
+    return run_or_defer(
+        DeferredLoss(replace(loss, **relations), how, batch, static_or_traced(hyper, embeddings, bound=True))
+    )
 
 
 def over_anchors(
@@ -144,10 +146,10 @@ def over_triplets(
     """The loss of `terms(chosen, *hyper) -> Mean` of [n] arrays over selected triplets.
 
     `chosen` has the distances `d_ap` and `d_an` [n, t], which of them are `valid` [n, t], and the `labels` of the rows.
-    In panels, selection runs without a gradient; only the chosen pairs are then gathered and differentiated, so that
-    no matrix product but that of the distances is needed. With `swap`, d_an is min(d_an, d_pn). For a selection of
-    every triplet, the row function `every(pairs, *hyper)` takes the place of `terms`, and need not list them. Options
-    as for `over_pairs`.
+    In panels, selection runs without a gradient. Where it takes a few triplets a row, only the chosen pairs are then
+    gathered and differentiated, so that no matrix product but that of the distances is needed. With `swap`, d_an is
+    min(d_an, d_pn). For a selection of every triplet, the row function `every(pairs, *hyper)` takes the place of
+    `terms`, and need not list them. Options as for `over_pairs`.
     """
     check_function("terms", terms)
     check_function("triplets", select)
@@ -157,7 +159,7 @@ def over_triplets(
     batch, relations, how = _sorted_out(embeddings, labels, options)
     score, is_similarity = _score(None, distance)
     loss = PairLoss(by_content(terms), score, is_similarity, swap=swap, select=chosen, **relations)
-    return over_all_anchors(how, loss, batch, static_or_traced(hyper, embeddings))
+    return over_all_anchors(how, loss, batch, static_or_traced(hyper, embeddings, bound=True))
 
 
 def _sorted_out(embeddings: Array, labels: Array, options: AnchorOptions) -> tuple[Batch, dict[str, Any], Settings]:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jax.tree_util import Partial
 
 from metricjax.losses.catalogue import ARGUMENTS
 
@@ -43,7 +42,7 @@ def over_mesh(
         every = {**named, **options}
         rows = {name: value for name, value in every.items() if value is not None and _is_split(name, value)}
         rest = {name: value for name, value in every.items() if name not in rows}
-        traced = {name: value for name, value in rest.items() if isinstance(value, jax.Array | Partial)}
+        traced = {name: value for name, value in rest.items() if _has_arrays(value)}
         on = jax.sharding.get_abstract_mesh() if mesh is None else mesh
         _check(rows, on, axis_name)
         specs = PartitionSpec(axis_name), PartitionSpec()
@@ -58,6 +57,11 @@ def over_mesh(
         return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(rows, traced)
 
     return wrapped
+
+
+def _has_arrays(value: Any) -> bool:
+    """Whether it is an array, or a miner or another function to which arrays are bound."""
+    return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value))
 
 
 def _names_of_arguments(loss: Callable[..., Any], count: int) -> list[str]:

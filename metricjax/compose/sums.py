@@ -1,6 +1,7 @@
 """A weighted sum of losses that compares embeddings once."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -65,10 +66,9 @@ def one_number(value: Any, name: str) -> Any:
 
 def _deferred_or_number(loss: Callable[..., Any], embeddings: Array, labels: Array, options: dict[str, Any]) -> Any:
     """A loss that can share its scores as a `DeferredLoss`. One that works only with a number is run by itself."""
-    try:
-        with deferring():
-            return loss(embeddings, labels, **options)
-    except TypeError:
+    with suppress(Exception), deferring():
+        return loss(embeddings, labels, **options)
+    with deferring(False):
         return loss(embeddings, labels, **options)
 
 

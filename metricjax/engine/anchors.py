@@ -70,9 +70,9 @@ _DEFERRING = ContextVar("_DEFERRING", default=False)
 
 
 @contextmanager
-def deferring() -> Iterator[None]:
+def deferring(whether: bool = True) -> Iterator[None]:
     """Pair-based losses with the default reduction are meanwhile returned as a `DeferredLoss` instead of being run."""
-    before = _DEFERRING.set(True)
+    before = _DEFERRING.set(whether)
     try:
         yield
     finally:
@@ -93,7 +93,7 @@ def over_all_anchors(how: Settings, loss: PairLoss, batch: Batch, hyper: tuple) 
     may_list = loss.same is None and len(given.columns) > LIST
     if loss.select is not None:
         asked = {"list"} if loss.select.one is not None and size is not None else set()
-        run = implementations.of_triplets(how, loss, size, len(given.columns))
+        run = implementations.of_triplets(how, loss, size, given)
     else:
         means, asked = probed(loss, *arrays) if may_list or size is not None else ((), set())
         run = implementations.of_pairs(how, size, means)
@@ -118,7 +118,7 @@ def _given(how: Settings, score: Pairwise, batch: Batch, hyper: tuple) -> Given:
     x, columns, row, column, weights = _sides(score, batch, how.axis_name)
     spoil = lax.stop_gradient(spoilt(columns) if batch.references is None else spoilt(columns) + spoilt(x))
     x, columns = spoiling(x, spoil), spoiling(columns, spoil)
-    x, columns, weights, hyper = varying((x, columns, weights, hyper))
+    x, columns, weights, hyper, row, column = varying((x, columns, weights, hyper, row, column))
     rows_are_columns = batch.references is None and how.axis_name is None
     return Given(came, None if rows_are_columns else x, columns, hyper, weights, row, column, spoil)
 

@@ -14,11 +14,12 @@ from jaxtyping import Array, Float
 
 from metricjax.engine.class_blocks import dense, in_blocks, take, take_in_place
 from metricjax.engine.devices import Axis, summed
-from metricjax.engine.pairs import Mean, PairLoss, as_triplets, means_of
+from metricjax.engine.pairs import Mean, PairLoss, chosen_triplets, means_of
 from metricjax.engine.panels import means_in_panels, sum_in_panels, sums_in_panels
 from metricjax.engine.positives import Side, with_short_lists
 from metricjax.engine.reductions import Reduction, joined, quotient, reduced, weighted
 from metricjax.engine.selected_triplets import sum_of_triplets
+from metricjax.engine.sizes import LIST
 
 __all__ = ["Given", "Settings", "of_classes", "of_pairs", "of_triplets"]
 
@@ -68,15 +69,16 @@ def of_pairs(how: Settings, size: int | None, means: tuple[Mean, ...]) -> Callab
         return _dense
     if not how.reduction.of_sums:
         return _means_in_panels
-    if not how.reduction.of_numbers:
-        return _sums_in_panels
-    return _sum_in_panels if len(means) == 1 else _shares_in_panels
+    numbers = all(mean.total.ndim == mean.count.ndim == 1 for mean in means)
+    if len(means) == 1 and numbers:
+        return _sum_in_panels
+    return _shares_in_panels if how.reduction.of_numbers else _sums_in_panels
 
 
-def of_triplets(how: Settings, loss: PairLoss, size: int | None, m: int) -> Callable[..., Any]:
-    """The implementation for selected triplets among m columns.
+def of_triplets(how: Settings, loss: PairLoss, size: int | None, given: Given) -> Callable[..., Any]:
+    """The implementation for selected triplets.
 
-    Fewer than m triplets a row are gathered. Of m or more, distances are picked out of the scores.
+    A few triplets a row are gathered. Of many, distances are picked out of the scores.
     """
     if size is None:
         return _dense
@@ -84,7 +86,8 @@ def of_triplets(how: Settings, loss: PairLoss, size: int | None, m: int) -> Call
         return _means_in_panels
     if not how.reduction.of_numbers:
         return _sums_in_panels
-    gathers = loss.select.one is not None or _triplets_of_a_row(loss, m) < m  # type: ignore[union-attr]
+    few = min(LIST, len(given.columns))
+    gathers = loss.select.one is not None or _triplets_of_a_row(loss, given) < few  # type: ignore[union-attr]
     return _triplets_in_panels if gathers else _sum_in_panels
 
 
@@ -93,9 +96,11 @@ def of_classes(size: int | None) -> tuple[Callable[..., Any], Callable[..., Any]
     return (dense, take) if size is None else (in_blocks, take_in_place)
 
 
-def _triplets_of_a_row(loss: PairLoss, m: int) -> int:
-    scores, mask = jax.ShapeDtypeStruct((1, m), jnp.float32), jax.ShapeDtypeStruct((1, m), jnp.bool_)
-    return as_triplets(jax.eval_shape(loss.select, scores, mask, mask)).valid.size  # type: ignore[arg-type]
+def _triplets_of_a_row(loss: PairLoss, given: Given) -> int:
+    scores, mask = (jax.ShapeDtypeStruct((1, len(given.columns)), dtype) for dtype in (given.columns.dtype, bool))
+    row = jax.tree.map(lambda a: a[:1], given.row)
+    *_, valid = jax.eval_shape(partial(chosen_triplets, loss), scores, mask, mask, row)
+    return valid.size
 
 
 def _dense(how: Settings, loss: PairLoss, size: None, given: Given) -> Any:

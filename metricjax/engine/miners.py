@@ -63,7 +63,7 @@ class Miner:
         return self.keep(distances, positives, negatives, *reach)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["select"], meta_fields=["one", "every"])
+@partial(jax.tree_util.register_dataclass, data_fields=["select", "one"], meta_fields=["every"])
 @dataclass(frozen=True)
 class Selection:
     """A selection of triplets, `select(distances, positives, negatives) -> Triplets`, and how else it can be run.
@@ -75,6 +75,7 @@ class Selection:
       select: the function, or a `Partial` of it.
       one: for a selection of one negative for each positive: `one(d_ap [n, 1], distances [n, m], negatives [n, m]) ->
         columns [n]` selects that of one positive of each row, so that positives can be taken one after the other.
+        Values bound to the selection are bound to it, too.
       every: it selects every triplet of a positive and a negative, which a loss may sum without listing them.
     """
 
@@ -93,29 +94,30 @@ def selection(**declared: Any) -> Callable[[Callable[..., Triplets]], Selection]
     """Make a `Selection` of a function, under its name and with its documentation."""
 
     def made(select: Callable[..., Triplets]) -> Selection:
-        return under_name(Selection(select, **declared), select)
+        return under_name(as_selection(Selection(select, **declared)), select)
 
     return made
 
 
 def as_miner(f: Any) -> Miner:
     """A mask miner of any form, as a pytree whose leaves are the values bound to it."""
-    return _as_declared(f, "keep", Miner)
+    miner = _as_declared(f, Miner, "keep")
+    return replace(miner, prepare=by_content(miner.prepare))
 
 
 def as_selection(f: Any) -> Selection:
     """A selection of any form, as a pytree whose leaves are the values bound to it."""
-    return _as_declared(f, "select", Selection)
+    return _as_declared(f, Selection, "select", "one")
 
 
-def _as_declared(f: Any, name: str, kind: type) -> Any:
+def _as_declared(f: Any, kind: Any, *names: str) -> Any:
+    """`f` as a `kind`, whose functions of these names get what was bound to it."""
     if isinstance(f, kind):
-        return replace(f, **{name: as_partial(getattr(f, name))})  # type: ignore[type-var]
+        return replace(f, **{name: as_partial(getattr(f, name)) for name in names if getattr(f, name) is not None})
     if isinstance(f, functools.partial):
-        inner = _as_declared(f.func, name, kind)
-        bound = getattr(inner, name)
-        values, options = (*bound.args, *f.args), {**bound.keywords, **f.keywords}
-        return replace(inner, **{name: Partial(bound.func, *values, **options)})
+        inner = _as_declared(f.func, kind, *names)
+        bind = lambda to: to and Partial(to.func, *to.args, *f.args, **{**to.keywords, **f.keywords})
+        return replace(inner, **{name: bind(getattr(inner, name)) for name in names})
     return kind(as_partial(f))
 
 
@@ -129,4 +131,4 @@ def prepared(miner: Miner, total: Callable[[Callable[..., Any]], Any]) -> Miner:
     if miner.prepare is None:
         return miner
     keep = as_partial(miner.keep)
-    return as_miner(miner.prepare(total, *keep.args, **keep.keywords))
+    return prepared(as_miner(miner.prepare(total, *keep.args, **keep.keywords)), total)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from metricjax.engine.miners import Miner, Selection, Triplets
-from metricjax.engine.positives import Side, listed_positives, summed_over_positives
+from metricjax.engine.positives import Side, listed_positives
 from metricjax.engine.sizes import LIST, LISTS_OF_ROWS
 from metricjax.ground.functions import by_content, check_closed, own_functions
 from metricjax.ground.numerics import computing_dtype
@@ -105,12 +105,15 @@ class Static:
     value: Any
 
 
-def static_or_traced(values: tuple, embeddings: Array) -> tuple:
-    """Numbers and arrays as arrays of the computing dtype, anything else wrapped as `Static`."""
+def static_or_traced(values: tuple, embeddings: Array, bound: bool = False) -> tuple:
+    """Numbers and arrays as arrays of the computing dtype, anything else wrapped as `Static`.
+
+    With `bound`, a `Partial` stays a pytree, whose values may be traced.
+    """
     dtype = computing_dtype(embeddings.dtype)
 
     def wrapped(v):
-        if isinstance(v, Partial):
+        if bound and isinstance(v, Partial):
             return by_content(v)
         if v is None or isinstance(v, bool | str) or callable(v):
             return Static(by_content(v))
@@ -148,25 +151,10 @@ class Pairs:
     """
 
     def __init__(self, loss: PairLoss, x: Array, columns: Array, row: Side, column: Side):
-        self._loss, self._columns, self._column = loss, columns, column
-        self._x, self._row = x, row
-        self.touched: set[str] = set()  # what had to be asked of the driver
-
-    @cached_property
-    def _whole(self) -> tuple[Array, Array, Array]:
-        return scores_and_masks(self._loss, self._x, self._columns, self._row, self._column)
-
-    @property
-    def scores(self) -> Float[Array, "r m"]:
-        return self._whole[0]
-
-    @property
-    def positives(self) -> Bool[Array, "r m"]:
-        return self._whole[1]
-
-    @property
-    def negatives(self) -> Bool[Array, "r m"]:
-        return self._whole[2]
+        self._loss, self._columns, self._row, self._column = loss, columns, row, column
+        self.scores, self.positives, self.negatives = scores_and_masks(loss, x, columns, row, column)
+        self._list = self._listed()
+        self.touched: set[str] = set()  # what has to be asked of the driver
 
     @property
     def labels(self) -> Shaped[Array, "r ..."]:
@@ -176,22 +164,21 @@ class Pairs:
     def column_labels(self) -> Shaped[Array, "m ..."]:
         return self._column.labels
 
-    @cached_property
-    def _list(self) -> tuple[Int[Array, "#r p"], Bool[Array, "r p"]]:
-        self.touched.add("list")
-        positives = self.positives
+    def _listed(self) -> tuple[Int[Array, "#r p"], Bool[Array, "r p"]]:
         if self._column.slots is None:
-            return jnp.arange(positives.shape[1], dtype=jnp.int32)[None], positives
+            return jnp.arange(self.positives.shape[1], dtype=jnp.int32)[None], self.positives
         index, listed = listed_positives(self._row, self._column, self._column.slots)
         mined = self._loss.miner is not None
-        return index, listed & jnp.take_along_axis(positives, index, axis=1) if mined else listed
+        return index, listed & jnp.take_along_axis(self.positives, index, axis=1) if mined else listed
 
     @property
     def positive_columns(self) -> Int[Array, "#r p"]:
+        self.touched.add("list")
         return self._list[0]
 
     @property
     def listed(self) -> Bool[Array, "r p"]:
+        self.touched.add("list")
         return self._list[1]
 
     @property
@@ -372,13 +359,23 @@ def _means_of_triplets(loss: PairLoss, x, columns, hyper, row: Side, column: Sid
     """The Mean of triplets whose distances are picked out of the scores."""
     scores, positives, negatives = scores_and_masks(loss, x, columns, row, column)
     positive, negative, valid = chosen_triplets(loss, lax.stop_gradient(scores), positives, negatives, row)
+    if loss.swap:  # triplets that count come first, so that few steps have something to do
+        order = jnp.argsort(~valid, axis=1)
+        positive, negative, valid = (jnp.take_along_axis(a, order, axis=1) for a in (positive, negative, valid))
     d_ap, d_an = (jnp.take_along_axis(scores, index, axis=1) for index in (positive, negative))
-    if not loss.swap:
-        return loss.rows(ChosenTriplets(d_ap, d_an, valid, row.labels), *hyper)
+    if loss.swap:
+        d_an = jnp.minimum(d_an, _distances_apart(loss, columns, positive, negative, valid))
+    return loss.rows(ChosenTriplets(d_ap, d_an, valid, row.labels), *hyper)
 
-    def one(there, d_ap, d_an, positive, negative):
-        compare = jax.vmap(lambda a, b: loss.score.compare(a[None], b[None])[0, 0])
-        d_an = jnp.minimum(d_an, compare(columns[positive], columns[negative]))
-        return loss.rows(ChosenTriplets(d_ap[:, None], d_an[:, None], there[:, None], row.labels), *hyper)
 
-    return summed_over_positives(one, valid, d_ap, d_an, positive, negative)
+def _distances_apart(loss: PairLoss, columns, positive, negative, valid) -> Float[Array, "r t"]:
+    """d_pn of triplets, one of each row after the other, and again for the gradient: memory is that of one."""
+    compare = jax.vmap(lambda a, b: loss.score.compare(a[None], b[None])[0, 0])
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def one(ends):
+        positive, negative, valid = ends
+        here = lambda: compare(columns[positive], columns[negative])
+        return lax.cond(jnp.any(valid), here, lambda: jnp.zeros_like(here()))
+
+    return lax.map(one, (positive.T, negative.T, valid.T)).T

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from metricjax.engine.devices import varying
 from metricjax.engine.pairs import Mean, PairLoss, means_of
 from metricjax.engine.positives import Side, with_short_lists
-from metricjax.engine.sweeps import as_one, gradient_sweep, rows_of, sum_and_tangent, sweep, weighted_sum
+from metricjax.engine.sweeps import added, as_one, gradient_sweep, rows_of, sum_and_tangent, sweep, weighted_sum
 
 __all__ = ["means_in_panels", "sum_in_panels", "sums_in_panels"]
 
@@ -77,10 +77,10 @@ def _gradients(size, loss, x, columns, hyper, cotangents, row, column):
             if loss.mirrored:  # a pair counts once from each end, and both ends get the same gradient
                 _, pull, means = jax.vjp(lambda x, hyper: totals(x, columns, hyper), x, hyper, has_aux=True)
                 dx, dhyper = pull(cotangents)
-                return (sums[0], jax.tree.map(jnp.add, sums[1], dhyper)), 2 * dx, means
+                return (sums[0], added(sums[1], dhyper)), 2 * dx, means
             _, pull, means = jax.vjp(totals, x, columns, hyper, has_aux=True)
             dx, *rest = pull(cotangents)
-            return jax.tree.map(jnp.add, sums, tuple(rest)), dx, means
+            return added(sums, tuple(rest)), dx, means
 
         return gradient_sweep(panel, _height(size, loss, column), x, columns, hyper, cotangents, row)
 

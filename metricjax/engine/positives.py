@@ -124,21 +124,19 @@ def _class_sizes(row: Side) -> Int[Array, " r"]:
     return jnp.where(row.where, end - first - (own < end).astype(jnp.int32), 0)
 
 
-def summed_over_positives(f: Callable[..., Any], positives: Bool[Array, "r p"], *values: Shaped[Array, "#r p"]) -> Any:
-    """Σ_p f(there [r], *value [r]) over the positives of each row, of which row i has one where `there[i]`.
+def summed_over_positives(f: Callable[..., Any], listed: Bool[Array, "r p"], columns: Int[Array, "#r p"]) -> Any:
+    """Σ_p f(there [r], column [r]) over the listed positives of each row, of which row i has one where `there[i]`.
 
-    `f` returns one array [r] or several. It is run for all slots of a list together; for whole rows, for one positive
-    of each after the other, and again for the gradient: memory is then that of one. Values [1, p] are those of every
-    row.
+    `f` returns one array [r] or several. It is run for all slots of a list together; for whole rows, whose `columns`
+    [1, m] are all, for one positive of each after the other, and again for the gradient: memory is then that of one.
     """
-    if positives.shape[1] <= LIST:
-        every = (jnp.broadcast_to(a, positives.shape) for a in values)
-        return jax.tree.map(lambda a: jnp.sum(a, axis=0), jax.vmap(f, 1)(positives, *every))
+    if listed.shape[1] <= LIST:
+        every = jax.vmap(f, 1)(listed, jnp.broadcast_to(columns, listed.shape))
+        return jax.tree.map(lambda a: jnp.sum(a, axis=0), every)
 
     def add(sums, column, there):
-        own = lambda a: a[0][column[:, 0]] if len(a) == 1 else jnp.take_along_axis(a, column, axis=1)[:, 0]
-        return jax.tree.map(jnp.add, sums, f(there[:, 0], *map(own, values)))
+        return jax.tree.map(jnp.add, sums, f(there[:, 0], column[:, 0]))
 
-    like = jax.eval_shape(f, *(jnp.broadcast_to(a[:, 0], positives.shape[:1]) for a in (positives, *values)))
+    like = jax.eval_shape(f, listed[:, 0], jnp.zeros(len(listed), jnp.int32))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
-    return each_positive(add, varying(zeros, (positives, values)), positives)
+    return each_positive(add, varying(zeros, listed), listed)

@@ -1,7 +1,8 @@
 """Reductions: from one Mean for each anchor to the loss."""
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float
 
 from metricjax.engine.devices import Axis, placed, summed
 from metricjax.engine.pairs import Mean
-from metricjax.ground.functions import by_content, check_function, check_settings, unbound, under_name
+from metricjax.ground.functions import by_content, check_function, check_settings, under_name
 
 __all__ = [
     "Loss",
@@ -98,8 +99,10 @@ def as_reduction(f: Callable[[Mean], Any]) -> Reduction:
     if isinstance(f, str):
         raise TypeError(f"reduction is {f!r}; wanted a function: mj.with_count, or your own; by default it is the mean")
     check_function("reduction", f)
-    inner = unbound(f)
-    return inner if isinstance(inner, Reduction) else Reduction(by_content(f))
+    if isinstance(f, functools.partial):
+        inner = as_reduction(f.func)
+        return replace(inner, reduce=by_content(functools.partial(inner.reduce, *f.args, **f.keywords)))
+    return f if isinstance(f, Reduction) else Reduction(by_content(f))
 
 
 def weighted(means: tuple[Mean, ...], weights: Float[Array, " n"] | None) -> tuple[Mean, ...]:

@@ -6,9 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from metricjax.engine.devices import varying
-from metricjax.engine.pairs import Mean, chosen_triplets, mean_of_gathered_triplets, scores_and_masks, unwrapped
+from metricjax.engine.pairs import (
+    Mean,
+    chosen_triplets,
+    mean_of_gathered_triplets,
+    scores_and_masks,
+    unwrapped,
+    with_key_per_row,
+)
 from metricjax.engine.positives import each_positive
-from metricjax.engine.sweeps import as_one, gradient_sweep, sum_and_tangent, weighted_sum
+from metricjax.engine.sweeps import added, as_one, gradient_sweep, sum_and_tangent, weighted_sum
 
 __all__ = ["sum_of_triplets"]
 
@@ -45,16 +52,18 @@ def _gradients(size, loss, x, columns, hyper, weights, row, column):
             _, pull, more = jax.vjp(total, x, (columns[positive], columns[negative]), hyper, has_aux=True)
             to_x, (to_positive, to_negative), to_hyper = pull(weights)
             to_columns = sums[0].at[positive].add(to_positive).at[negative].add(to_negative)
-            sums = to_columns, jax.tree.map(jnp.add, sums[1], to_hyper)
+            sums = to_columns, added(sums[1], to_hyper)
             return sums, dx + to_x, jax.tree.map(jnp.add, mean, more)
 
+        one = with_key_per_row(loss.select, row).one
+
         def take(found, positive, there):
-            negative = loss.select.one(jnp.take_along_axis(scores, positive, axis=1), scores, negatives)[:, None]
+            negative = one(jnp.take_along_axis(scores, positive, axis=1), scores, negatives)[:, None]
             return add(found, positive, negative, there & jnp.take_along_axis(negatives, negative, axis=1))
 
         nothing = Mean(jnp.zeros_like(weights), jnp.zeros_like(weights))
         found = varying((sums, jnp.zeros_like(x), nothing), (weights, columns))
-        if loss.select.one is None:
+        if one is None:
             return add(found, *chosen_triplets(loss, scores, positives, negatives, row))
         return each_positive(take, found, positives, (row, column))
 

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float
 
 from metricjax.engine.devices import Axis, summed, varying
 from metricjax.engine.miners import prepared
-from metricjax.engine.pairs import Mean, PairLoss, as_distances, distances_of, scores_and_masks
+from metricjax.engine.pairs import Mean, PairLoss, as_distances, distances_of, scores_and_masks, with_key_per_row
 from metricjax.engine.positives import Side
 
 __all__ = ["as_one", "gradient_sweep", "rows_of", "sum_and_tangent", "sweep", "weighted_sum", "with_prepared_miner"]
@@ -38,6 +37,21 @@ def rows_of(x: Array | None, columns: Array, row: Side) -> Array:
     return columns[row.ids] if x is None else x
 
 
+@dataclasses.dataclass(frozen=True)
+class RowOf:
+    """What a miner that is being prepared gets as `row_of`: `keyed` gives other miners the keys of these rows."""
+
+    loss: PairLoss
+    columns: Array
+    row: Side
+
+    def __call__(self, index: Array) -> Array:
+        return distances_of(self.loss, self.columns, index)
+
+    def keyed(self, miners: Any) -> Any:
+        return with_key_per_row(miners, self.row)
+
+
 def with_prepared_miner(size: int, loss: PairLoss, x, columns, row: Side, column: Side, axis: Axis) -> PairLoss:
     """The loss with a miner for one row at a time, where its own has to look at the whole batch first."""
     if loss.miner is None:
@@ -49,7 +63,7 @@ def with_prepared_miner(size: int, loss: PairLoss, x, columns, row: Side, column
 
         def of_panel(x, row):
             scores, *masks = scores_and_masks(bare, rows_of(x, columns, row), columns, row, column)
-            return f(as_distances(loss, scores), *masks, partial(distances_of, loss, columns))
+            return f(as_distances(loss, scores), *masks, RowOf(loss, columns, row))
 
         def step(sums, block):
             return jax.tree.map(jnp.add, sums, of_panel(*block)), None
@@ -75,9 +89,17 @@ def gradient_sweep(panel: Callable, size: int, x, columns, hyper, cotangents, ro
             sums, dx = (sums[0].at[row.ids].add(dx), sums[1]), None
         return sums, (dx, means)
 
-    zeros = jax.tree.map(jnp.zeros_like, (columns, hyper))
+    # Of a key or an integer any zero will do, as nothing is added.
+    zero = lambda a: jnp.zeros_like(a) if jnp.issubdtype(a.dtype, jnp.inexact) else jnp.zeros((), columns.dtype)
+    zeros = jax.tree.map(zero, (columns, hyper))
     sums, (dx, means) = sweep(step, varying(zeros, columns), size, (x, cotangents, row))
     return (dx, *sums), means
+
+
+def added(sums: Any, more: Any) -> Any:
+    """The sums of two gradients; that of integers and keys, which a bound function may hold, stays 0."""
+    is_none = lambda a: a.dtype == jax.dtypes.float0
+    return jax.tree.map(lambda a, b: a if is_none(b) else a + b, sums, more)
 
 
 # --- a sum and its tangent, which is the gradient times the tangent -------------------------------------------------

@@ -177,7 +177,7 @@ def own_functions(tree: Any) -> list[Callable]:
     """The functions in tuples and `Partial`s that are not this library's: those of users, and what may hold them."""
     if isinstance(tree, Partial):
         return own_functions((tree.func, *tree.args, *tree.keywords.values()))
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+    if dataclasses.is_dataclass(tree) and _root(type(tree)) == "metricjax":  # what was declared of functions
         tree = tuple(getattr(tree, field.name) for field in dataclasses.fields(tree))
     if isinstance(tree, tuple | list):
         return [f for part in tree for f in own_functions(part)]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array, Float
 
-from metricjax.ground.functions import by_content, check_function, unbound
+from metricjax.ground.functions import by_content, check_function
 from metricjax.ground.numerics import widen
 
 __all__ = ["Kind", "Pairwise", "as_pairwise", "pairwise"]
@@ -97,5 +97,6 @@ def as_pairwise(f: Callable[[Array, Array], Array], kind: Kind | None = None) ->
     """An all-pairs function as a `Pairwise`: a public one of the other `kind` is refused, one's own is taken."""
     if kind is not None:
         check_function(kind, f)
-    inner = unbound(f)
-    return inner if isinstance(inner, Pairwise) else Pairwise(_as_it_is, f, symmetric=False)
+    if isinstance(f, functools.partial) and not f.args and not f.keywords:
+        return as_pairwise(f.func)
+    return f if isinstance(f, Pairwise) else Pairwise(_as_it_is, f, symmetric=False)

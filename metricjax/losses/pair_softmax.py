@@ -1,20 +1,21 @@
 """Contrastive losses that are a softmax over the similarities of an anchor: NT-Xent, SupCon, N-pair, NCA and others."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, Unpack
 
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_pairs
+from metricjax.engine.miners import as_partial
 from metricjax.engine.pairs import all_pairs
 from metricjax.engine.reductions import Loss
 from metricjax.ground.checks import check_positive, check_rows
-from metricjax.ground.functions import by_content, check_function
+from metricjax.ground.functions import check_function
 from metricjax.ground.numerics import logsumexp, safe_sqrt, softplus
 
 __all__ = ["decoupled_contrastive", "n_pairs", "nca", "nt_xent", "supcon", "tuplet_margin"]
@@ -156,9 +157,8 @@ def _supcon_rows(pairs, temperature, variant, grade):
     return Mean(jnp.where(some, everything - jnp.where(some, pulled, 0), 0), some)
 
 
-@functools.lru_cache(maxsize=256)
-def _related(grade: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    return lambda a, b: grade(a, b) > 0
+def _related(grade, a, b):
+    return grade(a, b) > 0
 
 
 def supcon(
@@ -191,9 +191,9 @@ def supcon(
         raise ValueError(f"variant is {variant!r}; wanted 'out' or 'in', where the sum over positives stands")
     if grade is not None:
         check_function("grade", grade)
-        grade = by_content(grade)
+        grade = as_partial(grade)
         if options.get("same") is None:
-            options["same"] = _related(grade)
+            options["same"] = Partial(_related, grade)
     hyper = (temperature, variant, grade)
     return over_pairs(_supcon_rows, embeddings, labels, *hyper, similarity=similarity, **options)
 

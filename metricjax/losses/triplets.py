@@ -85,8 +85,8 @@ def _all_rows(pairs, margin, average) -> Mean:
     nearer, reached = count(jnp.where(positives, limits, -jnp.inf), jnp.where(negatives, fixed, jnp.inf))
     active = jnp.sum(nearer, axis=-1)
     total = jnp.sum(nearer * d_positive, axis=-1) - jnp.sum(reached * d_negative, axis=-1) + margin * active
-    pairs = jnp.sum(positives, axis=-1) * jnp.sum(negatives, axis=-1)
-    return Mean(total, active if average == "active" else pairs)
+    number = jnp.sum(positives, axis=-1) * jnp.sum(negatives, axis=-1)
+    return Mean(total, active if average == "active" else number)
 
 
 def _all_soft_rows(pairs, margin, average) -> Mean:

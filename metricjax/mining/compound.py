@@ -148,7 +148,9 @@ def _each_after_the_last(total, miners) -> Miner:
     """Each miner is prepared on what those before it keep."""
     done: tuple[Miner, ...] = ()
     for miner in miners:
-        kept = lambda f, done=done: total(lambda d, p, n, row_of: f(d, *_chained(done, d, p, n, row_of), row_of))
+        kept = lambda f, done=done: total(
+            lambda d, p, n, row_of: f(d, *_chained(row_of.keyed(done), d, p, n, row_of), row_of)
+        )
         done = (*done, prepared(miner, kept))
     return Miner(Partial(_chained, done), reaches=True)
 

@@ -99,6 +99,18 @@ def test_a_miner_of_ones_own_may_look_at_the_whole_batch_first(size):
     np.testing.assert_allclose(loss(mj.mining.switch(1, [keep_all, own])), loss(own), rtol=1e-6)
 
 
+def some_of_each_row(keys, distances, positives, negatives):
+    return positives, negatives & jax.vmap(lambda key, row: jax.random.bernoulli(key, 0.5, row.shape))(keys, distances)
+
+
+def test_each_row_has_a_key_of_its_own_also_while_miners_are_prepared():
+    chance = Partial(some_of_each_row, jax.random.key(0))
+    loss = lambda size: mj.losses.nt_xent(
+        Z, Y, miner=mj.mining.chain(chance, mj.mining.hard_fraction(0.3)), block_size=size
+    )
+    np.testing.assert_allclose(loss(5), loss(None), rtol=1e-6)
+
+
 def near_each_other(limit, distances, positives, negatives, row_of):
     """Negatives that are near the anchor's closest negative."""
     closest = jnp.argmin(jnp.where(negatives, distances, jnp.inf), axis=1).astype(jnp.int32)
@@ -129,6 +141,38 @@ def test_what_is_for_another_argument_is_refused():
             mj.losses.supcon(Z, Y, miner=wrong)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_bound_to_a_declared_function_reaches_all_of_it(size):
+    """Also integers, which have no gradient, and the function that selects for one positive at a time."""
+    shift = lambda by, distances, positives, negatives: mj.mining.semi_hard(distances - by, positives, negatives)
+    one = lambda by, d_ap, distances, negatives: mj.mining.semi_hard.one(d_ap - by, distances - by, negatives)
+    bound = Partial(Selection(shift, one=one), 0.5)
+    f = lambda triplets: jax.value_and_grad(lambda z: mj.losses.triplet(z, Y, triplets=triplets, block_size=size))(Z)
+    for actual, wanted in zip(f(bound), f(mj.mining.semi_hard), strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
+    grade = lambda table, a, b: (table[a] == table[b]).astype(jnp.float32)
+    graded = lambda **how: jax.value_and_grad(lambda z: mj.losses.supcon(z, Y, block_size=size, **how))(Z)
+    for actual, wanted in zip(graded(grade=Partial(grade, jnp.arange(6))), graded(), strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
+    powered = mj.of_sums(lambda mean, p=1.0: (mean.total / mean.count) ** p)
+    loss = lambda reduction: mj.losses.supcon(Z, Y, reduction=reduction, block_size=size)
+    np.testing.assert_allclose(loss(functools.partial(powered, p=2.0)), mj.losses.supcon(Z, Y) ** 2, rtol=1e-5)
+
+
+def test_many_triplets_a_row_are_picked_out_of_the_scores():
+    def several(distances, positives, negatives):
+        p, n = (jax.lax.top_k(mask.astype(jnp.float32), k)[1] for mask, k in ((positives, 3), (negatives, 40)))
+        at = lambda index: jnp.broadcast_to(index, (len(distances), 3, 40))
+        mark = lambda mask, index: jnp.take_along_axis(mask, index.reshape(len(mask), -1), axis=1).reshape(index.shape)
+        p, n = at(p[:, :, None]), at(n[:, None])
+        return mj.mining.Triplets(at(jnp.arange(len(p))[:, None, None]), p, n, mark(positives, p) & mark(negatives, n))
+
+    loss = lambda z, y: mj.losses.triplet(z, y, triplets=several, block_size=16, distance=mj.distances.chord)
+    wide = jax.ShapeDtypeStruct((192, 128), jnp.float32)
+    compiled = jax.jit(jax.grad(lambda z: loss(z, jnp.arange(192) // 4))).lower(wide).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 16 * 120 * 128 * 4  # no gathered rows of all triplets
+
+
 # --- reductions, similarities, sums ---------------------------------------------------------------------------------
 
 
@@ -157,6 +201,16 @@ def test_a_similarity_of_ones_own_may_say_how_it_is_scaled():
     assert not called
     np.testing.assert_allclose(loss(2), dense, rtol=1e-6)
     assert called
+
+
+def test_a_weighted_sum_takes_whatever_is_done_with_a_number():
+    squared = lambda z, y: jnp.square(mj.losses.supcon(z, y)).astype(jnp.float32)
+    own = lambda z, y: mj.losses.supcon(z, y).mean()
+    both = mj.weighted_sum(squared, own, mj.losses.nt_xent)(Z, Y)
+    supcon = mj.losses.supcon(Z, Y)
+    np.testing.assert_allclose(both, supcon**2 + supcon + mj.losses.nt_xent(Z, Y), rtol=1e-5)
+    with pytest.raises(ValueError, match="temperature is -1"):
+        mj.weighted_sum(functools.partial(mj.losses.supcon, temperature=-1))(Z, Y)
 
 
 @pytest.mark.parametrize("name", ["spread_out", "intra_pair_variance", "histogram", "margin", "angular", "quadruplet"])
