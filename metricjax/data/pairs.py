@@ -11,7 +11,7 @@ from metricjax.data.files import fields, file_name, lines
 from metricjax.data.listing import SUFFIXES
 from metricjax.ground.names import printable
 
-__all__ = ["Pairs", "read_pairs"]
+__all__ = ["Pairs", "cosines", "read_pairs"]
 
 _MISSING, _SEVERAL = -1, -2  # instead of a place
 

@@ -118,6 +118,9 @@ def _given(how: Settings, score: Pairwise, batch: Batch, hyper: tuple) -> Given:
     x, columns, row, column, weights = _sides(score, batch, how.axis_name)
     spoil = lax.stop_gradient(spoilt(columns) if batch.references is None else spoilt(columns) + spoilt(x))
     x, columns = spoiling(x, spoil), spoiling(columns, spoil)
+    # A number is as unknown to XLA as a learned one: from a constant it makes another program, of other memory.
+    is_float = lambda a: jnp.issubdtype(a.dtype, jnp.inexact)
+    hyper = jax.tree.map(lambda a: lax.optimization_barrier(a) if is_float(a) else a, hyper)
     x, columns, weights, hyper, row, column = varying((x, columns, weights, hyper, row, column))
     rows_are_columns = batch.references is None and how.axis_name is None
     return Given(came, None if rows_are_columns else x, columns, hyper, weights, row, column, spoil)

@@ -151,46 +151,41 @@ class Pairs:
     """
 
     def __init__(self, loss: PairLoss, x: Array, columns: Array, row: Side, column: Side):
-        self._loss, self._columns, self._row, self._column = loss, columns, row, column
-        self.scores, self.positives, self.negatives = scores_and_masks(loss, x, columns, row, column)
-        self._list = self._listed()
         self.touched: set[str] = set()  # what has to be asked of the driver
+        self._loss, self._columns, self._column = loss, columns, column
+        self.labels, self.column_labels = row.labels, column.labels
+        self.scores, self.positives, self.negatives = scores_and_masks(loss, x, columns, row, column)
+        self._index, self._listed = jnp.arange(len(columns), dtype=jnp.int32)[None], self.positives
+        if column.slots is not None:
+            self._index, self._listed = listed_positives(row, column, column.slots)
+            if loss.miner is not None:
+                self._listed &= self._at_list(self.positives)
+        self._apart = Apart(self._at_list(self.scores), self._listed, self.scores, self.negatives)
 
-    @property
-    def labels(self) -> Shaped[Array, "r ..."]:
-        return self._row.labels
-
-    @property
-    def column_labels(self) -> Shaped[Array, "m ..."]:
-        return self._column.labels
-
-    def _listed(self) -> tuple[Int[Array, "#r p"], Bool[Array, "r p"]]:
+    def _at_list(self, a: Shaped[Array, "..."]) -> Shaped[Array, "r p"]:
         if self._column.slots is None:
-            return jnp.arange(self.positives.shape[1], dtype=jnp.int32)[None], self.positives
-        index, listed = listed_positives(self._row, self._column, self._column.slots)
-        mined = self._loss.miner is not None
-        return index, listed & jnp.take_along_axis(self.positives, index, axis=1) if mined else listed
+            return jnp.broadcast_to(a, self.scores.shape)
+        return a[self._index] if a.ndim == 1 else jnp.take_along_axis(a, self._index, axis=1)
+
+    @property
+    def apart(self) -> Apart:
+        self.touched.add("list")
+        return self._apart
 
     @property
     def positive_columns(self) -> Int[Array, "#r p"]:
         self.touched.add("list")
-        return self._list[0]
+        return self._index
 
     @property
     def listed(self) -> Bool[Array, "r p"]:
         self.touched.add("list")
-        return self._list[1]
-
-    @property
-    def apart(self) -> Apart:
-        return Apart(self.pick(self.scores), self.listed, self.scores, self.negatives)
+        return self._listed
 
     def pick(self, a: Shaped[Array, "..."]) -> Shaped[Array, "r p"]:
         """The entries of an array [r, m], or [m], at `positive_columns`."""
-        index = self.positive_columns
-        if self._column.slots is None:
-            return jnp.broadcast_to(a, self.listed.shape)
-        return a[index] if a.ndim == 1 else jnp.take_along_axis(a, index, axis=1)
+        self.touched.add("list")
+        return self._at_list(a)
 
     def row_of(self, index: Int[Array, " r"]) -> tuple[Array, Array, Array]:
         """Scores, positives and negatives [r, m] of one column for each row, against all columns."""
@@ -282,14 +277,15 @@ def probed(loss: PairLoss, x, columns, hyper, row: Side, column: Side) -> tuple[
     The row function is traced once more for that, with one row.
     """
     x, row = jax.tree.map(lambda a: a[:1], (x, row))
-    pairs = []
+    touched: set[str] = set()
 
     def recorded(x, columns, hyper, row, column):
-        pairs.append(Pairs(loss, x, columns, row, column))
-        return tuple(with_fixed_count(mean, x) for mean in as_means(loss.rows(pairs[-1], *unwrapped(hyper))))
+        pairs = Pairs(loss, x, columns, row, column)
+        means = tuple(with_fixed_count(mean, x) for mean in as_means(loss.rows(pairs, *unwrapped(hyper))))
+        touched.update(pairs.touched)
+        return means
 
-    means = jax.eval_shape(recorded, x, columns, hyper, row, column)
-    return means, pairs[-1].touched
+    return jax.eval_shape(recorded, x, columns, hyper, row, column), touched
 
 
 def as_means(found: Any) -> tuple[Mean, ...]:

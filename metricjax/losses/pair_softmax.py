@@ -141,9 +141,13 @@ def decoupled_contrastive(
 def _supcon_rows(pairs, temperature, variant, grade):
     """−Σ_p w_p log q_p for "out", −log Σ_p w_p q_p for "in"; q is the softmax over all, w_p 1/|P| or by grade."""
     positive_scores, positives, negative_scores, negatives = pairs.apart
-    grades = positives if grade is None else pairs.pick(all_pairs(grade, pairs.labels, pairs.column_labels))
-    grades = jnp.where(positives, grades.astype(positive_scores.dtype), 0)
-    total = jnp.sum(grades, axis=-1)
+    dtype = positive_scores.dtype
+    if grade is None:
+        grades, total = positives.astype(dtype), jnp.sum(positives, axis=-1).astype(dtype)
+    else:
+        graded = pairs.pick(all_pairs(grade, pairs.labels, pairs.column_labels))
+        grades = jnp.where(positives, graded.astype(dtype), 0)
+        total = jnp.sum(grades, axis=-1)
     some = total > 0
     weights = grades / jnp.where(some, total, 1)[:, None]
     logits = positive_scores / temperature

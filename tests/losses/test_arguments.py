@@ -44,13 +44,13 @@ WRONG = {
     "miner's name": (lambda: L.supcon(Z, Y, miner="multi_similarity"), r"miner=mj.mining.multi_similarity\(\)"),
     "no parentheses of a miner": (lambda: L.supcon(Z, Y, miner=M.rank_range), r"miner=mj.mining.rank_range\(\.\.\.\)"),
     "selection as miner": (
-        lambda: L.supcon(Z, Y, miner=M.batch_hard), "which is for `triplets`; wanted mj.mining.multi"
+        lambda: L.supcon(Z, Y, miner=M.batch_hard), "which is for `triplets`; wanted .*mj.mining.multi_similarity"
     ),
-    "made selection as miner": (lambda: L.supcon(Z, Y, miner=M.semi_hard_within()), "what selects goes to `triplets`"),
-    "miner as selection": (lambda: L.triplet(Z, Y, triplets=M.multi_similarity()), "what keeps pairs goes to `miner`"),
+    "made selection as miner": (lambda: L.supcon(Z, Y, miner=M.semi_hard_within()), "a Selection, which is for"),
+    "miner as selection": (lambda: L.triplet(Z, Y, triplets=M.multi_similarity()), "a Miner, which is for `miner`"),
     "one mask": (lambda: L.supcon(Z, Y, miner=lambda d, p, n: p), "miner returned bool.*wanted booleans: the masks"),
     "reduction's name": (
-        lambda: L.supcon(Z, Y, reduction="mean"), "mj.reductions.with_count.*by default it is the mean"
+        lambda: L.supcon(Z, Y, reduction="mean"), "mj.with_count.*by default it is the mean"
     ),
     "reduction of classes": (lambda: L.cosface(Z, Y, W, reduction="sum"), "reduction is 'sum'; wanted a function"),
     "reduction of rows": (lambda: L.zero_mean(Z, reduction="none"), "reduction is 'none'; wanted a function"),

@@ -72,7 +72,7 @@ def test_states_come_back_as_they_were():
     assert losses.update_centers(Z, NOTHING, NO_LABELS).tolist() == Z.tolist()
 
 
-@pytest.mark.parametrize("select", SELECTIONS, ids=lambda f: getattr(f, "func", f).__name__)
+@pytest.mark.parametrize("select", SELECTIONS, ids=lambda f: getattr(f, "__name__", None) or f.select.func.__name__)
 def test_selections(select):
     loss = lambda size: lambda z: mj.losses.triplet(z, NO_LABELS, triplets=select, block_size=size)
     assert_zero_with_gradients([loss(None), loss(4)], NOTHING)

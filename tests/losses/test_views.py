@@ -331,7 +331,7 @@ WRONG = {
     "weights": (lambda: mj.losses.clip(X, Y, weights=X[0]), ValueError, r"weights has shape \(5,\)"),
     "references": (lambda: mj.losses.clip(X, Y, references=Y), TypeError, r"unknown options \['references'\].*where"),
     "miner of uniformity": (
-        lambda: mj.losses.alignment_uniformity(X, Y, miner=near_negatives), TypeError, r"unknown options \['miner'\]",
+        lambda: mj.losses.alignment_uniformity(X, Y, miner=near_negatives), TypeError, "miner is given; alignment",
     ),
     "weights of uniformity": (
         lambda: mj.losses.alignment_uniformity(X, Y, weights=X[0]), ValueError, r"weights has shape \(5,\)",
