@@ -16,7 +16,17 @@ from metricjax.engine.miners import prepared
 from metricjax.engine.pairs import Mean, PairLoss, as_distances, distances_of, scores_and_masks, with_key_per_row
 from metricjax.engine.positives import Side
 
-__all__ = ["as_one", "gradient_sweep", "rows_of", "sum_and_tangent", "sweep", "weighted_sum", "with_prepared_miner"]
+__all__ = [
+    "RowOf",
+    "added",
+    "as_one",
+    "gradient_sweep",
+    "rows_of",
+    "sum_and_tangent",
+    "sweep",
+    "weighted_sum",
+    "with_prepared_miner",
+]
 
 
 def sweep(step: Callable, carry: Any, size: int, arrays: Any) -> tuple[Any, Any]:
