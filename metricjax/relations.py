@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax.ground.functions import offered
+from metricjax.ground.pairwise import positive_and_negative
 
 __all__ = [
     "Relation",
@@ -120,8 +121,7 @@ def ignoring(label: int, same: Relation = equal) -> Relation:
 def _ignoring(label, same):
     def relation(a: Array, b: Array) -> tuple[Array, Array]:
         known = ~jnp.any(a == label) & ~jnp.any(b == label)
-        match = same(a, b)
-        positive, negative = match if isinstance(match, tuple) else (match, ~match)
+        positive, negative = positive_and_negative(same(a, b))
         return positive & known, negative & known
 
     return relation

@@ -17,7 +17,7 @@ from metricjax.engine.positives import Side, listed_positives
 from metricjax.engine.sizes import LIST, LISTS_OF_ROWS
 from metricjax.ground.functions import by_content, check_closed, own_functions
 from metricjax.ground.numerics import computing_dtype
-from metricjax.ground.pairwise import Pairwise
+from metricjax.ground.pairwise import Pairwise, all_pairs, positive_and_negative
 
 __all__ = [
     "Apart",
@@ -27,7 +27,6 @@ __all__ = [
     "Pairs",
     "Static",
     "WholeRows",
-    "all_pairs",
     "as_distances",
     "as_means",
     "as_triplets",
@@ -210,7 +209,7 @@ def scores_and_masks(loss: PairLoss, x, columns, row: Side, column: Side):
     same = loss.same or (lambda a, b: jnp.all(a == b))
     related = all_pairs(same, row.labels, column.labels)
     _check_pairs("same", related if isinstance(related, tuple) else (related,), scores, "one boolean, or two")
-    match, differ = related if isinstance(related, tuple) else (related, ~related)
+    match, differ = positive_and_negative(related)
     exist = row.where[:, None] & column.where[None]
     other = exist & (row.ids[:, None] != column.ids[None])
     positives, negatives = match & other, differ & (exist if loss.same is None else other)
@@ -220,11 +219,6 @@ def scores_and_masks(loss: PairLoss, x, columns, row: Side, column: Side):
         _check_pairs("miner", masks, scores, "the masks (positives, negatives); what selects goes to `triplets`")
         positives, negatives = masks
     return scores, positives, negatives
-
-
-def all_pairs(relation: Callable[[Array, Array], Any], rows: Array, columns: Array) -> Any:
-    """`relation(a, b)` of each row with each column: [r, m] for each of its results."""
-    return jax.vmap(lambda a: jax.vmap(lambda b: relation(a, b))(columns))(rows)
 
 
 def _check_pairs(name: str, found: Any, scores: Float[Array, "r m"], wanted: str) -> None:

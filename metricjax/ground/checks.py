@@ -17,10 +17,12 @@ __all__ = [
     "check_class_labels",
     "check_fits",
     "check_labels",
+    "check_options",
     "check_order",
     "check_per_row",
     "check_positive",
     "check_rows",
+    "refuse_options",
 ]
 
 _CONVERTED = {

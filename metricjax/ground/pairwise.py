@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from metricjax.ground.functions import by_content, check_function
 from metricjax.ground.numerics import widen
 
-__all__ = ["Kind", "Pairwise", "as_pairwise", "pairwise"]
+__all__ = ["Kind", "Pairwise", "all_pairs", "as_pairwise", "pairwise", "positive_and_negative"]
 
 Kind = Literal["distance", "similarity"]
 
@@ -100,3 +100,13 @@ def as_pairwise(f: Callable[[Array, Array], Array], kind: Kind | None = None) ->
     if isinstance(f, functools.partial) and not f.args and not f.keywords:
         return as_pairwise(f.func)
     return f if isinstance(f, Pairwise) else Pairwise(_as_it_is, f, symmetric=False)
+
+
+def all_pairs(relation: Callable[[Array, Array], Any], rows: Array, columns: Array) -> Any:
+    """`relation(a, b)` of each row with each column: [n, m] for each of its results."""
+    return jax.vmap(lambda a: jax.vmap(lambda b: relation(a, b))(columns))(rows)
+
+
+def positive_and_negative(related: Any) -> tuple[Array, Array]:
+    """Both answers of a relation between labels, which may give one: then the other is its opposite."""
+    return related if isinstance(related, tuple) else (related, ~related)

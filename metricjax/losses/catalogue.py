@@ -19,7 +19,19 @@ from jaxtyping import Array
 from metricjax.losses.adaptive_margins import adacos_scale
 from metricjax.losses.multiplied_margins import sphereface2_bias
 
-__all__ = ["ARGUMENTS", "BESIDE", "CATALOGUE", "Argument", "Entry"]
+__all__ = [
+    "ARGUMENTS",
+    "BESIDE",
+    "CATALOGUE",
+    "Argument",
+    "Entry",
+    "of_centers",
+    "of_classes",
+    "of_pairs",
+    "of_prototypes",
+    "of_rows",
+    "of_views",
+]
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from jaxtyping import Array, Float, Shaped
 from metricjax import distances, similarities
 from metricjax.anchors import AnchorOptions, Mean, over_pairs
 from metricjax.engine.miners import as_partial
-from metricjax.engine.pairs import all_pairs
 from metricjax.engine.reductions import Loss
 from metricjax.ground.checks import check_positive, check_rows
 from metricjax.ground.functions import check_function
 from metricjax.ground.numerics import logsumexp, safe_sqrt, softplus
+from metricjax.ground.pairwise import all_pairs
 
 __all__ = ["decoupled_contrastive", "n_pairs", "nca", "nt_xent", "supcon", "tuplet_margin"]
 

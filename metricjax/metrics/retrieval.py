@@ -1,6 +1,7 @@
 """Retrieval: for each query, where are the rows that match it, among all others in order of their score?"""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -10,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from metricjax import similarities
 from metricjax.ground.checks import check_batch
+from metricjax.ground.pairwise import all_pairs, positive_and_negative
 from metricjax.metrics.sets import check_finite, on_device, panels, positive_ints
 
 __all__ = ["retrieval"]
@@ -151,11 +153,11 @@ def _relation(same: Callable | None) -> Callable[[np.ndarray, np.ndarray], tuple
     """Which pairs of labels match, and which count at all."""
     if same is None:
         return lambda a, b: (a[:, None] == b[None], np.ones((len(a), len(b)), bool))
-    pairs = jax.jit(jax.vmap(jax.vmap(same, (None, 0)), (0, None)))
+    pairs = jax.jit(partial(all_pairs, same))
 
     def related(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = pairs(on_device("labels", a), on_device("reference_labels", b))
-        positives, negatives = found if isinstance(found, tuple) else (found, ~found)
+        positives, negatives = positive_and_negative(found)
         return np.asarray(positives), np.asarray(positives | negatives).copy()
 
     return related
