@@ -20,6 +20,7 @@ from metricjax import (
 from metricjax.anchors import Mean, over_anchors, over_pairs, over_triplets
 from metricjax.compose import cached, matryoshka, over_mesh, weighted_sum
 from metricjax.engine.reductions import of_sums, with_count
+from metricjax.ground.pairwise import pairwise
 from metricjax.prototypes import over_prototypes
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "over_pairs",
     "over_prototypes",
     "over_triplets",
+    "pairwise",
     "prototypes",
     "relations",
     "samplers",

@@ -85,7 +85,21 @@ def pairwise(
     kind: Kind | None = None,
     scaled: Callable[[Array, Array], Array] | None = None,
 ) -> Callable[[Callable[[Array, Array], Array]], Pairwise]:
-    """Make an all-pairs function of a `compare(x, y)` that gets rows already passed through `embed`: see `Pairwise`."""
+    """Make an all-pairs function of a `compare(x, y)`, and declare what a driver may know of it.
+
+    Args:
+      embed: maps rows before they are compared, one by one: it is then done once for each row, not once for each panel.
+      symmetric: f(x, y) = f(y, x)ᵀ.
+      kind: "distance" or "similarity"; one of the other kind is then refused by name.
+      scaled: a faster way of `compare(x, embed(y))` where y has many rows, as class prototypes have; see `Pairwise`.
+
+    >>> import jax.numpy as jnp, metricjax as mj
+    >>> @mj.pairwise(embed=jnp.sign, kind="similarity")
+    ... def agreement(x, y):
+    ...     return jnp.matmul(x, y.T) / x.shape[1]
+    >>> agreement(jnp.array([[1.0, -3.0]]), jnp.array([[2.0, -1.0], [2.0, 1.0]])).tolist()
+    [[1.0, 0.0]]
+    """
 
     def made(compare: Callable[[Array, Array], Array]) -> Pairwise:
         return Pairwise(embed, compare, symmetric, kind, scaled)

@@ -9,7 +9,6 @@ import pytest
 from jax.tree_util import Partial
 
 import metricjax as mj
-from metricjax.ground.pairwise import pairwise
 from metricjax.mining import Miner, Selection
 
 Z = jnp.asarray(np.random.default_rng(0).standard_normal((24, 6)), jnp.float32)
@@ -194,7 +193,7 @@ def test_a_similarity_of_ones_own_may_say_how_it_is_scaled():
         called.append(y.shape)
         return 2 * x @ y.T
 
-    double = pairwise(lambda x: 2 * x, kind="similarity", scaled=scaled)(lambda x, y: x @ y.T)
+    double = mj.pairwise(lambda x: 2 * x, kind="similarity", scaled=scaled)(lambda x, y: x @ y.T)
     loss = lambda size: mj.over_prototypes(own, others, Z, Y, Z[:6], similarity=double, block_size=size)
     own, others = (lambda own: own), (lambda scores, own: scores)
     dense = loss(None)
