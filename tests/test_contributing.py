@@ -49,7 +49,8 @@ def invariants(kind):
         if any(isinstance(case, kind) for case in others.pop("case", ())):
             for values in itertools.product(*others.values()):
                 given = [pair for names, value in zip(others, values, strict=True) for pair in named(names, value)]
-                yield pytest.param(test, dict(given), id=name.removeprefix("test_"))
+                marks = () if "oracle" in name else pytest.mark.slow
+                yield pytest.param(test, dict(given), id=name.removeprefix("test_"), marks=marks)
 
 
 def named(names, value):

@@ -298,6 +298,7 @@ def test_frechet_mean_of_two_points_lies_between_them(d, rng):
     close(found_slope, slope, 5e-3)
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_frechet_mean(x64, rng):
     points, weights = map(jnp.asarray, cap(rng, 5, 3, 1.3))
     check_grads(frechet_mean, (points, weights), order=2, eps=1e-5, atol=1e-5, rtol=1e-5)
