@@ -24,7 +24,8 @@ class Interruption:
         self.signal = number
         os.write(2, SAID % signal.Signals(number).name.encode())
         for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+            if signal.getsignal(each) is self:  # one that was ignored stays so
+                signal.signal(each, signal.SIG_DFL)
 
     def agreed(self, now: bool) -> int:
         """The signal that came to any process. Several ask each other only `now`, at steps they have in common."""

@@ -178,7 +178,7 @@ def test_types(checker, tmp_path):
         if "# " in line and number not in errors:
             assert re.search(rf"\b{line.split('# ')[1]}\b", types[number]), (line, types[number])
     seen = {name: types[number] for number, name in enumerate(names, len(SCRIPT.splitlines()) + 1)}
-    signature = re.compile(r'^(def )?\(|^"?Overload|Pairwise')
+    signature = re.compile(r'^(def )?\(|^"?Overload|Pairwise|Selection')
     assert not {name for name, kind in seen.items() if not signature.search(kind)}
     returned = {name: kind.rpartition("-> ")[2] for name, kind in seen.items() if name.startswith("losses.")}
     assert not {name for name, kind in returned.items() if not re.match(r"(tuple\[)?[\w.]*Array\b", kind)}

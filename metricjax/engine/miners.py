@@ -85,9 +85,9 @@ class Selection:
 
     role: ClassVar[str] = "triplets"
 
-    def __call__(self, *masked: Any) -> Triplets:
-        check_settings(self, masked)
-        return self.select(*masked)
+    def __call__(self, distances: Any = None, positives: Any = None, negatives: Any = None) -> Triplets:
+        check_settings(self, distances is not None)
+        return self.select(distances, positives, negatives)
 
 
 def selection(**declared: Any) -> Callable[[Callable[..., Triplets]], Selection]:
