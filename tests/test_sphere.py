@@ -286,6 +286,7 @@ def test_points_that_do_not_count(rng):
     close(frechet_mean(jnp.concatenate([points, -points]), jnp.concatenate([weights, 0 * other])), mean, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [2, 128])
 def test_frechet_mean_of_two_points_lies_between_them(d, rng):
     x, y, _ = pairs(rng, d, jnp.float32, [0, 1e-6, 1e-3, 0.5, 1.5, 3.0, np.pi - 1e-3, np.pi - 1e-4])
@@ -315,6 +316,7 @@ def test_derivatives_of_the_frechet_mean_of_equal_points(debug_nans):
     close(by_weights, 0, 1e-7)
 
 
+@pytest.mark.slow
 def test_frechet_mean_of_degenerate_points(debug_nans):
     e = np.eye(3, dtype=np.float32)
     points = jnp.asarray(np.stack([e[:2], np.stack([e[0], -e[0]]), 0 * e[:2]]))
