@@ -128,8 +128,10 @@ def over_anchors(
     1.0
     """
     check_function("rows", rows)
-    scores: dict[str, Any] = {"similarity": similarity, "distance": distance, "by_pair": by_pair}
-    return over_pairs(WholeRows(by_content(rows)), embeddings, labels, *hyper, **scores, **options)
+    of_pairs = WholeRows(by_content(rows))
+    return over_pairs(
+        of_pairs, embeddings, labels, *hyper, similarity=similarity, distance=distance, by_pair=by_pair, **options
+    )
 
 
 def over_triplets(

@@ -35,8 +35,7 @@ def weighted_sum(
     scales = scales_of(weights, len(losses), "losses")
 
     def loss(embeddings, labels, **options):
-        reason = "weighted_sum reduces each loss by its own mean"
-        refuse_options(reason, options, "reduction")
+        refuse_options("weighted_sum reduces each loss by its own mean", options, "reduction")
         values = [_deferred_or_number(each, embeddings, labels, options) for each in losses]
         total, together = [], {}
         for weight, value in zip(scales, values, strict=True):

@@ -64,7 +64,7 @@ class RowOf:
 
 def with_prepared_miner(size: int, loss: PairLoss, x, columns, row: Side, column: Side, axis: Axis) -> PairLoss:
     """The loss with a miner for one row at a time, where its own has to look at the whole batch first."""
-    if loss.miner is None:
+    if loss.miner is None or loss.miner.prepare is None:
         return loss
     bare = dataclasses.replace(loss, miner=None)
 
