@@ -63,11 +63,11 @@ def three_products(x):
     return s @ x, x.T @ s
 
 
-def batch(n: int, d: int, per_class: int):
+def batch(n: int, d: int, per_class: int, seed=0):
     """Embeddings that scatter widely around a point for each class, and their labels."""
     y = jnp.arange(n) // per_class
-    middle = jax.random.normal(jax.random.key(1), (n // per_class + 1, d))
-    return middle[y] + 2 * jax.random.normal(jax.random.key(0), (n, d)), y
+    middle = jax.random.normal(jax.random.key(seed + 1), (n // per_class + 1, d))
+    return middle[y] + 2 * jax.random.normal(jax.random.key(seed), (n, d)), y
 
 
 def main():

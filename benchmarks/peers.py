@@ -23,38 +23,52 @@ D, PER_CLASS = 128, 4
 ALL = partial(mj.losses.triplet, triplets=mj.mining.all_triplets)
 
 
+def of_pytorch_metric_learning() -> dict[str, Callable]:
+    """Its losses of embeddings and labels, by our names, with settings that make both alike."""
+    from pytorch_metric_learning import distances, losses, miners
+
+    square = distances.LpDistance(power=2)
+    plain, hardest = losses.TripletMarginLoss(margin=0.2, distance=square), miners.BatchHardMiner(distance=square)
+    return {
+        "supcon": losses.SupConLoss(0.1),
+        "contrastive, not squared": losses.ContrastiveLoss(pos_margin=0, neg_margin=1),
+        "multi_similarity": losses.MultiSimilarityLoss(2, 50, 0.5),
+        "circle": losses.CircleLoss(m=0.4, gamma=80),
+        "triplet, batch-hard": lambda z, y: plain(z, y, hardest(z, y)),
+        "nt_xent": losses.NTXentLoss(0.1),
+        "triplet, all": plain,
+    }
+
+
+OURS = {
+    "supcon": (4096, mj.losses.supcon),
+    "contrastive, not squared": (4096, partial(mj.losses.contrastive, squared=False)),
+    "multi_similarity": (4096, mj.losses.multi_similarity),
+    "circle": (4096, mj.losses.circle),
+    "triplet, batch-hard": (4096, mj.losses.triplet),
+    "nt_xent": (512, mj.losses.nt_xent),
+    "triplet, all": (512, ALL),
+}
+
+
 def torch_contestants() -> dict[str, tuple[int, Callable, Callable]]:
     """Name, batch, our loss, and what makes the peer's step from embeddings and labels."""
     import torch
-    from pytorch_metric_learning import distances, losses, miners
 
-    def step(loss, miner=None):
+    def step(loss):
         def prepared(z, y):
             z, y = torch.tensor(np.asarray(z), requires_grad=True), torch.tensor(np.asarray(y))
 
             def run():
-                value = loss(z, y) if miner is None else loss(z, y, miner(z, y))
+                value = loss(z, y)
                 return value.item(), torch.autograd.grad(value, z)[0].numpy()
 
             return run
 
         return prepared
 
-    square = distances.LpDistance(power=2)
-    plain = losses.TripletMarginLoss(margin=0.2, distance=square)
-    return {
-        "supcon": (4096, mj.losses.supcon, step(losses.SupConLoss(0.1))),
-        "contrastive, not squared": (
-            4096,
-            partial(mj.losses.contrastive, squared=False),
-            step(losses.ContrastiveLoss(pos_margin=0, neg_margin=1)),
-        ),
-        "multi_similarity": (4096, mj.losses.multi_similarity, step(losses.MultiSimilarityLoss(2, 50, 0.5))),
-        "circle": (4096, mj.losses.circle, step(losses.CircleLoss(m=0.4, gamma=80))),
-        "triplet, batch-hard": (4096, mj.losses.triplet, step(plain, miners.BatchHardMiner(distance=square))),
-        "nt_xent": (512, mj.losses.nt_xent, step(losses.NTXentLoss(0.1))),
-        "triplet, all": (512, ALL, step(plain)),
-    }
+    theirs = of_pytorch_metric_learning()
+    return {name: (n, ours, step(theirs[name])) for name, (n, ours) in OURS.items()}
 
 
 def optax_contestants() -> dict[str, tuple[int, Callable, Callable]]:

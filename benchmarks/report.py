@@ -1,12 +1,13 @@
 """What benchmarks have in common: times as ratios, tables, and results saved as JSON and as a plot.
 
 Contestants are run in turn, round after round, in one process, and the fastest run of each counts: absolute times mean
-little on a machine that does other things too.
+little on a machine that does other things too. On an accelerator, which does not, the median counts.
 """
 
 import json
 import pathlib
 import platform
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -28,6 +29,39 @@ def fastest(contestants: Mapping[str, Callable[[], object]], rounds: int = 7) ->
     return best
 
 
+QUEUED = 0.005  # seconds of calls that are queued, where one is shorter: what is timed is not the way to the device
+
+
+def medians(contestants: Mapping[str, tuple[Callable, int]], rounds: int, seconds: float):
+    """Median seconds of each of `(run, number of times that a run does it)`, and the errors of those that failed.
+
+    All have been run before. Rounds are interleaved, and end when `seconds` are over.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    calls, failed, began = dict.fromkeys(contestants, 1), {}, time.perf_counter()
+
+    def timed(name: str) -> float:
+        run, count = contestants[name]
+        started = time.perf_counter()
+        for _ in range(calls[name]):
+            result = run()
+        jax.block_until_ready(result)
+        return (time.perf_counter() - started) / (calls[name] * count)
+
+    for done in range(rounds):
+        for name in contestants:
+            if name in failed or (done and time.perf_counter() - began > seconds):
+                continue
+            try:
+                times[name].append(timed(name))
+                if done == 0 and (of_a_run := times[name][0] * contestants[name][1]) < QUEUED / 2:
+                    calls[name] = min(20, int(QUEUED / of_a_run))
+                    times[name] = [timed(name)]
+            except Exception as error:
+                failed[name] = error
+    return {name: statistics.median(t) for name, t in times.items() if name not in failed}, failed
+
+
 def temporaries(f: Callable, *arguments) -> int:
     """Bytes of temporaries of the compiled `f`, which is not run; arguments may be shapes."""
     return jax.jit(f).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
@@ -41,7 +75,7 @@ def machine(packages: Sequence[str] = ()) -> dict[str, str | int]:
 
 def bars(rows: list[dict], label: str, values: Mapping[str, str], title: str, log: bool = False) -> Figure:
     """One group of horizontal bars for each row, one bar in it for each of `values` (key and legend)."""
-    figure = Figure(figsize=(7, 0.6 + 0.22 * len(rows) * (len(values) + 1)), layout="constrained")
+    figure = Figure(figsize=(7, max(1.5, 0.6 + 0.22 * len(rows) * (len(values) + 1))), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(values)
     for i, (key, legend) in enumerate(values.items()):
