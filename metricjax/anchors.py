@@ -13,7 +13,6 @@ differentiate, and return totals and counts of one entry a row: both are checked
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal, TypedDict, Unpack
 
 from jaxtyping import Array, Bool, Float, Shaped
@@ -56,7 +55,7 @@ class AnchorOptions(TypedDict, total=False):
     block_size: anchors per panel; "auto" (dense while n × m is small, by the shapes alone), an int, or None (always
         dense: derivatives of any kind. In panels, reverse mode over reverse mode may need memory of order n × m, or,
         for semi-hard triplets, be refused; forward over reverse is linear).
-    memory_budget: bytes that a panel of "auto" may take on GPUs and TPUs, default 2³¹; on CPUs it fits the cache.
+    memory_budget: bytes that a panel of "auto" may take on GPUs and TPUs, default 3 · 2³⁰; on CPUs it fits the cache.
     precision: of the products that scores are, and of those of their gradients: a name ("default", "high", "highest",
         "BF16_BF16_F32_X3" …), a `jax.lax.Precision` or a `jax.lax.DotAlgorithmPreset`. None takes JAX's default for
         similarities, which is fast on GPUs and TPUs, and exact float32 for distances, which are differences.
@@ -86,6 +85,7 @@ def over_pairs(
     similarity: Callable[[Array, Array], Array] | None = None,
     distance: Callable[[Array, Array], Array] | None = None,
     by_pair: bool = False,
+    heavy: bool = False,
     **options: Unpack[AnchorOptions],
 ) -> Loss:
     """The loss of `rows(pairs, *hyper)` over a batch, or whatever `reduction` makes of its Means.
@@ -96,7 +96,8 @@ def over_pairs(
     costs next to nothing.
 
     `by_pair` promises that each total is a sum of terms that depend on one score each, in the same way for all anchors:
-    then panels need one matrix product fewer.
+    then panels need one matrix product fewer. `heavy` says that it holds more arrays of scores at a time than a
+    log-sum-exp does, as it sorts, counts or reaches other rows: on GPUs and TPUs panels are then a third as high.
 
     >>> import jax.numpy as jnp, metricjax as mj
     >>> def pull(pairs):
@@ -109,10 +110,9 @@ def over_pairs(
     check_function("rows", rows)
     batch, relations, how = _sorted_out(embeddings, labels, options)
     score, is_similarity = _score(similarity, distance, options)
-    loss = PairLoss(by_content(rows), score, is_similarity, by_pair and _is_symmetric(score, relations, how, batch))
-    return run_or_defer(
-        DeferredLoss(replace(loss, **relations), how, batch, static_or_traced(hyper, embeddings, bound=True))
-    )
+    mirrored = by_pair and _is_symmetric(score, relations, how, batch)
+    loss = PairLoss(by_content(rows), score, is_similarity, mirrored, heavy=heavy, **relations)
+    return run_or_defer(DeferredLoss(loss, how, batch, static_or_traced(hyper, embeddings, bound=True)))
 
 
 def over_anchors(
@@ -123,6 +123,7 @@ def over_anchors(
     similarity: Callable[[Array, Array], Array] | None = None,
     distance: Callable[[Array, Array], Array] | None = None,
     by_pair: bool = False,
+    heavy: bool = False,
     **options: Unpack[AnchorOptions],
 ) -> Loss:
     """`over_pairs` for a row function of three arrays, `rows(scores, positives, negatives, *hyper)`, [r, m] each.
@@ -136,9 +137,8 @@ def over_anchors(
     """
     check_function("rows", rows)
     of_pairs = WholeRows(by_content(rows))
-    return over_pairs(
-        of_pairs, embeddings, labels, *hyper, similarity=similarity, distance=distance, by_pair=by_pair, **options
-    )
+    how: dict[str, Any] = {"similarity": similarity, "distance": distance, "by_pair": by_pair, "heavy": heavy}
+    return over_pairs(of_pairs, embeddings, labels, *hyper, **how, **options)
 
 
 def over_triplets(
@@ -164,7 +164,7 @@ def over_triplets(
     check_function("triplets", select)
     chosen = as_selection(select)
     if chosen.every and every is not None:
-        return over_pairs(every, embeddings, labels, *hyper, distance=distance, **options)
+        return over_pairs(every, embeddings, labels, *hyper, distance=distance, heavy=True, **options)
     batch, relations, how = _sorted_out(embeddings, labels, options)
     score, is_similarity = _score(None, distance, options)
     loss = PairLoss(by_content(terms), score, is_similarity, swap=swap, select=chosen, **relations)

@@ -47,7 +47,7 @@ class PrototypeOptions(TypedDict, total=False):
     reduction: function of the `Mean` of [n] totals and counts; default Σ total / Σ count.
     block_size: classes at a time, of which no more scores are held; "auto" (default: dense up to 4 million scores,
         blocks above), an int, or None (always dense: also forward mode and second derivatives).
-    memory_budget: bytes that a block of "auto" may take on GPUs and TPUs, default 2³¹; on CPUs it fits the cache.
+    memory_budget: bytes that a block of "auto" may take on GPUs and TPUs, default 3 · 2³⁰; on CPUs it fits the cache.
     precision: of the products that scores are, and of those of their gradients, as in `AnchorOptions`. None is JAX's
         default, which is fast on GPUs and TPUs.
     axis_name: mesh axis (or axes) inside `jax.shard_map`, over which rows are split, and prototypes by class: device i

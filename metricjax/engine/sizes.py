@@ -45,8 +45,8 @@ LIST = 64  # positives of an anchor that are listed, and looked at one by one; w
 LISTS_OF_ROWS = (4, 16, LIST)  # the same in finer steps, where each positive needs a row of its own
 SEARCHED_GROUP = 64  # entries of a row in a group whose largest is looked at first
 COUNTED_LIMITS, COUNTED_DISTANCES = 4, 32  # counted in one sum
-BUDGET = 2**31  # bytes that a panel or block may take on accelerators
-_BYTES = 16  # of a score in a panel: itself, its gradient, and two more for losses that sort or count
+BUDGET = 3 * 2**30  # bytes that a panel or block may take on accelerators
+_OF_PAIRS, _OF_CLASSES = 24, 13  # bytes that go with a score: itself, its gradient, masks and what is made of it
 
 
 class ByPlatform(NamedTuple):
@@ -74,25 +74,28 @@ def parts_of(size: Size, parts: int) -> Size:
     return ByPlatform(max(1, size.cpu // parts), _whole_tiles(size.accelerator // parts))
 
 
-def anchors_in_panel(n: int, m: int, budget: int = BUDGET) -> Size | None:
+def anchors_in_panel(n: int, m: int, budget: int = BUDGET, heavy: bool = False) -> Size | None:
     """Anchors at a time of n, with scores against m columns; None for all, the dense form, which compiles faster.
 
-    On accelerators four panels, of at least 1024 anchors, or as many as the budget asks for.
+    On accelerators four panels, of at least 1024 anchors, or as many as the budget asks for; a `heavy` loss holds up to
+    three times as many arrays of scores.
     """
     if n * m <= 2**16:
         return None
     quarter = max(1024, math.ceil(n / (4 * _TILE)) * _TILE)
-    return ByPlatform(min(n, max(8, min(512, 2**20 // m // 8 * 8))), min(n, quarter, _affordable(m, budget)))
+    affordable = _affordable(m * _OF_PAIRS * (3 if heavy else 1), budget)
+    return ByPlatform(min(n, max(8, min(512, 2**20 // m // 8 * 8))), _even_tiles(n, min(quarter, affordable)))
 
 
 def classes_in_block(n: int, d: int, c: int, budget: int = BUDGET) -> Size | None:
     """Classes at a time of c, with scores of n rows; None for all, the dense form, which is faster while it fits.
 
-    The dense form holds a copy of the prototypes [c, d] too; a block on accelerators holds three of its own.
+    The dense form holds a copy of the prototypes [c, d] too; a block on accelerators holds copies of its own.
     """
     if max(n, d) * c <= 2**22:
         return None
-    return ByPlatform(min(c, max(64, 2**21 // n // 64 * 64)), min(c, _affordable(n + d, budget)))
+    affordable = _affordable((n + d) * _OF_CLASSES, budget)
+    return ByPlatform(min(c, max(64, 2**21 // n // 64 * 64)), _even_tiles(c, affordable))
 
 
 _TILE = 128  # rows and columns that matrix units take at once
@@ -103,9 +106,14 @@ def _whole_tiles(rows: int) -> int:
     return rows // _TILE * _TILE or max(8, rows // 8 * 8)
 
 
-def _affordable(width: int, budget: int) -> int:
-    """How many rows of `width` scores the budget allows."""
-    return _whole_tiles(budget // (_BYTES * width))
+def _affordable(bytes_of_row: int, budget: int) -> int:
+    """How many rows the budget allows."""
+    return _whole_tiles(budget // bytes_of_row)
+
+
+def _even_tiles(n: int, most: int) -> int:
+    """The size of the fewest parts of n of at most `most` each, in whole tiles."""
+    return n if n <= most else _whole_tiles(_even(n, most) + _TILE - 1) if most >= _TILE else most
 
 
 def rows_sorted_at_once() -> int:

@@ -170,11 +170,8 @@ def alignment_uniformity(
     refuse_options("alignment_uniformity is not a mean over anchors", options, "miner", "reduction")
     _check_views(x, y, options)
     arrays = x, y, options.get("where"), options.get("weights")
-    settings = tuple(
-        (name, value)
-        for name, value in options.items()
-        if name in ("block_size", "memory_budget", "precision", "axis_name")
-    )
+    names = ("block_size", "memory_budget", "precision", "axis_name")
+    settings = tuple((name, value) for name, value in options.items() if name in names)
     return _alignment_uniformity(settings, arrays, static_or_traced((alpha, t, uniformity), x))
 
 
@@ -192,7 +189,7 @@ def _alignment_uniformity(settings, arrays, hyper):
     powers = jnp.where(apart, jnp.where(apart, squares, 1) ** (alpha / 2), 0)
     own_weights = None if weights is None else weights.astype(x.dtype)
     powers += sum(map(spoilt, units))
-    how: dict[str, Any] = {"axis_name": None, **dict(settings), "where": where, "weights": weights}
+    how = {"axis_name": None, **dict(settings), "where": where, "weights": weights}
     how["distance"] = distances.squared_chord
     alignment = reduced(weighted((Mean(powers, there.astype(x.dtype)),), own_weights), quotient, how["axis_name"])
 
@@ -285,9 +282,8 @@ def barlow_twins(
 def _barlow_twins(axis_name, x, y, where, hyper):
     redundancy, epsilon = hyper
     _, (x, y), n, spoil = _centred(axis_name, x, y, where)
-    powers, products = summed(
-        ([jnp.sum(jnp.square(view), axis=0) for view in (x, y)], exact_product(x.T, y)), axis_name
-    )
+    powers = [jnp.sum(jnp.square(view), axis=0) for view in (x, y)]
+    powers, products = summed((powers, exact_product(x.T, y)), axis_name)
     count = jnp.maximum(n, 1)
     deviations = [safe_sqrt(power / count + epsilon) for power in powers]
     scales = [jnp.where(deviation > 0, 1 / jnp.where(deviation > 0, deviation, 1), 0) for deviation in deviations]
