@@ -13,7 +13,6 @@ differentiate, and return totals and counts of one entry a row: both are checked
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal, TypedDict, Unpack
 
 from jaxtyping import Array, Bool, Float, Shaped
@@ -23,9 +22,10 @@ from metricjax.engine.implementations import Settings
 from metricjax.engine.miners import Triplets, as_miner, as_partial, as_selection
 from metricjax.engine.pairs import Mean, PairLoss, Pairs, WholeRows, static_or_traced
 from metricjax.engine.reductions import Loss, as_reduction
-from metricjax.ground.checks import check_batch, check_fits, check_options
+from metricjax.ground.checks import check_batch, check_fits, check_options, check_positive
 from metricjax.ground.functions import by_content, check_function
 from metricjax.ground.pairwise import Pairwise, as_pairwise
+from metricjax.ground.precision import Precision, as_precision
 
 __all__ = ["AnchorOptions", "Mean", "Pairs", "over_anchors", "over_pairs", "over_triplets"]
 
@@ -55,6 +55,10 @@ class AnchorOptions(TypedDict, total=False):
     block_size: anchors per panel; "auto" (dense while n × m is small, by the shapes alone), an int, or None (always
         dense: derivatives of any kind. In panels, reverse mode over reverse mode may need memory of order n × m, or,
         for semi-hard triplets, be refused; forward over reverse is linear).
+    memory_budget: bytes that a panel of "auto" may take on GPUs and TPUs, default 3 · 2³⁰; on CPUs it fits the cache.
+    precision: of the products that scores are, and of those of their gradients: a name ("default", "high", "highest",
+        "BF16_BF16_F32_X3" …), a `jax.lax.Precision` or a `jax.lax.DotAlgorithmPreset`. None takes JAX's default for
+        similarities, which is fast on GPUs and TPUs, and exact float32 for distances, which are differences.
     axis_name: mesh axis (or axes) inside `jax.shard_map`, over which embeddings, labels, masks, weights and references
         are split by rows; the value and gradient are those of one device. `mj.over_mesh` writes the `shard_map`.
     """
@@ -68,6 +72,8 @@ class AnchorOptions(TypedDict, total=False):
     miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None
     reduction: Callable[[Mean], Any]
     block_size: int | Literal["auto"] | None
+    memory_budget: int
+    precision: Precision
     axis_name: str | tuple[str, ...] | None
 
 
@@ -79,6 +85,7 @@ def over_pairs(
     similarity: Callable[[Array, Array], Array] | None = None,
     distance: Callable[[Array, Array], Array] | None = None,
     by_pair: bool = False,
+    heavy: bool = False,
     **options: Unpack[AnchorOptions],
 ) -> Loss:
     """The loss of `rows(pairs, *hyper)` over a batch, or whatever `reduction` makes of its Means.
@@ -89,7 +96,8 @@ def over_pairs(
     costs next to nothing.
 
     `by_pair` promises that each total is a sum of terms that depend on one score each, in the same way for all anchors:
-    then panels need one matrix product fewer.
+    then panels need one matrix product fewer. `heavy` says that it holds more arrays of scores at a time than a
+    log-sum-exp does, as it sorts, counts or reaches other rows: on GPUs and TPUs panels are then a third as high.
 
     >>> import jax.numpy as jnp, metricjax as mj
     >>> def pull(pairs):
@@ -101,11 +109,10 @@ def over_pairs(
     """
     check_function("rows", rows)
     batch, relations, how = _sorted_out(embeddings, labels, options)
-    score, is_similarity = _score(similarity, distance)
-    loss = PairLoss(by_content(rows), score, is_similarity, by_pair and _is_symmetric(score, relations, how, batch))
-    return run_or_defer(
-        DeferredLoss(replace(loss, **relations), how, batch, static_or_traced(hyper, embeddings, bound=True))
-    )
+    score, is_similarity = _score(similarity, distance, options)
+    mirrored = by_pair and _is_symmetric(score, relations, how, batch)
+    loss = PairLoss(by_content(rows), score, is_similarity, mirrored, heavy=heavy, **relations)
+    return run_or_defer(DeferredLoss(loss, how, batch, static_or_traced(hyper, embeddings, bound=True)))
 
 
 def over_anchors(
@@ -116,6 +123,7 @@ def over_anchors(
     similarity: Callable[[Array, Array], Array] | None = None,
     distance: Callable[[Array, Array], Array] | None = None,
     by_pair: bool = False,
+    heavy: bool = False,
     **options: Unpack[AnchorOptions],
 ) -> Loss:
     """`over_pairs` for a row function of three arrays, `rows(scores, positives, negatives, *hyper)`, [r, m] each.
@@ -129,9 +137,8 @@ def over_anchors(
     """
     check_function("rows", rows)
     of_pairs = WholeRows(by_content(rows))
-    return over_pairs(
-        of_pairs, embeddings, labels, *hyper, similarity=similarity, distance=distance, by_pair=by_pair, **options
-    )
+    how: dict[str, Any] = {"similarity": similarity, "distance": distance, "by_pair": by_pair, "heavy": heavy}
+    return over_pairs(of_pairs, embeddings, labels, *hyper, **how, **options)
 
 
 def over_triplets(
@@ -157,9 +164,9 @@ def over_triplets(
     check_function("triplets", select)
     chosen = as_selection(select)
     if chosen.every and every is not None:
-        return over_pairs(every, embeddings, labels, *hyper, distance=distance, **options)
+        return over_pairs(every, embeddings, labels, *hyper, distance=distance, heavy=True, **options)
     batch, relations, how = _sorted_out(embeddings, labels, options)
-    score, is_similarity = _score(None, distance)
+    score, is_similarity = _score(None, distance, options)
     loss = PairLoss(by_content(terms), score, is_similarity, swap=swap, select=chosen, **relations)
     return over_all_anchors(how, loss, batch, static_or_traced(hyper, embeddings, bound=True))
 
@@ -169,6 +176,7 @@ def _sorted_out(embeddings: Array, labels: Array, options: AnchorOptions) -> tup
     check_options("a pair-based loss", options, AnchorOptions)
     rest = dict[str, Any](options)
     batch = Batch(embeddings, labels, **{name: rest.pop(name) for name in Batch._fields if name in rest})
+    rest.pop("precision", None)
     relations = {name: rest.pop(name, None) for name in ("same", "miner")}
     for name, made in (("same", as_partial), ("miner", as_miner)):
         if relations[name] is not None:
@@ -178,17 +186,18 @@ def _sorted_out(embeddings: Array, labels: Array, options: AnchorOptions) -> tup
         rest["reduction"] = as_reduction(rest["reduction"])
     how = Settings(**rest)
     check_batch(**batch._asdict(), same=relations["same"], block_size=how.block_size)
+    check_positive(memory_budget=how.memory_budget)
     check_fits("labels", batch.labels)
     check_fits("reference_labels", batch.reference_labels)
     return batch, relations, how
 
 
-def _score(similarity, distance) -> tuple[Pairwise, bool]:
+def _score(similarity, distance, options: AnchorOptions) -> tuple[Pairwise, bool]:
+    """The function that compares rows, at the precision asked for, and whether it is a similarity."""
     if (similarity is None) == (distance is None):
         raise TypeError("give exactly one of `similarity` (larger is closer) and `distance` (smaller is closer)")
-    if similarity is None:
-        return as_pairwise(distance, "distance"), False
-    return as_pairwise(similarity, "similarity"), True
+    score = as_pairwise(distance, "distance") if similarity is None else as_pairwise(similarity, "similarity")
+    return score.at(as_precision(options.get("precision"))), distance is None
 
 
 def _is_symmetric(score: Pairwise, relations: dict[str, Any], how: Settings, batch: Batch) -> bool:

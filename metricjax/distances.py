@@ -2,7 +2,8 @@
 
 All but `lp` come from one matrix product, so a float32 square distance is exact to about 1e-7 of the largest squared
 length (after centring, where the distance allows it): a distance near 0 is resolved to about 3e-4 of that length.
-Use float64 where that matters. Gradients are 0, never NaN, between equal points.
+Use float64 where that matters. Gradients are 0, never NaN, between equal points. That holds on every platform: products
+are exact to float32, in losses too, unless another `precision` is asked for, here or there; then it may be much worse.
 """
 
 import functools
@@ -36,22 +37,22 @@ def __dir__() -> list[str]:
     return __all__
 
 
-_distance = functools.partial(pairwise, kind="distance")
+_distance = functools.partial(pairwise, kind="distance", exact=True)  # differences of shorter products are noise
 _KEPT = 256  # distances made by one function
 
 
-def _gram(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """x·y in full float32: with the shortcuts that accelerators take by default, differences of products are noise."""
-    return jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)
+def _squares(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """‖x − y‖²."""
+    center = lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))
+    x, y = x - center, y - center
+    squares = jnp.sum(jnp.square(x), axis=-1)[:, None] + jnp.sum(jnp.square(y), axis=-1)[None]
+    return jnp.maximum(squares - 2 * jnp.matmul(x, y.T), 0)
 
 
 @_distance()
 def squared_euclidean(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """‖x − y‖², from one matrix product of rows centred on the mean of `y` (the uncentred form cancels)."""
-    center = lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))
-    x, y = x - center, y - center
-    squares = jnp.sum(jnp.square(x), axis=-1)[:, None] + jnp.sum(jnp.square(y), axis=-1)[None]
-    return jnp.maximum(squares - 2 * _gram(x, y), 0)
+    return _squares(x, y)
 
 
 @_distance()
@@ -62,25 +63,25 @@ def euclidean(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n
     >>> euclidean(jnp.array([[0.0, 0.0]]), jnp.array([[3.0, 4.0]])).tolist()
     [[5.0]]
     """
-    return safe_sqrt(squared_euclidean.compare(x, y))
+    return safe_sqrt(_squares(x, y))
 
 
 @_distance(embed=normalize)
 def cosine(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """1 − cos θ, from 0 (same direction) to 2; 1 where either is the zero vector."""
-    return jnp.maximum(1 - _gram(x, y), 0)
+    return jnp.maximum(1 - jnp.matmul(x, y.T), 0)
 
 
 @_distance(embed=normalize)
 def squared_chord(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """‖x/‖x‖ − y/‖y‖‖² = 2 − 2 cos θ: what FaceNet measures (Schroff et al. 2015, arXiv:1503.03832)."""
-    return 2 * jnp.maximum(1 - _gram(x, y), 0)
+    return 2 * jnp.maximum(1 - jnp.matmul(x, y.T), 0)
 
 
 @_distance(embed=normalize)
 def chord(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """‖x/‖x‖ − y/‖y‖‖ = 2 sin(θ/2): the Euclidean distance after normalising."""
-    return safe_sqrt(squared_chord.compare(x, y))
+    return safe_sqrt(2 * jnp.maximum(1 - jnp.matmul(x, y.T), 0))
 
 
 @_distance(embed=normalize)
@@ -89,7 +90,7 @@ def geodesic(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n 
 
     The form has no infinite slope inside (0, π), unlike arccos after rounding, and slope 0 at 0 and at π.
     """
-    cosine = _gram(x, y)
+    cosine = jnp.matmul(x, y.T)
     return 2 * jnp.arctan2(safe_sqrt(1 - cosine), safe_sqrt(1 + cosine))
 
 
@@ -139,7 +140,7 @@ def snr(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     x, y = x * power, y * power
     variance = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     some = ~(variance <= 0)
-    return jnp.where(some, ratio(squared_euclidean.compare(x, y), jnp.where(some, variance, 1)), 0)
+    return jnp.where(some, ratio(_squares(x, y), jnp.where(some, variance, 1)), 0)
 
 
 @offered("distance", made=True)
@@ -165,7 +166,7 @@ def _poincare(c: float) -> Pairwise:
     def poincare_distance(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """Geodesic distance in the Poincaré ball."""
         x_gap, y_gap = (jnp.maximum(1 - c * jnp.sum(jnp.square(a), axis=-1), 1e-5) for a in (x, y))
-        z = 2 * c * squared_euclidean.compare(x, y) / (x_gap[:, None] * y_gap[None])
+        z = 2 * c * _squares(x, y) / (x_gap[:, None] * y_gap[None])
         return jnp.log1p(z + safe_sqrt(z * (z + 2))) / c**0.5
 
     return poincare_distance

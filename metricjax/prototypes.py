@@ -28,6 +28,7 @@ from metricjax.ground.checks import check_class_batch, check_class_labels, check
 from metricjax.ground.functions import by_content, check_function
 from metricjax.ground.numerics import existing, normalize, widen
 from metricjax.ground.pairwise import Pairwise, as_pairwise
+from metricjax.ground.precision import Precision, as_precision
 
 __all__ = ["PrototypeOptions", "SoftmaxOptions", "add_classes", "class_means", "over_prototypes", "sample"]
 
@@ -46,6 +47,9 @@ class PrototypeOptions(TypedDict, total=False):
     reduction: function of the `Mean` of [n] totals and counts; default Σ total / Σ count.
     block_size: classes at a time, of which no more scores are held; "auto" (default: dense up to 4 million scores,
         blocks above), an int, or None (always dense: also forward mode and second derivatives).
+    memory_budget: bytes that a block of "auto" may take on GPUs and TPUs, default 3 · 2³⁰; on CPUs it fits the cache.
+    precision: of the products that scores are, and of those of their gradients, as in `AnchorOptions`. None is JAX's
+        default, which is fast on GPUs and TPUs.
     axis_name: mesh axis (or axes) inside `jax.shard_map`, over which rows are split, and prototypes by class: device i
         holds classes i·c to (i + 1)·c − 1. Embeddings and labels are gathered, a few numbers a row are summed, and the
         gradient of prototypes stays on its device: value and gradient are those of one device.
@@ -59,6 +63,8 @@ class PrototypeOptions(TypedDict, total=False):
     weights: Float[Array, " n"] | None
     reduction: Callable[[Mean], Any]
     block_size: int | Literal["auto"] | None
+    memory_budget: int
+    precision: Precision
     axis_name: str | tuple[str, ...] | None
     num_classes: int | None
     classes: Int[Array, " c"] | None
@@ -116,7 +122,8 @@ def over_prototypes(
     for name, f in (("target", target), ("others", others), ("pool", pool)):
         if f is not None or name == "target":
             check_function(name, f)
-    functions = by_content(target), by_content(others), as_pairwise(similarity, "similarity"), by_content(pool)
+    score = as_pairwise(similarity, "similarity").at(as_precision(given.pop("precision", None)))
+    functions = by_content(target), by_content(others), score, by_content(pool)
     loss = ClassLoss(*functions, join, **given)
     check_class_batch(embeddings, labels, jax.tree.leaves(prototypes)[0], where, weights, classes, pool is not None)
     loss.check(number_of_classes(prototypes), classes is not None, smoothing is not None)

@@ -1,4 +1,10 @@
-"""Similarities between all pairs of rows: `f(x, y) -> [n, m]`, where larger is closer."""
+"""Similarities between all pairs of rows: `f(x, y) -> [n, m]`, where larger is closer.
+
+Called directly, and in everything that evaluates or searches, they are exact to float32 on every platform. Losses take
+JAX's default, which on GPUs and TPUs is faster and less exact. `precision` asks for another, here or there.
+"""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +12,7 @@ from jaxtyping import Array, Float
 
 from metricjax.ground.numerics import inverse_length, normalize
 from metricjax.ground.pairwise import pairwise
+from metricjax.ground.precision import in_force
 
 __all__ = ["cosine", "dot"]
 
@@ -25,29 +32,34 @@ def dot(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     return jnp.matmul(x, y.T)
 
 
-@jax.custom_vjp
 def _cosines(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Cosines of rows of length 1 or 0, and rows of any length.
 
     Dividing columns of the product, where a pass is being made anyway, is faster than dividing the rows `y` before it.
     """
-    return (x @ y.T) * inverse_length(y)[None]
+    return _cosines_at(in_force(), x, y)  # which the backward pass would not see
 
 
-def _cosines_forward(x, y):
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cosines_at(precision: str | None, x, y):
+    return jnp.matmul(x, y.T, precision=precision) * inverse_length(y)[None]
+
+
+def _cosines_forward(precision, x, y):
     inverse = inverse_length(y)
-    return (x @ y.T) * inverse[None], (x, y, inverse)
+    return jnp.matmul(x, y.T, precision=precision) * inverse[None], (x, y, inverse)
 
 
-def _cosines_backward(kept, cotangent):
+def _cosines_backward(precision, kept, cotangent):
     x, y, inverse = kept
+    product = partial(jnp.matmul, precision=precision)
     to_products = cotangent * inverse[None]
-    along = (x.T @ to_products).T
+    along = product(x.T, to_products).T
     unit = y * inverse[:, None]
-    return to_products @ y, along - jnp.sum(along * unit, axis=-1, keepdims=True) * unit
+    return product(to_products, y), along - jnp.sum(along * unit, axis=-1, keepdims=True) * unit
 
 
-_cosines.defvjp(_cosines_forward, _cosines_backward)
+_cosines_at.defvjp(_cosines_forward, _cosines_backward)
 
 
 @pairwise(embed=normalize, kind="similarity", scaled=_cosines)

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Key
 
 from metricjax.ground.numerics import computing_dtype, norm, normalize, widen
+from metricjax.ground.precision import exact_product
 
 __all__ = [
     "distance",
@@ -207,7 +208,7 @@ def _mean(points, weights):
         return jnp.where(halved, newton, exp(mean, pull)), norm(pull)[0], count + 1
 
     unfinished = lambda state: (state[1] > precision) & (state[2] < 100)
-    start = normalize(weights @ points)
+    start = normalize(exact_product(weights, points))
     return lax.while_loop(unfinished, step, (start, jnp.full((), jnp.inf, start.dtype), 0))[0]
 
 
@@ -233,6 +234,6 @@ def _solve(mean, points, weights, pull):
     least = jnp.finfo(angle.dtype).eps ** 0.5  # 0 where x are π/2 from m: across the directions of x, H is singular
     common = jnp.where(jnp.abs(common) > least, common, least)
     ways = normalize(ways)
-    along = jnp.matmul(ways.T * (weights * (1 - bend))[None], ways, precision=lax.Precision.HIGHEST)
+    along = exact_product(ways.T * (weights * (1 - bend))[None], ways)
     hessian = common * jnp.eye(len(mean), dtype=mean.dtype) + along + (1 - common) * mean[:, None] * mean[None]
     return jnp.linalg.solve(hessian, pull)

@@ -79,7 +79,7 @@ def _joined(parts: list[tuple[Any, DeferredLoss]]) -> Any:
     each = tuple((part.loss.rows, len(part.hyper)) for _, part in parts)
     weights = static_or_traced(tuple(weight for weight, _ in parts), first.batch.embeddings)
     mirrored = all(part.loss.mirrored for _, part in parts)
-    loss = replace(first.loss, rows=_joined_rows, mirrored=mirrored)
+    loss = replace(first.loss, rows=_joined_rows, mirrored=mirrored, heavy=True)
     hyper = (Static(each), *weights, *(h for _, part in parts for h in part.hyper))
     return replace(first, loss=loss, hyper=hyper).value()
 

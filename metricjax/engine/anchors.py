@@ -18,7 +18,7 @@ from metricjax.engine.implementations import Given, Settings
 from metricjax.engine.pairs import PairLoss, check_own_functions, probed
 from metricjax.engine.positives import Side, in_order_of_class
 from metricjax.engine.reductions import quotient
-from metricjax.engine.sizes import LIST, anchors_in_panel
+from metricjax.engine.sizes import LIST, Size, anchors_in_panel
 from metricjax.engine.sweeps import with_prepared_miner
 from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import a_row_for_none, existing, spoiling, spoilt, widen
@@ -87,7 +87,7 @@ def run_or_defer(part: DeferredLoss) -> Any:
 @jitted
 def over_all_anchors(how: Settings, loss: PairLoss, batch: Batch, hyper: tuple) -> Any:
     """The loss over all anchors, or whatever its reduction makes of their Means."""
-    given, size = _given(how, loss.score, batch, hyper), _panel_height(how, batch)
+    given, size = _given(how, loss.score, batch, hyper), _panel_height(how, batch, loss.heavy)
     arrays = (given.rows, given.columns, given.hyper, *given.sides)
     check_own_functions(loss, *arrays, numbers=how.reduction.of_numbers)
     may_list = loss.same is None and len(given.columns) > LIST
@@ -152,10 +152,10 @@ def _sides(score: Pairwise, batch: Batch, axis_name):
     return x, columns, row, Side(labels, where, -1 - jnp.arange(len(columns), dtype=jnp.int32)), weights
 
 
-def _panel_height(how: Settings, batch: Batch) -> int | None:
+def _panel_height(how: Settings, batch: Batch, heavy: bool) -> Size | None:
     """Anchors per panel, None for the dense form."""
     n, columns = max(1, len(batch.embeddings)), batch.embeddings if batch.references is None else batch.references
     if isinstance(how.block_size, int):
         return min(how.block_size, n)
     m = max(1, len(columns)) * devices.count(how.axis_name)
-    return None if how.block_size is None else anchors_in_panel(n, m)
+    return None if how.block_size is None else anchors_in_panel(n, m, how.memory_budget, heavy)

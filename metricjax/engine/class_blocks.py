@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from metricjax.engine.devices import varying
 from metricjax.engine.pairs import unwrapped
+from metricjax.engine.sizes import Size, of_platform
 from metricjax.ground.numerics import logsumexp, widen
 from metricjax.ground.pairwise import Pairwise
 
@@ -86,7 +87,7 @@ class OtherClasses:
 
     scores: Scores
     others: Callable[..., Array]
-    size: int | None
+    size: Size | None
     exponential: bool
     plain: bool
 
@@ -108,9 +109,13 @@ class OtherClasses:
     def fold(self, step, carry, classes: int):
         """`step(carry, start, size)` over blocks of classes, the last one smaller if need be."""
         assert self.size is not None
-        count, rest = divmod(classes, self.size)
-        carry = lax.fori_loop(0, count, lambda i, carry: step(carry, i * self.size, self.size), carry)
-        return step(carry, count * self.size, rest) if rest else carry
+
+        def in_blocks_of(size: int):
+            count, rest = divmod(classes, size)
+            done = lax.fori_loop(0, count, lambda i, carry: step(carry, i * size, size), carry)
+            return step(done, count * size, rest) if rest else done
+
+        return of_platform(self.size, in_blocks_of)
 
 
 def dense(others: OtherClasses, x, prototypes, own, real, rows, hyper):

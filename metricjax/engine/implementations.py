@@ -19,7 +19,7 @@ from metricjax.engine.panels import means_in_panels, sum_in_panels, sums_in_pane
 from metricjax.engine.positives import Side, with_short_lists
 from metricjax.engine.reductions import Reduction, joined, quotient, reduced, weighted
 from metricjax.engine.selected_triplets import sum_of_triplets
-from metricjax.engine.sizes import LIST
+from metricjax.engine.sizes import BUDGET, LIST, Size
 
 __all__ = ["Given", "Settings", "of_classes", "of_pairs", "of_triplets"]
 
@@ -30,6 +30,7 @@ class Settings(NamedTuple):
     reduction: Reduction = quotient
     block_size: int | str | None = "auto"
     axis_name: Axis = None
+    memory_budget: int = BUDGET
 
 
 class Given(NamedTuple):
@@ -63,7 +64,7 @@ class Given(NamedTuple):
         return self.row, self.column
 
 
-def of_pairs(how: Settings, size: int | None, means: tuple[Mean, ...]) -> Callable[..., Any]:
+def of_pairs(how: Settings, size: Size | None, means: tuple[Mean, ...]) -> Callable[..., Any]:
     """The implementation for a row function whose Means of one anchor have the shapes of `means`."""
     if size is None:
         return _dense
@@ -75,7 +76,7 @@ def of_pairs(how: Settings, size: int | None, means: tuple[Mean, ...]) -> Callab
     return _shares_in_panels if how.reduction.of_numbers else _sums_in_panels
 
 
-def of_triplets(how: Settings, loss: PairLoss, size: int | None, given: Given) -> Callable[..., Any]:
+def of_triplets(how: Settings, loss: PairLoss, size: Size | None, given: Given) -> Callable[..., Any]:
     """The implementation for selected triplets.
 
     A few triplets a row are gathered. Of many, distances are picked out of the scores.
@@ -91,7 +92,7 @@ def of_triplets(how: Settings, loss: PairLoss, size: int | None, given: Given) -
     return _triplets_in_panels if gathers else _sum_in_panels
 
 
-def of_classes(size: int | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def of_classes(size: Size | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Sums over blocks of `size` classes, and how each row's own prototype is taken out."""
     return (dense, take) if size is None else (in_blocks, take_in_place)
 
@@ -108,19 +109,19 @@ def _dense(how: Settings, loss: PairLoss, size: None, given: Given) -> Any:
     return _of_anchors(how, given, with_short_lists(of_all_rows, *given.sides, loss.lengths))
 
 
-def _means_in_panels(how: Settings, loss: PairLoss, size: int, given: Given) -> Any:
+def _means_in_panels(how: Settings, loss: PairLoss, size: Size, given: Given) -> Any:
     return _of_anchors(how, given, means_in_panels(size, loss, *given.scored, *given.sides))
 
 
-def _sums_in_panels(how: Settings, loss: PairLoss, size: int, given: Given) -> Any:
+def _sums_in_panels(how: Settings, loss: PairLoss, size: Size, given: Given) -> Any:
     return _of_sums(how, given, sums_in_panels(size, loss, *given.scored, given.weights, *given.sides))
 
 
-def _sum_in_panels(how: Settings, loss: PairLoss, size: int, given: Given) -> Any:
+def _sum_in_panels(how: Settings, loss: PairLoss, size: Size, given: Given) -> Any:
     return _of_sums(how, given, (sum_in_panels(size, loss, *given.scored, (given.weights,), *given.sides),))
 
 
-def _shares_in_panels(how: Settings, loss: PairLoss, size: int, given: Given) -> Any:
+def _shares_in_panels(how: Settings, loss: PairLoss, size: Size, given: Given) -> Any:
     """Each total is divided by its own count, so that counts have to be known before totals are added."""
     fixed = lax.stop_gradient(given.scored)
     own = [jnp.sum(mean.count * given.weights) for mean in means_in_panels(size, loss, *fixed, *given.sides)]
@@ -130,7 +131,7 @@ def _shares_in_panels(how: Settings, loss: PairLoss, size: int, given: Given) ->
     return _of_sums(how, given, (Mean(total * sum(counts), sum(own, start=jnp.zeros_like(total))),))
 
 
-def _triplets_in_panels(how: Settings, loss: PairLoss, size: int, given: Given) -> Any:
+def _triplets_in_panels(how: Settings, loss: PairLoss, size: Size, given: Given) -> Any:
     return _of_sums(how, given, (sum_of_triplets(size, loss, *given.scored, given.weights, *given.sides),))
 
 

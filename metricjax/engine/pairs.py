@@ -54,7 +54,7 @@ class Mean(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    meta_fields=["rows", "score", "is_similarity", "mirrored", "swap", "reaches"],
+    meta_fields=["rows", "score", "is_similarity", "mirrored", "heavy", "swap", "reaches"],
     data_fields=["same", "miner", "select"],
 )
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class PairLoss:
 
     rows: the row function, or with `select` the function of the terms of selected triplets.
     mirrored: score, terms and cotangent of the pair (i, j) are those of (j, i).
+    heavy: it holds many arrays as large as the scores.
     swap: of triplets, d_an is min(d_an, d_pn).
     reaches: the row function takes rows of its columns (found out by the driver).
     """
@@ -71,6 +72,7 @@ class PairLoss:
     score: Pairwise
     is_similarity: bool
     mirrored: bool = False
+    heavy: bool = False
     swap: bool = False
     reaches: bool = False
     same: Partial | None = None

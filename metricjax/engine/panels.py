@@ -9,10 +9,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from metricjax.engine.devices import varying
 from metricjax.engine.pairs import Mean, PairLoss, means_of
 from metricjax.engine.positives import Side, with_short_lists
+from metricjax.engine.sizes import Size, parts_of
 from metricjax.engine.sweeps import added, as_one, gradient_sweep, rows_of, sum_and_tangent, sweep, weighted_sum
 
 __all__ = ["means_in_panels", "sum_in_panels", "sums_in_panels"]
@@ -43,7 +45,8 @@ def sums_in_panels(size, loss, x, columns, hyper, weights, row, column) -> tuple
         def step(sums, block):
             x, weights, row = block
             means = means_of(loss, rows_of(x, columns, row), columns, hyper, row, column)
-            return jax.tree.map(lambda a, b: a + jnp.tensordot(weights, b, axes=1), sums, means), None
+            add = lambda a, b: a + jnp.tensordot(weights, b, axes=1, precision=lax.Precision.HIGHEST)
+            return jax.tree.map(add, sums, means), None
 
         one = jax.tree.map(lambda a: a[:1], row)
         means = jax.eval_shape(lambda: means_of(loss, columns[:1], columns, hyper, one, column))
@@ -87,7 +90,7 @@ def _gradients(size, loss, x, columns, hyper, cotangents, row, column):
     return with_short_lists(all_panels, row, column, loss.lengths)
 
 
-def _height(size: int, loss: PairLoss, column: Side) -> int:
+def _height(size: Size, loss: PairLoss, column: Side) -> Size:
     """Anchors per panel: fewer where a panel also has the rows of their positives."""
     slots = 0 if column.slots is None or not loss.reaches else len(column.slots)
-    return max(1, size // (1 + slots))
+    return parts_of(size, 1 + slots)

@@ -14,7 +14,8 @@ from metricjax.engine.class_blocks import OtherClasses, Scores, number_of_classe
 from metricjax.engine.devices import of_all, summed, varying
 from metricjax.engine.pairs import Mean, shown, unwrapped
 from metricjax.engine.reductions import Reduction, quotient, reduced, weighted
-from metricjax.engine.sizes import classes_in_block
+from metricjax.engine.sizes import BUDGET, Size, classes_in_block
+from metricjax.ground.checks import check_positive
 from metricjax.ground.functions import check_closed, jitted, own_functions
 from metricjax.ground.numerics import a_row_for_none, existing, softplus, spoilt, widen
 from metricjax.ground.pairwise import Pairwise
@@ -33,6 +34,7 @@ class ClassLoss:
     join: str
     reduction: Reduction = quotient
     block_size: int | str | None = "auto"
+    memory_budget: int = BUDGET
     axis_name: str | tuple[str, ...] | None = None
     num_classes: int | None = None
 
@@ -43,6 +45,7 @@ class ClassLoss:
             raise ValueError(f"num_classes is {number}; wanted 1 to {most}, the number of prototypes")
         if not (self.block_size in (None, "auto") or (isinstance(self.block_size, int) and self.block_size > 0)):
             raise ValueError(f"block_size is {self.block_size!r}; wanted 'auto', None or a positive int")
+        check_positive(memory_budget=self.memory_budget)
         if smooth and (self.join != "softmax" or self.others is None):
             raise TypeError("label_smoothing is for losses that are a softmax cross-entropy, which this one is not")
 
@@ -150,11 +153,11 @@ def targets(labels, here: int, classes=None, num_classes: int | None = None, axi
     return Targets(own, summed((own >= 0).astype(jnp.int32), axis) > 0, real)
 
 
-def _block_size(loss: ClassLoss, n: int, d: int, c: int) -> int | None:
+def _block_size(loss: ClassLoss, n: int, d: int, c: int) -> Size | None:
     """Classes in a block, None for the dense form."""
     if isinstance(loss.block_size, int):
         return min(loss.block_size, c)
-    return None if loss.block_size is None else classes_in_block(n, d, c)
+    return None if loss.block_size is None else classes_in_block(n, d, c, loss.memory_budget)
 
 
 def known_labels(labels, where=None, num_classes: int | None = None) -> Int[Array, " n"]:

@@ -1,13 +1,24 @@
-"""How much is worked on at a time: the one file that knows sizes of panels, blocks, tiles and lists."""
+"""How much is worked on at a time: the one file that knows sizes of panels, blocks, tiles and lists.
+
+A CPU wants a panel in its cache. GPUs and TPUs want few panels, each of which fills the chip, within a budget of
+memory. Which of the two a program gets is chosen when it is lowered: `of_platform`.
+"""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias, TypeVar
+
+from jax import lax
 
 __all__ = [
+    "BUDGET",
     "COUNTED_DISTANCES",
     "COUNTED_LIMITS",
     "LIST",
     "LISTS_OF_ROWS",
     "SEARCHED_GROUP",
+    "ByPlatform",
+    "Size",
     "anchors_in_panel",
     "classes_in_block",
     "columns_in_group",
@@ -15,7 +26,9 @@ __all__ = [
     "ids_to_compare",
     "impostors_held",
     "lanes",
+    "of_platform",
     "pairs_at_once",
+    "parts_of",
     "queries_in_identification",
     "queries_in_panel",
     "references_in_block",
@@ -32,23 +45,75 @@ LIST = 64  # positives of an anchor that are listed, and looked at one by one; w
 LISTS_OF_ROWS = (4, 16, LIST)  # the same in finer steps, where each positive needs a row of its own
 SEARCHED_GROUP = 64  # entries of a row in a group whose largest is looked at first
 COUNTED_LIMITS, COUNTED_DISTANCES = 4, 32  # counted in one sum
+BUDGET = 3 * 2**30  # bytes that a panel or block may take on accelerators
+_OF_PAIRS, _OF_CLASSES = 24, 13  # bytes that go with a score: itself, its gradient, masks and what is made of it
 
 
-def anchors_in_panel(n: int, m: int) -> int | None:
-    """Anchors at a time of n, with scores against m columns; None for all, the dense form, which compiles faster."""
+class ByPlatform(NamedTuple):
+    """A size on CPUs, and another on GPUs and TPUs."""
+
+    cpu: int
+    accelerator: int
+
+
+Size: TypeAlias = int | ByPlatform
+T = TypeVar("T")
+
+
+def of_platform(size: Size, f: Callable[[int], T]) -> T:
+    """`f(size)` for the platform that the program is lowered for. `f` may use traced values of its surroundings."""
+    if isinstance(size, int) or size.cpu == size.accelerator:
+        return f(size if isinstance(size, int) else size.cpu)
+    return lax.platform_dependent(cpu=lambda: f(size.cpu), default=lambda: f(size.accelerator))
+
+
+def parts_of(size: Size, parts: int) -> Size:
+    """The size for rows that take `parts` times the memory."""
+    if isinstance(size, int):
+        return max(1, size // parts)
+    return ByPlatform(max(1, size.cpu // parts), _whole_tiles(size.accelerator // parts))
+
+
+def anchors_in_panel(n: int, m: int, budget: int = BUDGET, heavy: bool = False) -> Size | None:
+    """Anchors at a time of n, with scores against m columns; None for all, the dense form, which compiles faster.
+
+    On accelerators four panels, of at least 1024 anchors, or as many as the budget asks for; a `heavy` loss holds up to
+    three times as many arrays of scores.
+    """
     if n * m <= 2**16:
         return None
-    return min(n, max(8, min(512, 2**20 // m // 8 * 8)))
+    quarter = max(1024, math.ceil(n / (4 * _TILE)) * _TILE)
+    affordable = _affordable(m * _OF_PAIRS * (3 if heavy else 1), budget)
+    return ByPlatform(min(n, max(8, min(512, 2**20 // m // 8 * 8))), _even_tiles(n, min(quarter, affordable)))
 
 
-def classes_in_block(n: int, d: int, c: int) -> int | None:
+def classes_in_block(n: int, d: int, c: int, budget: int = BUDGET) -> Size | None:
     """Classes at a time of c, with scores of n rows; None for all, the dense form, which is faster while it fits.
 
-    The dense form holds a copy of the prototypes [c, d] too.
+    The dense form holds a copy of the prototypes [c, d] too; a block on accelerators holds copies of its own.
     """
     if max(n, d) * c <= 2**22:
         return None
-    return min(c, max(64, 2**21 // n // 64 * 64))
+    affordable = _affordable((n + d) * _OF_CLASSES, budget)
+    return ByPlatform(min(c, max(64, 2**21 // n // 64 * 64)), _even_tiles(c, affordable))
+
+
+_TILE = 128  # rows and columns that matrix units take at once
+
+
+def _whole_tiles(rows: int) -> int:
+    """As many rows, or fewer: a multiple of what matrix units take at once, or at least of 8."""
+    return rows // _TILE * _TILE or max(8, rows // 8 * 8)
+
+
+def _affordable(bytes_of_row: int, budget: int) -> int:
+    """How many rows the budget allows."""
+    return _whole_tiles(budget // bytes_of_row)
+
+
+def _even_tiles(n: int, most: int) -> int:
+    """The size of the fewest parts of n of at most `most` each, in whole tiles."""
+    return n if n <= most else _whole_tiles(_even(n, most) + _TILE - 1) if most >= _TILE else most
 
 
 def rows_sorted_at_once() -> int:

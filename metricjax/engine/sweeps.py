@@ -15,6 +15,7 @@ from metricjax.engine.devices import Axis, summed, varying
 from metricjax.engine.miners import prepared
 from metricjax.engine.pairs import Mean, PairLoss, as_distances, distances_of, scores_and_masks, with_key_per_row
 from metricjax.engine.positives import Side
+from metricjax.engine.sizes import Size, of_platform
 
 __all__ = [
     "RowOf",
@@ -29,8 +30,12 @@ __all__ = [
 ]
 
 
-def sweep(step: Callable, carry: Any, size: int, arrays: Any) -> tuple[Any, Any]:
+def sweep(step: Callable, carry: Any, size: Size, arrays: Any) -> tuple[Any, Any]:
     """Scan `step(carry, block)` over blocks of rows; padded rows do not exist (`where` is False)."""
+    return of_platform(size, lambda size: _scanned(step, carry, size, arrays))
+
+
+def _scanned(step: Callable, carry: Any, size: int, arrays: Any) -> tuple[Any, Any]:
     n = len(jax.tree.leaves(arrays)[0])
     count = math.ceil(n / size)
 
@@ -62,7 +67,7 @@ class RowOf:
         return with_key_per_row(miners, self.row)
 
 
-def with_prepared_miner(size: int, loss: PairLoss, x, columns, row: Side, column: Side, axis: Axis) -> PairLoss:
+def with_prepared_miner(size: Size, loss: PairLoss, x, columns, row: Side, column: Side, axis: Axis) -> PairLoss:
     """The loss with a miner for one row at a time, where its own has to look at the whole batch first."""
     if loss.miner is None or loss.miner.prepare is None:
         return loss
@@ -78,14 +83,14 @@ def with_prepared_miner(size: int, loss: PairLoss, x, columns, row: Side, column
         def step(sums, block):
             return jax.tree.map(jnp.add, sums, of_panel(*block)), None
 
-        first = jax.tree.map(lambda a: a[:size], (x, row))
+        first = jax.tree.map(lambda a: a[:1], (x, row))
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_panel, *first))
         return summed(sweep(step, varying(zeros, (columns, row)), size, (x, row))[0], axis)
 
     return dataclasses.replace(loss, miner=prepared(loss.miner, total))
 
 
-def gradient_sweep(panel: Callable, size: int, x, columns, hyper, cotangents, row: Side):
+def gradient_sweep(panel: Callable, size: Size, x, columns, hyper, cotangents, row: Side):
     """The Means of all anchors and the gradients of `x`, `columns` and `hyper`, taken while each panel is in cache.
 
     `panel(sums, x, cotangents, row) -> (sums, dx, means)` adds to the sums the gradients of columns and

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from metricjax.ground.functions import by_content, check_function
 from metricjax.ground.numerics import widen
+from metricjax.ground.precision import EXACT, Precision, as_precision, at_precision
 
 __all__ = ["Kind", "Pairwise", "all_pairs", "as_pairwise", "pairwise", "positive_and_negative"]
 
@@ -24,8 +25,10 @@ class Pairwise:
     role: "distance" (smaller is closer) or "similarity" (larger is closer); absent where nothing is known of it.
     scaled: None, or the same as `compare(x, embed(y))` for an embedded x, made faster where y has many rows that are
         compared once, in reverse mode alone: say, by scaling the columns of a product.
+    precision: at which its products are taken (see `at`); None leaves it to whoever calls.
 
-    Two made of the same parts are equal.
+    Called directly it is exact: products in float32 on every platform, unless another `precision` is asked for. Two
+    made of the same parts are equal.
     """
 
     role: Kind
@@ -37,16 +40,30 @@ class Pairwise:
         symmetric: bool,
         kind: Kind | None = None,
         scaled: Callable[[Array, Array], Array] | None = None,
+        precision: str | None = None,
     ):
         functools.update_wrapper(self, compare)
         self.name = getattr(compare, "__name__", repr(compare))
-        self.embed, self.compare, self.symmetric = by_content(embed), by_content(compare), symmetric
-        self.scaled = by_content(scaled)
+        self.symmetric, self.precision = symmetric, precision
+        self._functions = tuple(map(by_content, (embed, compare, scaled)))
+        self.embed, self.compare = (at_precision(f, precision) for f in self._functions[:2])
+        self.scaled = None if scaled is None else at_precision(self._functions[2], precision)
         if kind is not None:
             self.role = kind
 
+    def at(self, precision: str | None) -> "Pairwise":
+        """The same at another precision; None leaves it as it is."""
+        if precision in (None, self.precision):
+            return self
+        embed, compare, scaled = self._functions
+        return Pairwise(embed, compare, self.symmetric, getattr(self, "role", None), scaled, precision)
+
     def __call__(
-        self, x: Float[Array, "n d"] | None = None, y: Float[Array, "m d"] | None = None
+        self,
+        x: Float[Array, "n d"] | None = None,
+        y: Float[Array, "m d"] | None = None,
+        *,
+        precision: Precision = None,
     ) -> Float[Array, "n m"]:
         if x is None or y is None:
             raise TypeError(f"{self.name} has no settings; give it as it stands, or two sets of rows to compare")
@@ -55,15 +72,19 @@ class Pairwise:
                 raise ValueError(f"{self.name}: {name} has shape {a.shape}; wanted [rows, features]")
         if x.shape[1] != y.shape[1]:
             raise ValueError(f"{self.name}: x has {x.shape[1]} features, y has {y.shape[1]}; they must agree")
-        return self._all_pairs(x, y)
+        return self._all_pairs(as_precision(precision) or EXACT, x, y)
 
     @functools.cached_property
-    def _all_pairs(self) -> Callable[[Array, Array], Array]:
-        return jax.jit(lambda x, y: self.compare(self.embed(widen(x)), self.embed(widen(y))), inline=True)
+    def _all_pairs(self) -> Callable[[str, Array, Array], Array]:
+        def all_pairs(precision, x, y):
+            exact = self.at(precision)
+            return exact.compare(exact.embed(widen(x)), exact.embed(widen(y)))
+
+        return jax.jit(all_pairs, static_argnums=0, inline=True)
 
     @property
     def _parts(self) -> tuple:
-        return self.embed, self.compare, self.symmetric, self.scaled
+        return *self._functions, self.symmetric, self.precision
 
     def __hash__(self) -> int:
         return hash(self._parts)
@@ -84,6 +105,7 @@ def pairwise(
     symmetric: bool = True,
     kind: Kind | None = None,
     scaled: Callable[[Array, Array], Array] | None = None,
+    exact: bool = False,
 ) -> Callable[[Callable[[Array, Array], Array]], Pairwise]:
     """Make an all-pairs function of a `compare(x, y)`, and declare what a driver may know of it.
 
@@ -92,6 +114,8 @@ def pairwise(
       symmetric: f(x, y) = f(y, x)ᵀ.
       kind: "distance" or "similarity"; one of the other kind is then refused by name.
       scaled: a faster way of `compare(x, embed(y))` where y has many rows, as class prototypes have; see `Pairwise`.
+      exact: a loss takes its products in float32 on every platform, unless another `precision` is asked of it: for what
+        subtracts products from each other. Without it a loss takes JAX's default, which is faster on GPUs and TPUs.
 
     >>> import jax.numpy as jnp, metricjax as mj
     >>> @mj.pairwise(embed=jnp.sign, kind="similarity")
@@ -102,7 +126,7 @@ def pairwise(
     """
 
     def made(compare: Callable[[Array, Array], Array]) -> Pairwise:
-        return Pairwise(embed, compare, symmetric, kind, scaled)
+        return Pairwise(embed, compare, symmetric, kind, scaled, EXACT if exact else None)
 
     return made
 

@@ -117,8 +117,8 @@ def histogram(
         raise ValueError(f"bins is {bins}; wanted at least 1")
     how: dict[str, Any] = {"similarity": similarity}
     nodes = jnp.zeros(bins + 1)
-    own = over_pairs(_histogram_rows, embeddings, labels, nodes, **{**how, **options, "reduction": _means})
-    return over_pairs(_below_rows, embeddings, labels, jnp.cumsum(own), **how, **options)
+    own = over_pairs(_histogram_rows, embeddings, labels, nodes, heavy=True, **{**how, **options, "reduction": _means})
+    return over_pairs(_below_rows, embeddings, labels, jnp.cumsum(own), heavy=True, **how, **options)
 
 
 def _gap_terms(chosen, nodes, limit) -> Mean:

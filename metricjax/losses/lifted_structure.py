@@ -65,11 +65,11 @@ def lifted_structure(
     if options.get("references") is not None:
         columns = options.get("references"), options.get("reference_labels")
         where = options.get("reference_where")
-    rest = ("same", "miner", "block_size", "axis_name")
+    rest = ("same", "miner", "block_size", "memory_budget", "precision", "axis_name")
     how: dict[str, Any] = {name: value for name, value in options.items() if name in rest} | {"where": where}
-    near = over_pairs(_near_rows, *columns, margin, distance=distance, reduction=_values, **how)
+    near = over_pairs(_near_rows, *columns, margin, distance=distance, reduction=_values, heavy=True, **how)
     near = a_row_for_none(near)  # as the driver does for columns
-    return over_pairs(_lifted_rows, embeddings, labels, margin, near, distance=distance, **options)
+    return over_pairs(_lifted_rows, embeddings, labels, margin, near, distance=distance, heavy=True, **options)
 
 
 def _generalized_rows(pairs, margin):

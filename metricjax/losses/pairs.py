@@ -240,7 +240,7 @@ def ranked_list(
     0.3071
     """
     hyper = (margin, alpha, temperature, positive_temperature, balance)
-    return over_pairs(_ranked_rows, embeddings, labels, *hyper, distance=distance, **options)
+    return over_pairs(_ranked_rows, embeddings, labels, *hyper, distance=distance, heavy=True, **options)
 
 
 def _log_ratio_rows(pairs, epsilon, label_distance):

@@ -67,7 +67,7 @@ def fast_ap(
     if bins < 1:
         raise ValueError(f"bins is {bins}; wanted at least 1")
     edges = np.linspace(0, 4, bins + 1)
-    return over_pairs(_fast_ap_rows, embeddings, labels, edges, distance=distance, **options)
+    return over_pairs(_fast_ap_rows, embeddings, labels, edges, distance=distance, heavy=True, **options)
 
 
 def _smooth_rank(own, scores, where, temperature):
@@ -109,7 +109,7 @@ def smooth_ap(
     0.5
     """
     check_positive(temperature=temperature)
-    return over_pairs(_smooth_ap_rows, embeddings, labels, temperature, similarity=similarity, **options)
+    return over_pairs(_smooth_ap_rows, embeddings, labels, temperature, similarity=similarity, heavy=True, **options)
 
 
 def _recall_miss(own, positive_scores, negative_scores, share, ks, temperature, k_temperature, positives, negatives):
@@ -155,7 +155,7 @@ def recall_at_k(
     if not ks:
         raise ValueError("ks is empty; wanted at least one k")
     hyper = (ks, temperature, k_temperature)
-    return over_pairs(_recall_at_k_rows, embeddings, labels, *hyper, similarity=similarity, **options)
+    return over_pairs(_recall_at_k_rows, embeddings, labels, *hyper, similarity=similarity, heavy=True, **options)
 
 
 def _upper_rank(own, scores, where, temperature, slope, delta):
@@ -213,7 +213,7 @@ def roadmap(
     """
     check_positive(temperature=temperature)
     hyper = (temperature, slope, delta, positive_margin, negative_margin, calibration, average)
-    return over_pairs(_roadmap_rows, embeddings, labels, *hyper, similarity=similarity, **options)
+    return over_pairs(_roadmap_rows, embeddings, labels, *hyper, similarity=similarity, heavy=True, **options)
 
 
 _PENALTIES = {
@@ -264,7 +264,7 @@ def pnp(
     if variant not in _PENALTIES:
         raise ValueError(f"variant is {variant!r}; wanted one of {sorted(_PENALTIES)}")
     hyper = (variant, temperature, alpha, b)
-    return over_pairs(_pnp_rows, embeddings, labels, *hyper, similarity=similarity, **options)
+    return over_pairs(_pnp_rows, embeddings, labels, *hyper, similarity=similarity, heavy=True, **options)
 
 
 # --- sums over positives --------------------------------------------------------------------------------------------

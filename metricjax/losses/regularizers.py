@@ -24,6 +24,8 @@ from metricjax.ground.checks import (
 )
 from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import existing, norm, normalize, spoilt, widen
+from metricjax.ground.pairwise import Pairwise
+from metricjax.ground.precision import Precision, as_precision
 
 __all__ = [
     "OtherRowOptions",
@@ -57,10 +59,12 @@ class RowOptions(TypedDict, total=False):
 class OtherRowOptions(RowOptions, total=False):
     """Options of the regularisers that compare each row with the others: `RowOptions`, and
 
-    block_size: rows per panel; "auto", an int, or None (always dense), as in `AnchorOptions`.
+    block_size (rows per panel), memory_budget, precision: as in `AnchorOptions`.
     """
 
     block_size: int | Literal["auto"] | None
+    memory_budget: int
+    precision: Precision
 
 
 def over_other_rows(rows: Callable[..., Mean], x: Float[Array, "n d"], *hyper: Any, **options: Any) -> Loss:
@@ -130,17 +134,20 @@ def koleo(embeddings: Float[Array, "n d"], *, epsilon: ArrayLike = 1e-8, **optio
     check_positive(epsilon=epsilon)
     check_rows("embeddings", embeddings)
     check_options("koleo", options, OtherRowOptions)
-    reduction, block_size = as_reduction(options.get("reduction", quotient)), options.get("block_size", "auto")
-    how = Settings(reduction, block_size, options.get("axis_name"))
-    return _koleo(how, embeddings, epsilon, options.get("where"), options.get("weights"))
+    rest = dict[str, Any](options)
+    where, weights, reduction = (rest.pop(name, None) for name in ("where", "weights", "reduction"))
+    distance = distances.cosine.at(as_precision(rest.pop("precision", None)))
+    how = Settings(quotient if reduction is None else as_reduction(reduction), **rest)
+    return _koleo((how, distance), embeddings, epsilon, where, weights)
 
 
 @jitted
-def _koleo(how: Settings, embeddings, epsilon, where, weights):
+def _koleo(static: tuple[Settings, Pairwise], embeddings, epsilon, where, weights):
+    how, distance = static
     n, axis_name = len(embeddings), how.axis_name
-    options = {"where": where, "block_size": how.block_size, "axis_name": axis_name, "reduction": as_mean}
+    options = {**how._asdict(), "where": where, "reduction": as_mean}
     fixed = lax.stop_gradient(embeddings)
-    index, some = over_other_rows(_nearest_rows, fixed, distance=distances.cosine, **options)
+    index, some = over_other_rows(_nearest_rows, fixed, distance=distance, **options)
     x = normalize(existing(widen(embeddings), where))
     columns = of_all(x, axis_name)
     index, some = mine((index, some), n, axis_name)

@@ -165,7 +165,7 @@ def angular(
     >>> float(angular(z, jnp.array([0, 0, 1])))  # log(1 + e^{0 − 4})
     0.01815
     """
-    return over_pairs(_angular_rows, embeddings, labels, angle, similarity=similarity, **options)
+    return over_pairs(_angular_rows, embeddings, labels, angle, similarity=similarity, heavy=True, **options)
 
 
 def _quadruplet_rows(pairs, margin, second_margin, average):

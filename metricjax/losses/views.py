@@ -16,6 +16,7 @@ from metricjax.engine.pairs import static_or_traced
 from metricjax.engine.reductions import Loss, quotient, reduced, weighted
 from metricjax.ground.checks import check_options, check_per_row, check_positive, check_rows, refuse_options
 from metricjax.ground.numerics import existing, logsumexp, normalize, safe_sqrt, softplus, spoilt, widen
+from metricjax.ground.precision import Precision, exact_product
 from metricjax.losses.regularizers import over_other_rows
 
 __all__ = ["ViewOptions", "alignment_uniformity", "barlow_twins", "clip", "info_nce", "siglip", "vicreg"]
@@ -28,7 +29,7 @@ class ViewOptions(TypedDict, total=False):
         the unpadded one.
     weights: [n], multiplies each anchor's total and count (where both directions are averaged, in both).
     miner, reduction: as in `AnchorOptions`; `alignment_uniformity` has neither.
-    block_size: anchors per panel, as in `AnchorOptions`.
+    block_size, memory_budget, precision: as in `AnchorOptions`.
     axis_name: mesh axis (or axes) inside `jax.shard_map`, over which x, y, where and weights are split by rows; the
         value and gradient are those of one device.
     """
@@ -38,6 +39,8 @@ class ViewOptions(TypedDict, total=False):
     miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None
     reduction: Callable[[Mean], Any]
     block_size: int | Literal["auto"] | None
+    memory_budget: int
+    precision: Precision
     axis_name: str | tuple[str, ...] | None
 
 
@@ -166,13 +169,14 @@ def alignment_uniformity(
     """
     refuse_options("alignment_uniformity is not a mean over anchors", options, "miner", "reduction")
     _check_views(x, y, options)
-    settings = options.get("block_size", "auto"), options.get("axis_name")
     arrays = x, y, options.get("where"), options.get("weights")
-    return _alignment_uniformity(*settings, arrays, static_or_traced((alpha, t, uniformity), x))
+    names = ("block_size", "memory_budget", "precision", "axis_name")
+    settings = tuple((name, value) for name, value in options.items() if name in names)
+    return _alignment_uniformity(settings, arrays, static_or_traced((alpha, t, uniformity), x))
 
 
-@jax.jit(static_argnums=(0, 1), inline=True)
-def _alignment_uniformity(block_size, axis_name, arrays, hyper):
+@jax.jit(static_argnums=0, inline=True)
+def _alignment_uniformity(settings, arrays, hyper):
     x, y, where, weights = arrays
     alpha, t, uniformity = hyper
     check_per_row("weights", weights, len(x), jnp.floating)
@@ -185,9 +189,9 @@ def _alignment_uniformity(block_size, axis_name, arrays, hyper):
     powers = jnp.where(apart, jnp.where(apart, squares, 1) ** (alpha / 2), 0)
     own_weights = None if weights is None else weights.astype(x.dtype)
     powers += sum(map(spoilt, units))
-    alignment = reduced(weighted((Mean(powers, there.astype(x.dtype)),), own_weights), quotient, axis_name)
-    how = {"distance": distances.squared_chord, "block_size": block_size, "axis_name": axis_name}
-    how |= {"where": where, "weights": weights}
+    how = {"axis_name": None, **dict(settings), "where": where, "weights": weights}
+    how["distance"] = distances.squared_chord
+    alignment = reduced(weighted((Mean(powers, there.astype(x.dtype)),), own_weights), quotient, how["axis_name"])
 
     def spread(view):
         # The least square is the constant of log-sum-exp: it changes neither the value nor a derivative of any order.
@@ -236,7 +240,7 @@ def _vicreg(axis_name, x, y, where, hyper):
     (x, y), views, n, spoil = _centred(axis_name, x, y, where)
     size = n * x.shape[1]
     squares = lax.square(x - y)
-    moments = [(jnp.sum(jnp.square(view), axis=0), view.T @ view) for view in views]
+    moments = [(jnp.sum(jnp.square(view), axis=0), exact_product(view.T, view)) for view in views]
     squares, moments = summed((jnp.sum(squares), moments), axis_name)
     loss = invariance * squares / jnp.maximum(size, 1) + spoil
     for power, products in moments:
@@ -278,7 +282,8 @@ def barlow_twins(
 def _barlow_twins(axis_name, x, y, where, hyper):
     redundancy, epsilon = hyper
     _, (x, y), n, spoil = _centred(axis_name, x, y, where)
-    powers, products = summed(([jnp.sum(jnp.square(view), axis=0) for view in (x, y)], x.T @ y), axis_name)
+    powers = [jnp.sum(jnp.square(view), axis=0) for view in (x, y)]
+    powers, products = summed((powers, exact_product(x.T, y)), axis_name)
     count = jnp.maximum(n, 1)
     deviations = [safe_sqrt(power / count + epsilon) for power in powers]
     scales = [jnp.where(deviation > 0, 1 / jnp.where(deviation > 0, deviation, 1), 0) for deviation in deviations]
