@@ -31,7 +31,7 @@ from typing import Any
 import jax
 
 from benchmarks import accelerator_jobs, accelerator_training, torch_peers
-from benchmarks.accelerator_jobs import DEFAULT, DENSE, SEED, Job
+from benchmarks.accelerator_jobs import DEFAULT, SEED, Job
 from benchmarks.report import bars, machine, medians, save
 
 SHARE = 0.6  # of the device's memory, for one form
@@ -234,9 +234,10 @@ def describe(device, most_memory: float) -> None:
         where = torch_peers.device() or "left out: it is not installed, or does not find this device"
     except Exception as error:
         where = f"left out: {short(error)}"
+    small = "; on a CPU everything is small" if device.platform == "cpu" else ""
     told = machine(installed()) | {
-        "devices": f"{len(jax.devices())} × {device.platform}, of which one is used",
-        "platform": device.client.platform_version.split("\n")[0],
+        "devices": f"{len(jax.devices())} × {device.platform}, of which one is used{small}",
+        "platform": " ".join(device.client.platform_version.split()),
         "precision": jax.config.jax_default_matmul_precision or "not set: TF32 on GPUs, one pass of bfloat16 on TPUs",
         "a form may take": f"{most_memory / 2**30:.1f} GiB",
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", "not set"),
@@ -248,18 +249,20 @@ def describe(device, most_memory: float) -> None:
 
 def plot(lines: list[dict[str, Any]]):
     """What has a unit and a default, as multiples of the unit."""
-    rows: dict[str, dict[str, Any]] = {}
+    times: dict[str, dict[str, float]] = {}
+    best = {line["job"]: line["best"] for line in lines if "best" in line}
     for line in lines:
         if "times" in line:
-            rows.setdefault(line["job"], {"job": line["job"]})[line["form"]] = line["times"]
-    for line in lines:
-        if "best" in line:
-            rows[line["job"]] |= {"best": rows[line["job"]].get(line["best"])}
-    drawn = [row for row in rows.values() if DEFAULT in row]
-    forms = {DEFAULT: "default", "best": "best by hand", DENSE: "dense", "lax.top_k": "lax.top_k"}
-    forms |= {form: form for form in ("torch.compile", "PyTorch Metric Learning", "torch.topk")}
-    forms = {form: legend for form, legend in forms.items() if form == DEFAULT or any(form in row for row in drawn)}
-    return bars(drawn, "job", forms, "multiples of the bare products", log=bool(drawn))
+            times.setdefault(line["job"], {})[line["form"]] = line["times"]
+    rows = []
+    for job, of_form in ((job, of_form) for job, of_form in times.items() if DEFAULT in of_form):
+        torchs = [of_form[form] for form in ("torch", "torch.compile", "torch.topk") if form in of_form]
+        plain = of_form.get(best.get(job, "lax.top_k"))
+        row = {"default": of_form[DEFAULT], "plain": plain, "torch": min(torchs, default=None)}
+        rows.append({"job": job, **row, "peer": of_form.get("PyTorch Metric Learning")})
+    legend = {"default": "default", "plain": "best by hand, or lax.top_k", "torch": "torch", "peer": "PyTorch ML"}
+    legend = {form: text for form, text in legend.items() if form == "default" or any(row[form] for row in rows)}
+    return bars(rows, "job", legend, "multiples of the bare products", log=bool(rows))
 
 
 # --- all of them ----------------------------------------------------------------------------------------------------

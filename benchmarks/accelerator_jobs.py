@@ -106,16 +106,6 @@ SMALL = Sizes(
 )
 
 
-def at(precision, f: Callable) -> Callable:
-    """`f` with its products at a precision, where it does not say one itself."""
-
-    def run(*arguments):
-        with jax.default_matmul_precision(precision):
-            return f(*arguments)
-
-    return run
-
-
 # --- ceilings -------------------------------------------------------------------------------------------------------
 
 PRECISIONS = {
@@ -210,7 +200,8 @@ def errors(name: str, n: int, d: int) -> Job:
         of_both = lambda v, g: {"value": relative(v, exact_value), "gradient": relative(g, exact_gradient)}
         return {form: of_both(*found) for form, found in kept.items()}
 
-    forms = {DEFAULT: gradient(loss), "highest": at("highest", gradient(loss))}
+    at = {f"precision {name}": gradient(partial(loss, precision=name)) for name in ("default", "high", "highest")}
+    forms = {DEFAULT: gradient(loss), **at}
     to_host = lambda result: tuple(np.asarray(a, np.float64) for a in result)
     return Job(f"errors of {name} {n} × {d}", rows_and_labels(n, d), forms, kept=to_host, seen=seen, timed=False)
 
