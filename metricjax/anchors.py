@@ -56,9 +56,10 @@ class AnchorOptions(TypedDict, total=False):
         dense: derivatives of any kind. In panels, reverse mode over reverse mode may need memory of order n × m, or,
         for semi-hard triplets, be refused; forward over reverse is linear).
     memory_budget: bytes that a panel of "auto" may take on GPUs and TPUs, default 3 · 2³⁰; on CPUs it fits the cache.
-    precision: of the products that scores are, and of those of their gradients: a name ("default", "high", "highest",
-        "BF16_BF16_F32_X3" …), a `jax.lax.Precision` or a `jax.lax.DotAlgorithmPreset`. None takes JAX's default for
-        similarities, which is fast on GPUs and TPUs, and exact float32 for distances, which are differences.
+    precision: of the products that scores are, and of those of their gradients: "exact" (float32 on every platform), a
+        name of JAX ("default", "high", "highest", "BF16_BF16_F32_X3" …), a `jax.lax.Precision` or a
+        `jax.lax.DotAlgorithmPreset`. None is JAX's default for similarities, which is fast on GPUs and TPUs, and
+        "exact" for distances, which are differences of products.
     axis_name: mesh axis (or axes) inside `jax.shard_map`, over which embeddings, labels, masks, weights and references
         are split by rows; the value and gradient are those of one device. `mj.over_mesh` writes the `shard_map`.
     """

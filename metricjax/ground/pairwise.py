@@ -11,7 +11,7 @@ from metricjax.ground.functions import by_content, check_function
 from metricjax.ground.numerics import widen
 from metricjax.ground.precision import EXACT, Precision, as_precision, at_precision
 
-__all__ = ["Kind", "Pairwise", "all_pairs", "as_pairwise", "pairwise", "positive_and_negative"]
+__all__ = ["Kind", "Pairwise", "all_pairs", "as_pairwise", "exactly", "pairwise", "positive_and_negative"]
 
 Kind = Literal["distance", "similarity"]
 
@@ -51,12 +51,13 @@ class Pairwise:
         if kind is not None:
             self.role = kind
 
-    def at(self, precision: str | None) -> "Pairwise":
+    def at(self, precision: Precision) -> "Pairwise":
         """The same at another precision; None leaves it as it is."""
-        if precision in (None, self.precision):
+        name = as_precision(precision)
+        if name in (None, self.precision):
             return self
         embed, compare, scaled = self._functions
-        return Pairwise(embed, compare, self.symmetric, getattr(self, "role", None), scaled, precision)
+        return Pairwise(embed, compare, self.symmetric, getattr(self, "role", None), scaled, name)
 
     def __call__(
         self,
@@ -138,6 +139,12 @@ def as_pairwise(f: Callable[[Array, Array], Array], kind: Kind | None = None) ->
     if isinstance(f, functools.partial) and not f.args and not f.keywords:
         return as_pairwise(f.func)
     return f if isinstance(f, Pairwise) else Pairwise(_as_it_is, f, symmetric=False)
+
+
+def exactly(f: Callable[[Array, Array], Array], kind: Kind | None = None) -> Pairwise:
+    """`as_pairwise` for those who rank and count: exact, unless `f` has a precision of its own by `Pairwise.at`."""
+    score = as_pairwise(f, kind)
+    return score.at(score.precision or EXACT)
 
 
 def all_pairs(relation: Callable[[Array, Array], Any], rows: Array, columns: Array) -> Any:

@@ -17,14 +17,14 @@ from jaxtyping import Array
 __all__ = ["EXACT", "AtPrecision", "Precision", "as_precision", "at_precision", "exact_product", "in_force"]
 
 Precision: TypeAlias = str | lax.Precision | lax.DotAlgorithmPreset | None
-"""What JAX knows: a name such as "default", "high", "highest" or "BF16_BF16_F32_X3", or the enum's value."""
+"""What JAX knows: a name such as "default", "high", "highest" or "BF16_BF16_F32_X3", or the enum's value. Or EXACT."""
 
 EXACT = "exact"  # float32, by the fastest algorithm of the devices at hand that has all of its bits
-_PLAIN = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
+_PLAIN = (EXACT, "default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
 
 
 def as_precision(precision: Precision) -> str | None:
-    """The name under which `jax.default_matmul_precision` knows it."""
+    """The name under which `jax.default_matmul_precision` knows it, or EXACT."""
     name = precision
     if isinstance(precision, lax.Precision | lax.DotAlgorithmPreset):
         name = precision.name.lower() if isinstance(precision, lax.Precision) else precision.name

@@ -12,7 +12,7 @@ from metricjax import similarities
 from metricjax.engine import sizes
 from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import widen
-from metricjax.ground.pairwise import Pairwise, as_pairwise
+from metricjax.ground.pairwise import Pairwise, exactly
 from metricjax.metrics.sets import check_flat_labels, check_set, positive_ints
 from metricjax.metrics.verification import real_scores
 
@@ -143,7 +143,7 @@ def identification(
         mates = np.searchsorted(owners, people[panel[0]]), np.searchsorted(owners, people[panel[-1]], side="right")
         blocks = jnp.array([mates[0] // width, -(-mates[1] // width)], jnp.int32)
         who = jnp.asarray(people[panel], jnp.int32)
-        how = as_pairwise(similarity, "similarity"), width
+        how = exactly(similarity, "similarity"), width
         parts.append(_answers_in_blocks(how, queries[panel], who, gallery, rows, owned, blocks))
     ahead, mate, other = (np.concatenate(part)[np.argsort(by_person)] for part in zip(*parts, strict=True))
     if np.any(np.isnan(mate) | np.isnan(other)):
