@@ -5,8 +5,8 @@
 Programs are compiled in threads, for at most half of the budget (seconds). Meanwhile losses are compared with float64;
 then one job after the other is measured, its forms in turn, and told in one table: milliseconds (medians), multiples of
 the job's unit (the line that says 1.00), and MiB of temporaries. "default" is what users get who set nothing; beside it
-stands the best of the sizes that were set by hand, and the default's time as a multiple of its time. torch and PyTorch
-Metric Learning take part where they are installed and find the same device.
+stands the best of the sizes that were set by hand, and the default's time as a multiple of its time. torch (with TF32)
+and PyTorch Metric Learning take part where they are installed and find the same device.
 
 A form that fails, or needs more than 60 % of the device's memory, becomes a line that says so. What there was no time
 for is named in the end: `--jobs` runs those whose names contain one of the words, and with JAX_COMPILATION_CACHE_DIR

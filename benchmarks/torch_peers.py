@@ -38,8 +38,9 @@ def textbook(z, y, temperature: float = 0.1):
     own = torch.eye(len(x), dtype=torch.bool, device=x.device)
     s = (x @ x.T / temperature).masked_fill(own, float("-inf"))
     positives = (y[:, None] == y[None]) & ~own
-    of_row = torch.logsumexp(s, dim=1) - s.masked_fill(~positives, 0).sum(1) / positives.sum(1).clamp(min=1)
-    return of_row[positives.any(1)].mean()
+    counts = positives.sum(1)
+    of_row = torch.logsumexp(s, dim=1) - s.masked_fill(~positives, 0).sum(1) / counts.clamp(min=1)
+    return of_row.masked_fill(counts == 0, 0).sum() / (counts > 0).sum()
 
 
 def step(loss: Callable, z, y) -> Callable[[], tuple]:
