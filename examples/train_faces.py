@@ -88,7 +88,8 @@ def add_encoder(add: Callable) -> None:
     add("--embedding-size", type=int, default=128)
     add("--image-size", type=int, nargs=2, default=(64, 56), metavar=("H", "W"), help="what the encoder sees")
     add("--pixels", choices=("standardised", "centred"), default="standardised", help="each image, or from −1 to 1")
-    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of activations")
+    inside = "of the encoder but its weights, statistics and last layer; losses and evaluation take float32"
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help=inside)
     again = "compute blocks again going backwards: a third more time, less memory (but not on a CPU)"
     add("--remat", action="store_true", help=again)
     add("--chunk", type=int, help="images encoded at a time: batches of any size in their memory; slow on a CPU")

@@ -1,5 +1,6 @@
 """At which precision products are taken: what is asked for, what is left to JAX, and what is exact without asking."""
 
+import pathlib
 import re
 
 import jax
@@ -11,11 +12,16 @@ from jax import lax
 import metricjax as mj
 from metricjax.ground import precision
 from metricjax.ground.precision import EXACT, as_precision
+from metricjax.losses.catalogue import CATALOGUE
+from tests.helpers import precision_table
+from tests.helpers.batches import slow_unless
+from tests.helpers.cases import ALONE
 from tests.helpers.rounding import BFLOAT16, TF32, compiled
 
 X = jax.random.normal(jax.random.key(0), (9, 6))
 Y = jnp.arange(9) // 3
 W = jax.random.normal(jax.random.key(1), (40, 6))
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "precision.md"
 SIX_PRODUCTS = "num_primitive_operations = 6"
 MEASURES = {
     f"{module.__name__.rpartition('.')[2]}.{name}": getattr(module, name)
@@ -147,3 +153,26 @@ def test_views_and_regularisers_have_it_too():
     assert precisions(lambda x: mj.losses.koleo(x, precision="high"), X) == {"HIGH"}
     lifted = lambda x: mj.losses.lifted_structure(x, Y, precision="high")
     assert precisions(lifted, X) == {"HIGH"}
+
+
+# --- the errors that are documented ---------------------------------------------------------------------------------
+
+DOCUMENTED = {
+    name: [0.0 if cell == "–" else float(cell) for cell in cells.split(" | ")]
+    for name, cells in re.findall(r"^\| `(\w+)` \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
+}
+
+
+def test_errors_of_all_losses_are_documented():
+    assert list(DOCUMENTED) == list(precision_table.CASES)
+    assert set(CATALOGUE) - set(DOCUMENTED) == set(ALONE)
+
+
+@pytest.mark.parametrize("name", slow_unless(("supcon", "triplet", "arcface", "vicreg"), precision_table.CASES))
+def test_errors_are_as_documented(name):
+    """Errors of gradients to a factor of three; those of values, which may cancel, are not much larger."""
+    documented = np.reshape(DOCUMENTED[name], (-1, 2))
+    for (of_value, of_gradient), (value, gradient) in zip(precision_table.errors(name), documented, strict=True):
+        assert of_value <= 10 * value + 3e-6
+        assert of_gradient <= 3 * gradient + 1e-6
+        assert gradient <= 3 * of_gradient
