@@ -22,7 +22,7 @@ from metricjax.engine.implementations import Settings
 from metricjax.engine.miners import Triplets, as_miner, as_partial, as_selection
 from metricjax.engine.pairs import Mean, PairLoss, Pairs, WholeRows, static_or_traced
 from metricjax.engine.reductions import Loss, as_reduction
-from metricjax.ground.checks import check_batch, check_fits, check_options, check_positive
+from metricjax.ground.checks import check_batch, check_budget, check_fits, check_options
 from metricjax.ground.functions import by_content, check_function
 from metricjax.ground.pairwise import Pairwise, as_pairwise
 from metricjax.ground.precision import Precision, as_precision
@@ -187,7 +187,7 @@ def _sorted_out(embeddings: Array, labels: Array, options: AnchorOptions) -> tup
         rest["reduction"] = as_reduction(rest["reduction"])
     how = Settings(**rest)
     check_batch(**batch._asdict(), same=relations["same"], block_size=how.block_size)
-    check_positive(memory_budget=how.memory_budget)
+    check_budget(how.memory_budget)
     check_fits("labels", batch.labels)
     check_fits("reference_labels", batch.reference_labels)
     return batch, relations, how

@@ -78,8 +78,8 @@ def _joined(parts: list[tuple[Any, DeferredLoss]]) -> Any:
         return weight * first.value()
     each = tuple((part.loss.rows, len(part.hyper)) for _, part in parts)
     weights = static_or_traced(tuple(weight for weight, _ in parts), first.batch.embeddings)
-    mirrored = all(part.loss.mirrored for _, part in parts)
-    loss = replace(first.loss, rows=_joined_rows, mirrored=mirrored, heavy=True)
+    mirrored, heavy = all(part.loss.mirrored for _, part in parts), any(part.loss.heavy for _, part in parts)
+    loss = replace(first.loss, rows=_joined_rows, mirrored=mirrored, heavy=heavy)
     hyper = (Static(each), *weights, *(h for _, part in parts for h in part.hyper))
     return replace(first, loss=loss, hyper=hyper).value()
 

@@ -18,7 +18,7 @@ from metricjax.engine.implementations import Given, Settings
 from metricjax.engine.pairs import PairLoss, check_own_functions, probed
 from metricjax.engine.positives import Side, in_order_of_class
 from metricjax.engine.reductions import quotient
-from metricjax.engine.sizes import LIST, Size, anchors_in_panel
+from metricjax.engine.sizes import LIST, Size, anchors_in_panel, in_float32
 from metricjax.engine.sweeps import with_prepared_miner
 from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import a_row_for_none, existing, spoiling, spoilt, widen
@@ -157,5 +157,7 @@ def _panel_height(how: Settings, batch: Batch, heavy: bool) -> Size | None:
     n, columns = max(1, len(batch.embeddings)), batch.embeddings if batch.references is None else batch.references
     if isinstance(how.block_size, int):
         return min(how.block_size, n)
+    if how.block_size is None:
+        return None
     m = max(1, len(columns)) * devices.count(how.axis_name)
-    return None if how.block_size is None else anchors_in_panel(n, m, how.memory_budget, heavy)
+    return anchors_in_panel(n, m, in_float32(how.memory_budget, batch.embeddings.dtype), heavy)

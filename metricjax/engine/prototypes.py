@@ -14,8 +14,8 @@ from metricjax.engine.class_blocks import OtherClasses, Scores, number_of_classe
 from metricjax.engine.devices import of_all, summed, varying
 from metricjax.engine.pairs import Mean, shown, unwrapped
 from metricjax.engine.reductions import Reduction, quotient, reduced, weighted
-from metricjax.engine.sizes import BUDGET, Size, classes_in_block
-from metricjax.ground.checks import check_positive
+from metricjax.engine.sizes import BUDGET, Size, classes_in_block, in_float32
+from metricjax.ground.checks import check_budget
 from metricjax.ground.functions import check_closed, jitted, own_functions
 from metricjax.ground.numerics import a_row_for_none, existing, softplus, spoilt, widen
 from metricjax.ground.pairwise import Pairwise
@@ -45,7 +45,7 @@ class ClassLoss:
             raise ValueError(f"num_classes is {number}; wanted 1 to {most}, the number of prototypes")
         if not (self.block_size in (None, "auto") or (isinstance(self.block_size, int) and self.block_size > 0)):
             raise ValueError(f"block_size is {self.block_size!r}; wanted 'auto', None or a positive int")
-        check_positive(memory_budget=self.memory_budget)
+        check_budget(self.memory_budget)
         if smooth and (self.join != "softmax" or self.others is None):
             raise TypeError("label_smoothing is for losses that are a softmax cross-entropy, which this one is not")
 
@@ -77,7 +77,7 @@ def over_all_prototypes(loss: ClassLoss, arrays, hyper):
     all_x, all_labels, all_rows = of_all((x, labels, rows), axis)
     to = targets(all_labels, number_of_classes(prototypes), classes, loss.num_classes, axis)
     _, smoothing, *own_hyper = unwrapped(hyper)
-    size = _block_size(loss, len(all_x), x.shape[1], number_of_classes(prototypes))
+    size = _block_size(loss, all_x, prototypes)
     sums, take = implementations.of_classes(size)
     own_rows, prototypes = take(prototypes, jnp.maximum(to.own, 0))
     scores = Scores(loss.similarity, loss.pool, reverse=size is not None)
@@ -153,11 +153,15 @@ def targets(labels, here: int, classes=None, num_classes: int | None = None, axi
     return Targets(own, summed((own >= 0).astype(jnp.int32), axis) > 0, real)
 
 
-def _block_size(loss: ClassLoss, n: int, d: int, c: int) -> Size | None:
+def _block_size(loss: ClassLoss, x, prototypes) -> Size | None:
     """Classes in a block, None for the dense form."""
+    (n, d), c = x.shape, number_of_classes(prototypes)
     if isinstance(loss.block_size, int):
         return min(loss.block_size, c)
-    return None if loss.block_size is None else classes_in_block(n, d, c, loss.memory_budget)
+    if loss.block_size is None:
+        return None
+    pooled = 0 if loss.pool is None else prototypes.shape[1]
+    return classes_in_block(n, d, c, in_float32(loss.memory_budget, x.dtype), pooled)
 
 
 def known_labels(labels, where=None, num_classes: int | None = None) -> Int[Array, " n"]:

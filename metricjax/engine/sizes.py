@@ -6,9 +6,11 @@ memory. Which of the two a program gets is chosen when it is lowered: `of_platfo
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from jax import lax
+
+from metricjax.ground.numerics import computing_dtype
 
 __all__ = [
     "BUDGET",
@@ -25,6 +27,7 @@ __all__ = [
     "gallery_in_block",
     "ids_to_compare",
     "impostors_held",
+    "in_float32",
     "lanes",
     "of_platform",
     "pairs_at_once",
@@ -46,7 +49,9 @@ LISTS_OF_ROWS = (4, 16, LIST)  # the same in finer steps, where each positive ne
 SEARCHED_GROUP = 64  # entries of a row in a group whose largest is looked at first
 COUNTED_LIMITS, COUNTED_DISTANCES = 4, 32  # counted in one sum
 BUDGET = 3 * 2**30  # bytes that a panel or block may take on accelerators
-_OF_PAIRS, _OF_CLASSES = 24, 13  # bytes that go with a score: itself, its gradient, masks and what is made of it
+# Bytes that go with a score: itself, its gradient, masks, and what a loss makes of it.
+_OF_PAIRS, _OF_CLASSES, _OF_POOLED = 24, 20, 36
+# bytes that go with a score: itself, its gradient, masks and what is made of it
 
 
 class ByPlatform(NamedTuple):
@@ -65,6 +70,11 @@ def of_platform(size: Size, f: Callable[[int], T]) -> T:
     if isinstance(size, int) or size.cpu == size.accelerator:
         return f(size if isinstance(size, int) else size.cpu)
     return lax.platform_dependent(cpu=lambda: f(size.cpu), default=lambda: f(size.accelerator))
+
+
+def in_float32(budget: int, dtype: Any) -> int:
+    """The budget, as if numbers of this dtype took what those of float32 take, which sizes are made for."""
+    return budget * 4 // computing_dtype(dtype).itemsize
 
 
 def parts_of(size: Size, parts: int) -> Size:
@@ -87,14 +97,15 @@ def anchors_in_panel(n: int, m: int, budget: int = BUDGET, heavy: bool = False) 
     return ByPlatform(min(n, max(8, min(512, 2**20 // m // 8 * 8))), _even_tiles(n, min(quarter, affordable)))
 
 
-def classes_in_block(n: int, d: int, c: int, budget: int = BUDGET) -> Size | None:
+def classes_in_block(n: int, d: int, c: int, budget: int = BUDGET, pooled: int = 0) -> Size | None:
     """Classes at a time of c, with scores of n rows; None for all, the dense form, which is faster while it fits.
 
-    The dense form holds a copy of the prototypes [c, d] too; a block on accelerators holds copies of its own.
+    The dense form holds a copy of the prototypes [c, d] too; a block on accelerators holds copies of its own, and of
+    the scores of `pooled` prototypes of each class more of them.
     """
     if max(n, d) * c <= 2**22:
         return None
-    affordable = _affordable((n + d) * _OF_CLASSES, budget)
+    affordable = _affordable((n + d) * (pooled * _OF_POOLED or _OF_CLASSES), budget)
     return ByPlatform(min(c, max(64, 2**21 // n // 64 * 64)), _even_tiles(c, affordable))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 __all__ = [
     "check_array",
     "check_batch",
+    "check_budget",
     "check_class_batch",
     "check_class_labels",
     "check_fits",
@@ -39,6 +40,12 @@ def check_positive(**numbers: Any) -> None:
             continue
         if not (value > 0 if isinstance(value, int | float) else np.all(np.asarray(value) > 0)):
             raise ValueError(f"{name} is {value}; wanted a positive number")
+
+
+def check_budget(memory_budget: Any) -> None:
+    """It is a number of bytes, which is static."""
+    if not isinstance(memory_budget, int) or isinstance(memory_budget, bool) or memory_budget < 1:
+        raise ValueError(f"memory_budget is {memory_budget!r}; wanted a positive int, a number of bytes")
 
 
 def check_options(what: str, options: Any, *taken: type) -> None:

@@ -1,15 +1,16 @@
 """What distances and similarities have in common: an all-pairs function that keeps its two parts."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 from jaxtyping import Array, Float
 
-from metricjax.ground.functions import by_content, check_function
+from metricjax.ground.functions import by_content, check_function, jitted
 from metricjax.ground.numerics import widen
-from metricjax.ground.precision import EXACT, Precision, as_precision, at_precision
+from metricjax.ground.precision import EXACT, Precision, as_precision, asked, at_precision
 
 __all__ = ["Kind", "Pairwise", "all_pairs", "as_pairwise", "exactly", "pairwise", "positive_and_negative"]
 
@@ -27,8 +28,8 @@ class Pairwise:
         compared once, in reverse mode alone: say, by scaling the columns of a product.
     precision: at which its products are taken (see `at`); None leaves it to whoever calls.
 
-    Called directly it is exact: products in float32 on every platform, unless another `precision` is asked for. Two
-    made of the same parts are equal.
+    Called directly it is exact: products in float32 on every platform, unless another `precision` is asked for, of it
+    or of the measure that calls it. Two made of the same parts are equal.
     """
 
     role: Kind
@@ -73,15 +74,11 @@ class Pairwise:
                 raise ValueError(f"{self.name}: {name} has shape {a.shape}; wanted [rows, features]")
         if x.shape[1] != y.shape[1]:
             raise ValueError(f"{self.name}: x has {x.shape[1]} features, y has {y.shape[1]}; they must agree")
-        return self._all_pairs(as_precision(precision) or EXACT, x, y)
+        return _compared(self.at(as_precision(precision) or asked() or self.precision or EXACT), x, y)
 
-    @functools.cached_property
-    def _all_pairs(self) -> Callable[[str, Array, Array], Array]:
-        def all_pairs(precision, x, y):
-            exact = self.at(precision)
-            return exact.compare(exact.embed(widen(x)), exact.embed(widen(y)))
-
-        return jax.jit(all_pairs, static_argnums=0, inline=True)
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(type(self).__call__.__get__(self))
 
     @property
     def _parts(self) -> tuple:
@@ -94,7 +91,13 @@ class Pairwise:
         return isinstance(other, Pairwise) and self._parts == other._parts
 
     def __repr__(self) -> str:
-        return f"<{self.__module__}.{self.name}>"
+        at = "" if self.precision in (None, EXACT) else f" at {self.precision}"
+        return f"<{self.__module__}.{self.name}{at}>"
+
+
+@jitted
+def _compared(score: Pairwise, x, y):
+    return score.compare(score.embed(widen(x)), score.embed(widen(y)))
 
 
 def _as_it_is(x: Any) -> Any:

@@ -6,6 +6,7 @@ good enough for the gradients of cosines. Differences of products, and whoever r
 
 import functools
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,24 +15,32 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-__all__ = ["EXACT", "AtPrecision", "Precision", "as_precision", "at_precision", "exact_product", "in_force"]
+from metricjax.ground.functions import own_functions
+
+__all__ = ["EXACT", "AtPrecision", "Precision", "as_precision", "asked", "at_precision", "exact_product", "in_force"]
 
 Precision: TypeAlias = str | lax.Precision | lax.DotAlgorithmPreset | None
 """What JAX knows: a name such as "default", "high", "highest" or "BF16_BF16_F32_X3", or the enum's value. Or EXACT."""
 
 EXACT = "exact"  # float32, by the fastest algorithm of the devices at hand that has all of its bits
-_PLAIN = (EXACT, "default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
 
 
 def as_precision(precision: Precision) -> str | None:
     """The name under which `jax.default_matmul_precision` knows it, or EXACT."""
-    name = precision
     if isinstance(precision, lax.Precision | lax.DotAlgorithmPreset):
-        name = precision.name.lower() if isinstance(precision, lax.Precision) else precision.name
-    if name is None or name in _PLAIN or (isinstance(name, str) and name in lax.DotAlgorithmPreset.__members__):
-        return name
-    wanted = f"None, one of {', '.join(_PLAIN)}, a jax.lax.Precision or a jax.lax.DotAlgorithmPreset"
-    raise ValueError(f"precision is {precision!r}; wanted {wanted}")
+        return precision.name.lower() if isinstance(precision, lax.Precision) else precision.name
+    if precision in (None, EXACT):
+        return precision
+    try:
+        with jax.default_matmul_precision(precision):
+            return precision
+    except (ValueError, TypeError):
+        wanted = 'None, "exact", a name that jax.default_matmul_precision takes ("default", "high", "highest" …), a '
+        wanted += "jax.lax.Precision or a jax.lax.DotAlgorithmPreset"
+        raise ValueError(f"precision is {precision!r}; wanted {wanted}") from None
+
+
+_ASKED: ContextVar[str | None] = ContextVar("_ASKED", default=None)
 
 
 @dataclass(frozen=True)
@@ -42,15 +51,12 @@ class AtPrecision:
     precision: str
 
     def __call__(self, *arrays: Any) -> Any:
-        is_exact = self.precision == EXACT
-        name = _exact(jnp.result_type(*jax.tree.leaves(arrays))) if is_exact else self.precision
-        with jax.default_matmul_precision(name):
-            return self.f(*arrays)
-
-
-def in_force() -> str | None:
-    """The precision at which products are taken here."""
-    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+        token = _ASKED.set(self.precision)
+        try:
+            with jax.default_matmul_precision(_exact(self.f, arrays) if self.precision == EXACT else self.precision):
+                return self.f(*arrays)
+        finally:
+            _ASKED.reset(token)
 
 
 def at_precision(f: Callable[..., Any], precision: str | None) -> Callable[..., Any]:
@@ -58,13 +64,29 @@ def at_precision(f: Callable[..., Any], precision: str | None) -> Callable[..., 
     return f if precision is None else AtPrecision(f, precision)
 
 
+def asked() -> str | None:
+    """The precision of the `AtPrecision` that is being called, if any."""
+    return _ASKED.get()
+
+
+def in_force() -> str | None:
+    """The precision at which products are taken here."""
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+
+
 exact_product: Callable[[Array, Array], Array]
 exact_product = AtPrecision(jnp.matmul, EXACT)
 
 
-def _exact(dtype: jnp.dtype) -> str:
-    """All bits of float32: six bfloat16 products on tensor cores, which take half the time; elsewhere "highest"."""
-    return "BF16_BF16_F32_X6" if dtype == jnp.float32 and _have_tensor_cores() else "highest"
+def _exact(f: Callable[..., Any], arrays: Any) -> str:
+    """All bits of float32: six bfloat16 products on tensor cores, which take half the time; elsewhere "highest".
+
+    The six are for float32 alone, and would be taken of any other numbers too: only our own functions are known to
+    multiply nothing but their arguments.
+    """
+    in_float32 = all(a.dtype == jnp.float32 for a in jax.tree.leaves(arrays))
+    ours = f is jnp.matmul or not own_functions((f,))
+    return "BF16_BF16_F32_X6" if in_float32 and ours and _have_tensor_cores() else "highest"
 
 
 @functools.cache

@@ -30,7 +30,8 @@ def values_of_all(
     similarity: Pairwise,
 ) -> Mean:
     """`values(own, *rows)` of the rows of all devices, and which of them count, whatever their weights."""
-    scope = {name: options[name] for name in ("where", "axis_name", "num_classes", "classes") if name in options}
+    shared = ("where", "axis_name", "num_classes", "classes", "precision", "memory_budget")
+    scope: Any = {name: options[name] for name in shared if name in options}
     arrays = (embeddings, labels, prototypes)
     return over_prototypes(values, None, *arrays, rows=rows, similarity=similarity, reduction=as_mean, **scope)
 

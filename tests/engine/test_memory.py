@@ -10,7 +10,7 @@ from jax import lax
 
 from metricjax.engine.sizes import BUDGET
 from tests.helpers.batches import slow_unless
-from tests.helpers.cases import PAIRS, PATHS
+from tests.helpers.cases import CLASSES, PAIRS, PATHS
 
 D = 128
 
@@ -51,3 +51,20 @@ def test_panels_of_accelerators_stay_within_their_budget(name, monkeypatch):
     used = compiled(PAIRS[name], n).memory_analysis().temp_size_in_bytes
     assert used <= BUDGET + ALLOWED.get(name, (3, 0))[0] * n * D * 4
     assert used > BUDGET / 16  # these are not the panels of a CPU
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("name", ["arcface", "sphereface", "proxy_anchor", "sub_center_arcface", "soft_triple"])
+def test_blocks_of_accelerators_stay_within_their_budget(name, dtype, monkeypatch):
+    monkeypatch.setattr(lax, "platform_dependent", lambda *operands, default, **_: default(*operands))
+    case, n, d, c = CLASSES[name], 1000, 64, 400_000
+    shapes = ((n, d), (c, 5, d) if case.several else (c, d))
+    with jax.enable_x64(dtype == jnp.float64):
+        z, w = (jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
+        y = jax.ShapeDtypeStruct((n,), jnp.int32)
+        program = jax.jit(jax.value_and_grad(lambda z, w, y: case(z, y, w), (0, 1))).lower(z, w, y).compile()
+    of_prototypes = 2 * math.prod(w.shape) * w.dtype.itemsize  # `proxy_anchor`, whose terms are those of proxies
+    used = program.memory_analysis().temp_size_in_bytes
+    assert used <= BUDGET + (of_prototypes if name == "proxy_anchor" else 0)
+    assert used > BUDGET / 16
