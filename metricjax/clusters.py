@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from metricjax import similarities
 from metricjax.engine import sizes
 from metricjax.engine.panels import sweep
-from metricjax.engine.selecting import first_largest
+from metricjax.engine.selecting import first_largest_down
 from metricjax.ground.checks import check_per_row, check_rows
 from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import existing, finite_rows, normalize, widen
@@ -126,7 +126,7 @@ class _Assignment(NamedTuple):
     labels: Int[Array, " n"]
     cosines: Float[Array, " n"]
     sums: Float[Array, "c d"]
-    sizes: Float[Array, " c"]
+    sizes: Int[Array, " c"]
 
 
 def _run(key, x, real, steps, count) -> Clusters:
@@ -145,34 +145,104 @@ def _run(key, x, real, steps, count) -> Clusters:
     return Clusters(found.labels, centers, total / jnp.maximum(jnp.sum(real, dtype=x.dtype), 1), number)
 
 
-def _seeds(key, x, some, count):
-    def draw(i, state):
-        centers, squares = state
-        odds = jnp.where(jnp.any(squares > 0), squares, some.astype(x.dtype))
-        row = x[jax.random.categorical(jax.random.fold_in(key, i), jnp.log(odds))]
-        to_row = jnp.sum(jnp.square(x - row[None]), axis=1)  # 0 for a duplicate, which 2 − 2 cos θ is not
-        return centers.at[i].set(row), jnp.minimum(squares, to_row)
+_product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
-    start = jnp.zeros((count, x.shape[1]), x.dtype), 4 * some.astype(x.dtype)  # 4: no square is larger
-    return lax.fori_loop(0, count, draw, start)[0]
+
+def _closest(x, centers, reduce):
+    """`reduce` of each panel of cosines [c, rows]: down the columns, where a CPU reduces several of them at once."""
+    height = sizes.rows_in_panel(len(x), len(centers))
+    return sweep(lambda _, block: ((), reduce(_product(centers, block.T))), (), height, x)[1]
 
 
 def _assigned(x, some, centers) -> _Assignment:
-    count = len(centers)
-    product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-
-    def panel(totals, block):
-        x, some = block
-        scores = product(x, centers.T)
-        labels = first_largest(scores)
-        own = (labels[:, None] == jnp.arange(count, dtype=jnp.int32)[None]) & some[:, None]
-        own = own.astype(x.dtype)  # a product: on accelerators, the order of scattered sums is not always the same
-        return (totals[0] + product(own.T, x), totals[1] + jnp.sum(own, axis=0)), (labels, jnp.max(scores, axis=1))
-
-    nothing = jnp.zeros_like(centers), jnp.zeros(count, x.dtype)
-    height = sizes.rows_in_panel(len(x), count)
-    (sums, numbers), (labels, cosines) = sweep(panel, nothing, height, (x, some))
+    labels, cosines = _closest(x, centers, first_largest_down)
+    sums = lax.platform_dependent(
+        x,
+        jnp.where(some, labels, len(centers)),  # which is nobody's
+        cpu=lambda x, labels: jnp.zeros_like(centers).at[labels].add(x, mode="drop"),
+        default=partial(_sums_by_product, len(centers)),  # there, the order of scattered sums is not always the same
+    )
+    numbers = jnp.zeros(len(centers), jnp.int32).at[labels].add(some.astype(jnp.int32))
     return _Assignment(labels, cosines, sums, numbers)
+
+
+def _sums_by_product(count, x, labels):
+    def panel(sums, block):
+        x, labels = block
+        own = jnp.arange(count, dtype=jnp.int32)[:, None] == labels[None]
+        return sums + _product(own.astype(x.dtype), x), None
+
+    nothing = jnp.zeros((count, x.shape[1]), x.dtype)
+    return sweep(panel, nothing, sizes.rows_in_panel(len(x), count), (x, labels))[0]
+
+
+# --- its first centres ----------------------------------------------------------------------------------------------
+
+
+def _seeds(key, x, some, count):
+    """A random row, then rows drawn with probability ∝ D², a batch at a time and yet as if one after the other.
+
+    A batch of candidates is drawn by the D² from the seeds before it. A candidate is kept with probability D² from
+    the seeds before itself over that: so those kept are draws by the D² from all seeds before them.
+    """
+    batch = min(count, sizes.seeds_at_once())
+
+    def draw(state):
+        centers, number, squares, time = state
+        for_rows, for_keeping = jax.random.split(jax.random.fold_in(key, time))
+        none = ~jnp.any(squares > 0)  # fewer rows differ than there are seeds: copies of any
+        rows = _drawn(for_rows, jnp.where(none, some.astype(x.dtype), squares), 2 * batch)
+        candidates, before = x[rows], squares[rows]
+        kept = _kept(for_keeping, _squared_chords(_product(candidates, candidates.T)), before) & (none | (before > 0))
+        rank = jnp.cumsum(kept, dtype=jnp.int32) - 1
+        new = kept & (rank < jnp.minimum(batch, count - number))
+        centers = centers.at[jnp.where(new, number + rank, count)].set(candidates, mode="drop")
+        added = jnp.zeros((batch, x.shape[1]), x.dtype).at[jnp.where(new, rank, batch)].set(candidates, mode="drop")
+        now = jnp.sum(new, dtype=jnp.int32)
+        is_seed = jnp.arange(batch, dtype=jnp.int32)[:, None] < now
+        cosines = _closest(x, added, lambda scores: jnp.max(jnp.where(is_seed, scores, -1), axis=0))
+        return centers, number + now, jnp.minimum(squares, _squared_chords(cosines)), time + 1
+
+    start = jnp.zeros((count, x.shape[1]), x.dtype), jnp.int32(0), 4 * some.astype(x.dtype)  # 4: no square is larger
+    return lax.while_loop(lambda state: state[1] < count, draw, (*start, jnp.int32(0)))[0]
+
+
+def _squared_chords(cosines):
+    """2 − 2 cos θ, and 0 where that is no more than rounding, as it is of duplicates."""
+    squares = 2 - 2 * cosines
+    return jnp.where(squares > 16 * jnp.finfo(cosines.dtype).eps, squares, 0)
+
+
+def _drawn(key, weights, count):
+    """Rows drawn with probability ∝ weight, by the sums of blocks, then within a block: long sums would lose some."""
+    n = len(weights)
+    width = math.isqrt(n - 1) + 1
+    blocks = jnp.pad(weights, (0, -n % width)).reshape(-1, width)
+
+    def place(uniform, weights):
+        sums = jnp.cumsum(weights, axis=-1)
+        return jnp.minimum(jnp.sum(sums <= uniform * sums[..., -1:], axis=-1, dtype=jnp.int32), weights.shape[-1] - 1)
+
+    uniform = jax.random.uniform(key, (2, count, 1), weights.dtype)
+    block = place(uniform[0], jnp.sum(blocks, axis=1)[None])
+    return jnp.minimum(block * width + place(uniform[1], blocks[block]), n - 1)
+
+
+def _kept(key, squares, before):
+    """Which candidates are kept: each as often as its D² from those kept before it stays that from all `before`."""
+    places = jnp.arange(len(before), dtype=jnp.int32)
+    limits = (1 - jax.random.uniform(key, before.shape, before.dtype)) * before
+    refused = (squares < limits[None]) & (places[:, None] < places[None])  # the column, if the row is kept
+
+    def again(state):
+        kept, _ = state
+        after = ~jnp.any(refused & kept[:, None], axis=0)  # right for one candidate more than `kept`, at least
+        return after, jnp.any(after != kept)
+
+    return lax.while_loop(lambda state: state[1], again, (jnp.ones(before.shape, bool), jnp.array(True)))[0]
+
+
+# --- its steps ------------------------------------------------------------------------------------------------------
 
 
 def _moved(centers, found: _Assignment, x, some):

@@ -26,6 +26,7 @@ __all__ = [
     "rows_in_summed_tile",
     "rows_in_table",
     "rows_sorted_at_once",
+    "seeds_at_once",
 ]
 
 LIST = 64  # positives of an anchor that are listed, and looked at one by one; with more, all columns are
@@ -84,8 +85,13 @@ def ids_to_compare() -> int:
 
 
 def rows_in_panel(n: int, centers: int) -> int:
-    """Rows at a time of n, with their scores against all centres: at most 2²¹ scores."""
-    return min(n, max(1, 2**21 // centers))
+    """Rows at a time of n, with their scores against all centres: at most 2¹⁹ scores, unless centres are many."""
+    return min(n, max(32, 2**19 // centers // 32 * 32))
+
+
+def seeds_at_once() -> int:
+    """Seeds of clusters that are drawn at a time: of more, more are drawn in vain."""
+    return 128
 
 
 def rows_in_joined_tile(n: int) -> int:
