@@ -389,22 +389,90 @@ def threshold_clusters(
 @jax.jit(static_argnums=0, inline=True)
 def _leaders(capacity, embeddings, threshold, where) -> LeaderClusters:
     rows, real = _rows(embeddings, where)
-    places, threshold = jnp.arange(capacity, dtype=jnp.int32), jnp.asarray(threshold, rows.dtype)
+    threshold = jnp.asarray(threshold, rows.dtype)
+    nothing = jnp.zeros((capacity + -capacity % sizes.leaders_at_once(capacity), rows.shape[1]), rows.dtype)
+    start = nothing, nothing, jnp.int32(0)
+    height = sizes.rows_led_at_once(len(rows))
+    (_, centers, _), places = sweep(partial(_led, capacity, threshold), start, height, (normalize(rows), real))
+    placed = places < capacity
+    numbers = jnp.zeros(capacity, jnp.int32).at[places].add(1, mode="drop")
+    left = jnp.sum(real & ~placed, dtype=jnp.int32)
+    return LeaderClusters(jnp.where(placed, places, -1), centers[:capacity], numbers, left)
+
+
+def _led(capacity, threshold, state, block):
+    """Gives each row of a block its place, one after the other.
+
+    Centres that no row of the block joined yet are as they were before it: one product finds the closest of them. The
+    others have a slot each, that of the first row that joined. What a slot holds are products of the sum of its
+    cluster with the rows of the block, and the square of the sum: with x added they change by products of rows.
+    """
+    sums, centers, number = state
+    x, real = block
+    size, nobody = len(x), len(sums)
+    slots = jnp.arange(size, dtype=jnp.int32)
+    best = _two_best(centers, number, x, slots[:0])
 
     def step(state, row):
-        sums, centers, number = state
-        x, real = row
-        cosines = jnp.matmul(centers, x, precision=lax.Precision.HIGHEST)
-        cosines = jnp.where(places < number, cosines, -jnp.inf)
-        best = jnp.argmax(cosines).astype(jnp.int32)
-        place = jnp.where(cosines[best] >= threshold, best, number)
-        place = jnp.where(real, place, capacity)
-        sums = sums.at[place].add(x, mode="drop")
-        centers = centers.at[place].set(normalize(sums[jnp.minimum(place, capacity - 1)]), mode="drop")
-        return (sums, centers, jnp.where(place < capacity, jnp.maximum(number, place + 1), number)), place
+        dots, squares, place, number = state
+        i, real, first, index, second, products = row
+        cosines = jnp.where(squares > 0, dots[:, i] * lax.rsqrt(jnp.where(squares > 0, squares, 1)), 0)
+        cosines = jnp.where(place < nobody, cosines, -jnp.inf)
+        near = jnp.max(cosines)
+        at = jnp.min(jnp.where(cosines == near, place, nobody))
+        gone = jnp.any(place == index)  # the closest is one of the slots by now
 
-    nothing = jnp.zeros((capacity, rows.shape[1]), rows.dtype)
-    (_, centers, _), chosen = lax.scan(step, (nothing, nothing, jnp.int32(0)), (normalize(rows), real))
-    sizes = jnp.zeros(capacity, jnp.int32).at[chosen].add(1, mode="drop")
-    placed = chosen < capacity
-    return LeaderClusters(jnp.where(placed, chosen, -1), centers, sizes, jnp.sum(real & ~placed, dtype=jnp.int32))
+        def among_others():
+            """The closest without a slot, and what its slot would hold."""
+            others = jax.tree.map(lambda a: a[0], _two_best(centers, old, x[i][None], place))
+            total = sums[others[1]]
+            return others[0], others[1], _product(x, total), jnp.sum(jnp.square(total))
+
+        doubtful = gone & (near <= second) & (second >= threshold)
+        known = lambda: (jnp.where(gone, -jnp.inf, first), index, dots[i], squares[i])
+        first, index, total, square = lax.cond(doubtful, among_others, known)
+        chosen = jnp.where((near > first) | ((near == first) & (at < index)), at, index)
+        is_new = ~(jnp.maximum(near, first) >= threshold)
+        chosen = jnp.where(is_new, jnp.where(number < capacity, number, nobody), chosen)
+        chosen = jnp.where(real, chosen, nobody)
+        slot = jnp.min(jnp.where((place == chosen) & (place < nobody), slots, i))
+        has_slot = slot < i
+        total = jnp.where(has_slot, dots[slot], jnp.where(is_new, 0, total))
+        square = jnp.where(has_slot, squares[slot], jnp.where(is_new, 0, square))
+        slot = jnp.where(chosen < nobody, slot, size)
+        dots = dots.at[slot].set(total + products, mode="drop")
+        squares = squares.at[slot].set(square + 2 * total[i] + products[i], mode="drop")
+        place = place.at[slot].set(chosen, mode="drop")
+        return (dots, squares, place, jnp.where(chosen < nobody, jnp.maximum(number, chosen + 1), number)), (
+            chosen,
+            slot,
+        )
+
+    old = number
+    totals = sums[best[1]]
+    start = _product(totals, x.T), jnp.sum(jnp.square(totals), axis=1), jnp.full(size, nobody, jnp.int32), number
+    (_, _, place, number), (places, slot) = lax.scan(step, start, (slots, real, *best, _product(x, x.T)))
+    joined = (slots[:, None] == slot[None]).astype(x.dtype)
+    totals = sums[jnp.minimum(place, nobody - 1)] + _product(joined, x)
+    put = lambda a, rows: a.at[place].set(rows, mode="drop")
+    return (put(sums, totals), put(centers, normalize(totals)), number), places
+
+
+def _two_best(centers, number, x, left_out):
+    """Of each row the largest cosine with the first `number` centres, where it is, and the second largest."""
+    width = sizes.leaders_at_once(len(centers))
+
+    def block(i, best):
+        first, index, second = best
+        place = i * width + jnp.arange(width, dtype=jnp.int32)
+        counts = (place < number) & ~jnp.any(place[:, None] == left_out[None], axis=1)
+        cosines = _product(lax.dynamic_slice_in_dim(centers, i * width, width), x.T)
+        cosines = jnp.where(counts[:, None], cosines, -jnp.inf)
+        at, top = first_largest_down(cosines)
+        at = i * width + at
+        runner_up = jnp.max(jnp.where(place[:, None] == at[None], -jnp.inf, cosines), axis=0)
+        second = jnp.maximum(jnp.maximum(second, runner_up), jnp.minimum(first, top))
+        return jnp.maximum(first, top), jnp.where(top > first, at, index), second
+
+    low = jnp.full(len(x), -jnp.inf, x.dtype)
+    return lax.fori_loop(0, -(-number // width), block, (low, jnp.zeros(len(x), jnp.int32), low))

@@ -15,6 +15,7 @@ __all__ = [
     "ids_to_compare",
     "impostors_held",
     "lanes",
+    "leaders_at_once",
     "pairs_at_once",
     "queries_in_identification",
     "queries_in_panel",
@@ -25,6 +26,7 @@ __all__ = [
     "rows_in_sorted_tile",
     "rows_in_summed_tile",
     "rows_in_table",
+    "rows_led_at_once",
     "rows_sorted_at_once",
     "seeds_at_once",
 ]
@@ -92,6 +94,16 @@ def rows_in_panel(n: int, centers: int) -> int:
 def seeds_at_once() -> int:
     """Seeds of clusters that are drawn at a time: of more, more are drawn in vain."""
     return 128
+
+
+def rows_led_at_once(n: int) -> int:
+    """Rows of n whose scores with the centres so far are taken at a time, before each finds its leader."""
+    return max(1, min(n, 64))
+
+
+def leaders_at_once(capacity: int) -> int:
+    """Centres at a time that are compared with these rows, of those in use."""
+    return min(capacity, 512)
 
 
 def rows_in_joined_tile(n: int) -> int:
