@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import metricjax as mj
-from metricjax import clusters
-from metricjax.clusters import connected_components, k_means, threshold_clusters
+from metricjax.clusters import components as components_of
+from metricjax.clusters import connected_components, k_means, means, threshold_clusters
 from metricjax.engine import sizes
 
 KEY = jax.random.key(0)
@@ -86,7 +86,7 @@ def test_k_means_equals_lloyd_from_the_same_seeds(rng, monkeypatch):
 def test_k_means_never_gets_worse_and_fills_empty_clusters(rng, monkeypatch):
     x = rows(rng, 90, d=3, groups=9, noise=0.2)
     start = mj.sphere.project(jnp.concatenate([x[:3], x[:3], -x[:1], x[:1]]))  # four that nobody is closest to
-    monkeypatch.setattr(clusters, "_seeds", lambda *_: start)
+    monkeypatch.setattr(means, "_seeds", lambda *_: start)
     assert len(np.unique(k_means(KEY, x, 8, steps=0).labels)) < 5
     history = lloyd(x, start, 100)[2]
     found = [k_means(KEY, x, 8, steps=steps) for steps in range(len(history) + 1)]
@@ -98,7 +98,7 @@ def test_k_means_never_gets_worse_and_fills_empty_clusters(rng, monkeypatch):
 
 def test_k_means_does_not_leave_a_centre_to_zero_rows(monkeypatch):
     x = jnp.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.1], [0.1, 1.0]])
-    monkeypatch.setattr(clusters, "_seeds", lambda *_: jnp.array([[-1.0, 0.0], [1.0, 0.0]]))
+    monkeypatch.setattr(means, "_seeds", lambda *_: jnp.array([[-1.0, 0.0], [1.0, 0.0]]))
     assert k_means(KEY, x, 2, steps=0).labels.tolist() == [0, 1, 1, 1]
     assert k_means(KEY, x, 2).labels.tolist() == [0, 1, 1, 0]
 
@@ -120,9 +120,9 @@ def test_k_means_seeds_are_drawn_by_squared_chords():
 def test_k_means_keeps_the_best_of_its_restarts(monkeypatch):
     def run(key, x, real, steps, count):
         score = jax.random.uniform(key)
-        return clusters.Clusters(jnp.full(3, 1e6 * score).astype(jnp.int32), score[None, None], score, jnp.int32(steps))
+        return means.Clusters(jnp.full(3, 1e6 * score).astype(jnp.int32), score[None, None], score, jnp.int32(steps))
 
-    monkeypatch.setattr(clusters, "_run", run)
+    monkeypatch.setattr(means, "_run", run)
     scores = jax.vmap(jax.random.uniform)(jax.random.split(KEY, 9))
     best = k_means(KEY, jnp.ones((3, 1)), 1, restarts=9)
     assert best.similarity == best.centers[0, 0] == scores.max() > scores[0] and len(set(scores.tolist())) == 9
@@ -190,7 +190,8 @@ def components(joined, exists):
 @pytest.mark.parametrize("n", [0, 1, 53])
 def test_components_equal_a_walk(n, rng, monkeypatch):
     monkeypatch.setattr(sizes, "rows_in_joined_tile", lambda n: 14)
-    monkeypatch.setattr(clusters, "_components", clusters._components.__wrapped__)  # the tile is not in the cache's key
+    whole = components_of._components.__wrapped__  # the tile is not in the cache's key
+    monkeypatch.setattr(components_of, "_components", whole)
     x = jnp.asarray(rng.integers(-3, 4, (n, 3)), jnp.float32)
     where = jnp.asarray(rng.random(n) < 0.8)
     broken = jnp.where(where[:, None], x, jnp.nan)

@@ -133,15 +133,14 @@ def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Means and variances of the features, and the singular values, in float64."""
     n, d = x.shape
     mean = np.asarray(np.mean(x, axis=0, dtype=np.float64))
-    squares, gram = np.zeros(d), np.zeros((d, d))
+    spread = np.zeros((d, d))
     height = sizes.rows_in_double()
     for start in range(0, n, height):
-        block = x[start : start + height].astype(np.float64)
-        squares += np.sum((block - mean) ** 2, axis=0)
-        gram += block.T @ block
-    values = np.linalg.eigvalsh(gram)
+        block = x[start : start + height] - mean
+        spread += block.T @ block
+    values = np.linalg.eigvalsh(spread + n * np.outer(mean, mean))
     noise = values[-1] * d * np.finfo(np.float64).eps
-    return mean, squares / n, np.sqrt(np.where(values > noise, values, 0))
+    return mean, np.diag(spread) / n, np.sqrt(np.where(values > noise, values, 0))
 
 
 @jax.jit
