@@ -7,7 +7,7 @@ import pytest
 
 import metricjax as mj
 from metricjax.clusters import components as components_of
-from metricjax.clusters import connected_components, k_means, means, threshold_clusters
+from metricjax.clusters import connected_components, k_means, leaders, means, threshold_clusters
 from metricjax.engine import sizes
 
 KEY = jax.random.key(0)
@@ -115,6 +115,99 @@ def test_k_means_seeds_are_drawn_by_squared_chords():
     share = np.zeros((4, 4))
     np.add.at(share, (drawn[:, 0], drawn[:, 1]), 1 / draws)
     assert np.all(np.abs(share - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / draws))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 128])
+def test_seeds_of_a_batch_are_as_if_drawn_one_after_the_other(batch, monkeypatch):
+    monkeypatch.setattr(sizes, "seeds_at_once", lambda: batch)
+    angles = np.array([0.0, 0.0, 0.4, 1.5, 3.0])  # the first comes twice
+    x = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=1), jnp.float32)
+    draws, some = 20_000, jnp.ones(5, bool)
+    seeds = jax.jit(jax.vmap(lambda key: means._seeds(key, x, some, 3)))(jax.random.split(KEY, draws))
+    drawn = np.argmax(np.einsum("sck,nk->scn", seeds, x[1:]), axis=2)
+    squares = 2 - 2 * np.cos(angles[1:, None] - angles[None])  # of each different row to all
+    wanted = np.zeros((4, 4, 4))
+    for a, first in enumerate((2 / 5, 1 / 5, 1 / 5, 1 / 5)):
+        for b in range(4):
+            second = squares[a] / squares[a].sum()
+            left = np.minimum(squares[a], squares[b])
+            for c in range(4):
+                copies = [1 + (row == 0) for row in (b, c)]
+                wanted[a, b, c] = first * copies[0] * second[b + 1] * copies[1] * left[c + 1] / left.sum()
+    share = np.zeros((4, 4, 4))
+    np.add.at(share, tuple(drawn.T), 1 / draws)
+    assert np.sum(wanted) == pytest.approx(1) and np.sum(wanted > 0) == 24
+    assert np.all(np.abs(share - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / draws))
+
+
+def test_candidates_are_kept_one_after_the_other(rng):
+    squares = rng.random((40, 40)).astype(np.float32)
+    squares += squares.T
+    before, possible = jnp.asarray(2 * rng.random(40), jnp.float32), jnp.asarray(rng.random(40) < 0.9)
+    limits = (1 - np.asarray(jax.random.uniform(KEY, (40,)))) * np.asarray(before)
+    kept = []
+    for j in range(40):
+        if possible[j] and all(squares[i, j] >= limits[j] for i in kept):
+            kept.append(j)
+    found = means._kept(KEY, jnp.asarray(squares), before, possible)
+    assert np.flatnonzero(found).tolist() == kept and 2 < len(kept) < 30
+
+
+def test_k_means_is_as_good_as_from_seeds_drawn_one_by_one(rng, monkeypatch):
+    x, keys = rows(rng, 1500, d=16, groups=60, noise=0.2), jax.random.split(KEY, 6)
+    run = lambda: float(jnp.mean(jax.vmap(lambda key: k_means(key, x, 60).similarity)(keys)))
+    found = run()
+
+    def one_by_one(key, x, some, count):
+        def draw(i, state):
+            seeds, squares = state
+            row = x[jax.random.categorical(jax.random.fold_in(key, i), jnp.log(squares))]
+            return seeds.at[i].set(row), jnp.minimum(squares, jnp.sum(jnp.square(x - row[None]), axis=1))
+
+        return jax.lax.fori_loop(0, count, draw, (jnp.zeros((count, x.shape[1])), some.astype(x.dtype)))[0]
+
+    monkeypatch.setattr(means, "_seeds", one_by_one)
+    monkeypatch.setattr(means, "_k_means", means._k_means.__wrapped__)
+    assert found > 0.99 * run() > 0.5
+
+
+def test_k_means_side_by_side_equals_one_after_the_other(rng):
+    x, keys = rows(rng, 120, groups=20, noise=0.4), jax.random.split(KEY, 3)
+    together = jax.vmap(lambda key: k_means(key, x, 20))(keys)
+    for i, key in enumerate(keys):
+        one = k_means(key, x, 20)
+        np.testing.assert_array_equal(together.labels[i], one.labels)
+        np.testing.assert_allclose(together.centers[i], one.centers, atol=1e-6)
+    assert np.any(together.labels[0] != together.labels[1])
+
+
+@pytest.mark.parametrize("height", [1, 17, 64, 500])
+def test_k_means_does_not_depend_on_how_many_rows_are_in_a_panel(height, rng, monkeypatch):
+    x = rows(rng, 230, groups=9, noise=0.5)
+    wanted = k_means(KEY, x, 9)
+    monkeypatch.setattr(sizes, "rows_in_panel", lambda n, centers: height)
+    monkeypatch.setattr(means, "_k_means", means._k_means.__wrapped__)
+    found = k_means(KEY, x, 9)
+    np.testing.assert_array_equal(found.labels, wanted.labels)
+    np.testing.assert_allclose(found.centers, wanted.centers, atol=1e-6)
+
+
+def test_sums_without_scatter_are_the_same(rng, monkeypatch):
+    """Those of accelerators; a cluster without rows has 0, and the label behind all of them counts nowhere."""
+    monkeypatch.setattr(sizes, "rows_in_panel", lambda n, centers: 7)
+    x, labels = rows(rng, 30), rng.integers(0, 6, 30)
+    labels[labels == 2] = 5
+    wanted = [np.sum(np.asarray(x, np.float64)[labels == c], axis=0) for c in range(5)]
+    np.testing.assert_allclose(means._sums_by_product(5, x, jnp.asarray(labels)), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_k_means_lowers_for_accelerators():
+    x = jax.ShapeDtypeStruct((500, 16), jnp.float32)
+    traced = jax.jit(lambda x: k_means(KEY, x, 8)).trace(x)
+    for platform in ("cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        adds = [part.split("}")[0] for part in text.split("stablehlo.scatter")[1:]]
+        assert adds and not any("add" in part and "f32" in part for part in adds)
 
 
 def test_k_means_keeps_the_best_of_its_restarts(monkeypatch):
@@ -253,20 +346,31 @@ def test_memory_is_linear():
 # --- leaders --------------------------------------------------------------------------------------------------------
 
 
-def leaders(x, threshold, exists):
+def leader_loop(x, threshold, exists, capacity=10**9):
     x, sums, labels = unit(x), [], []
     for i in range(len(x)):
         if not exists[i]:
             labels.append(-1)
             continue
-        cosines = [float(x[i] @ unit(total)) for total in sums]
+        cosines = [round(float(x[i] @ unit(total)), 6) for total in sums]
         best = int(np.argmax(cosines)) if cosines else 0
         if not cosines or cosines[best] < threshold:
             best = len(sums)
+            if best == capacity:
+                labels.append(-1)
+                continue
             sums.append(np.zeros(x.shape[1]))
         sums[best] = sums[best] + x[i]
         labels.append(best)
     return np.array(labels), [unit(total) for total in sums]
+
+
+def assert_led(found, wanted):
+    labels, centers = wanted
+    np.testing.assert_array_equal(found.labels, labels)
+    np.testing.assert_allclose(found.centers[: len(centers)], centers, atol=1e-5)
+    assert not np.any(found.centers[len(centers) :])
+    np.testing.assert_array_equal(found.sizes, np.bincount(labels[labels >= 0], minlength=len(found.sizes)))
 
 
 def test_leaders_equal_a_loop(rng):
@@ -277,11 +381,47 @@ def test_leaders_equal_a_loop(rng):
     for threshold in (-1.0, 0.5, 0.8, 0.95):
         for mask in (where, None):
             found = run(x, threshold, mask)
-            labels, centers = leaders(np.where(where[:, None], x, 0), threshold, np.asarray(where))
-            np.testing.assert_array_equal(found.labels, labels)
-            np.testing.assert_allclose(found.centers[: len(centers)], centers, atol=1e-5)
-            assert not np.any(found.centers[len(centers) :]) and int(found.overflow) == 0
-            np.testing.assert_array_equal(found.sizes, np.bincount(labels[labels >= 0], minlength=150))
+            assert_led(found, leader_loop(np.where(where[:, None], x, 0), threshold, np.asarray(where)))
+            assert int(found.overflow) == 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 5), (64, 3), (200, 150)])
+def test_leaders_do_not_depend_on_how_many_are_looked_at_at_once(height, width, rng, monkeypatch):
+    monkeypatch.setattr(sizes, "rows_led_at_once", lambda n: height)
+    monkeypatch.setattr(sizes, "leaders_at_once", lambda capacity: width)
+    run = jax.jit(leaders._leaders.__wrapped__, static_argnums=0)
+    here = np.ones(150, bool)
+    counts = set()
+    for noise, capacity in ((0.05, 150), (0.5, 150), (0.5, 11), (2.0, 31)):
+        x = rows(rng, 150, d=3, groups=20, noise=noise)
+        x = x.at[50:55].set(x[3]).at[90].set(0)
+        for threshold in (-1.0, 0.3, 0.8, 0.9, 0.99):
+            found = run(capacity, x, threshold, None)
+            wanted = leader_loop(x, threshold, here, capacity)
+            assert_led(found, wanted)
+            assert int(found.overflow) == np.sum(wanted[0] < 0)
+            counts.add(int(found.labels.max()) + 1)
+    assert min(counts) == 1 and {11, 31} < counts and max(counts) > 50
+
+
+def test_leaders_in_float64_and_side_by_side(rng, x64):
+    x = rows(rng, 90, groups=12, noise=0.2, dtype=jnp.float64)
+    thresholds = jnp.array([0.5, 0.9])
+    found = jax.jit(jax.vmap(lambda threshold: threshold_clusters(x, threshold)))(thresholds)
+    assert found.centers.dtype == jnp.float64
+    for i, threshold in enumerate(thresholds):
+        labels, centers = leader_loop(x, threshold, np.ones(90, bool))
+        np.testing.assert_array_equal(found.labels[i], labels)
+        np.testing.assert_allclose(found.centers[i, : len(centers)], centers, atol=1e-14)
+
+
+def test_leaders_of_what_cancels(debug_nans):
+    """A cluster whose rows sum to 0 has cosine 0 with all others, in one block and in the next."""
+    x = jnp.tile(jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]), (30, 1))
+    found = threshold_clusters(x, -1.0)
+    assert not np.any(found.labels) and found.sizes[0] == 90 and not np.any(found.centers)
+    found = threshold_clusters(x, 0.5)
+    assert found.sizes.tolist()[:2] == [30, 30] and found.labels.max() == 31  # each zero row for itself
 
 
 def test_leaders_without_room():
