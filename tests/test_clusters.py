@@ -365,6 +365,13 @@ def leader_loop(x, threshold, exists, capacity=10**9):
     return np.array(labels), [unit(total) for total in sums]
 
 
+def led(height, width, monkeypatch):
+    """`_leaders` with blocks of these sizes: a function of its own, as JAX keeps what it traced of another."""
+    monkeypatch.setattr(sizes, "rows_led_at_once", lambda n: height)
+    monkeypatch.setattr(sizes, "leaders_at_once", lambda capacity: width)
+    return jax.jit(lambda *arguments: leaders._leaders.__wrapped__(*arguments), static_argnums=0)
+
+
 def assert_led(found, wanted):
     labels, centers = wanted
     np.testing.assert_array_equal(found.labels, labels)
@@ -387,9 +394,7 @@ def test_leaders_equal_a_loop(rng):
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 5), (64, 3), (200, 150)])
 def test_leaders_do_not_depend_on_how_many_are_looked_at_at_once(height, width, rng, monkeypatch):
-    monkeypatch.setattr(sizes, "rows_led_at_once", lambda n: height)
-    monkeypatch.setattr(sizes, "leaders_at_once", lambda capacity: width)
-    run = jax.jit(leaders._leaders.__wrapped__, static_argnums=0)
+    run = led(height, width, monkeypatch)
     here = np.ones(150, bool)
     counts = set()
     for noise, capacity in ((0.05, 150), (0.5, 150), (0.5, 11), (2.0, 31)):
@@ -402,6 +407,20 @@ def test_leaders_do_not_depend_on_how_many_are_looked_at_at_once(height, width, 
             assert int(found.overflow) == np.sum(wanted[0] < 0)
             counts.add(int(found.labels.max()) + 1)
     assert min(counts) == 1 and {11, 31} < counts and max(counts) > 50
+
+
+@pytest.mark.parametrize("height", [1, 3, 6])
+@pytest.mark.parametrize("width", [1, 2, 6])
+def test_leaders_that_moved_away_leave_a_row_to_another(height, width, monkeypatch):
+    run = led(height, width, monkeypatch)
+    # The fourth row pulls the first centre from 0 to −0.3, and so the fifth goes to the second, which goes to 0.725.
+    angles = np.array([0.0, 1.0, 3.0, -0.6, 0.45, 1.35])
+    x = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=1), jnp.float32)
+    found = run(6, x, np.cos(0.7), None)
+    assert found.labels.tolist() == [0, 1, 2, 0, 1, 1]
+    for moved in (0, 1):  # of two that are equally close, the older one, whichever a row of the block has joined
+        x = jnp.asarray([[1, 0], [0, 1], [-1, 0], np.eye(2)[moved], [1, 1], [-1, 0]], jnp.float32)
+        assert run(6, x, 0.5, None).labels.tolist() == [0, 1, 2, moved, 0, 2]
 
 
 def test_leaders_in_float64_and_side_by_side(rng, x64):
