@@ -1,7 +1,7 @@
 """What do clusters and the signs of collapse cost, next to computing the scores alone, and to a peer?
 
     python -m benchmarks.clusters [--means 50000x128x1000 ...] [--leaders 20000x128x4000 ...] [--pairs 20000x128 ...]
-                                  [--steps 25] [--rounds 3]
+                                  [--steps 25] [--rounds 5]
 
 Shapes are rows x features x classes. "product" is the time of X Cᵀ for k-means, of X Xᵀ for the others, a tile at a
 time and nothing kept of it but the largest score: other times are multiples of it.
@@ -129,7 +129,7 @@ def main():
     parser.add_argument("--leaders", nargs="*", default=["20000x128x4000"])
     parser.add_argument("--pairs", nargs="*", default=["20000x128"])
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     sizes = lambda shape: map(int, shape.split("x"))
     rows = [{"name": f"k-means {shape}"} | means(*sizes(shape), args.steps, args.rounds) for shape in args.means]

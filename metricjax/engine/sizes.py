@@ -87,7 +87,7 @@ def ids_to_compare() -> int:
 
 
 def rows_in_panel(n: int, centers: int) -> int:
-    """Rows at a time of n, with their scores against all centres: at most 2¹⁹, or 2²¹ if rows would be less than 64."""
+    """Rows at a time of n, with scores against all centres: at most 2¹⁹, or 2²¹ where that is fewer than 64 rows."""
     return min(n, max(1, min(64, 2**21 // centers), 2**19 // centers // 32 * 32))
 
 
