@@ -29,6 +29,7 @@ __all__ = [
     "impostors_held",
     "in_float32",
     "lanes",
+    "leaders_at_once",
     "of_platform",
     "pairs_at_once",
     "parts_of",
@@ -41,7 +42,9 @@ __all__ = [
     "rows_in_sorted_tile",
     "rows_in_summed_tile",
     "rows_in_table",
+    "rows_led_at_once",
     "rows_sorted_at_once",
+    "seeds_at_once",
 ]
 
 LIST = 64  # positives of an anchor that are listed, and looked at one by one; with more, all columns are
@@ -50,8 +53,7 @@ SEARCHED_GROUP = 64  # entries of a row in a group whose largest is looked at fi
 COUNTED_LIMITS, COUNTED_DISTANCES = 4, 32  # counted in one sum
 BUDGET = 3 * 2**30  # bytes that a panel or block may take on accelerators
 # Bytes that go with a score: itself, its gradient, masks, and what a loss makes of it.
-_OF_PAIRS, _OF_CLASSES, _OF_POOLED = 24, 20, 36
-# bytes that go with a score: itself, its gradient, masks and what is made of it
+_OF_PAIRS, _OF_CLASSES, _OF_POOLED = 24, 21, 36
 
 
 class ByPlatform(NamedTuple):
@@ -160,8 +162,23 @@ def ids_to_compare() -> int:
 
 
 def rows_in_panel(n: int, centers: int) -> int:
-    """Rows at a time of n, with their scores against all centres: at most 2²¹ scores."""
-    return min(n, max(1, 2**21 // centers))
+    """Rows at a time of n, with scores against all centres: at most 2¹⁹, or 2²¹ where that is fewer than 64 rows."""
+    return min(n, max(1, min(64, 2**21 // centers), 2**19 // centers // 32 * 32))
+
+
+def seeds_at_once() -> int:
+    """Seeds of clusters that are drawn at a time: of more, more are drawn in vain."""
+    return 128
+
+
+def rows_led_at_once(n: int) -> int:
+    """Rows of n whose scores with the centres so far are taken at a time, before each finds its leader."""
+    return max(1, min(n, 64))
+
+
+def leaders_at_once(capacity: int) -> int:
+    """Centres at a time that are compared with these rows, of those in use."""
+    return min(capacity, 512)
 
 
 def rows_in_joined_tile(n: int) -> int:

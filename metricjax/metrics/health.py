@@ -1,7 +1,6 @@
 """Signs of learning and of collapse: some that are cheap enough for every training step, more for a whole set."""
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -133,15 +132,14 @@ def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Means and variances of the features, and the singular values, in float64."""
     n, d = x.shape
     mean = np.asarray(np.mean(x, axis=0, dtype=np.float64))
-    squares, gram = np.zeros(d), np.zeros((d, d))
+    spread = np.zeros((d, d))
     height = sizes.rows_in_double()
     for start in range(0, n, height):
-        block = x[start : start + height].astype(np.float64)
-        squares += np.sum((block - mean) ** 2, axis=0)
-        gram += block.T @ block
-    values = np.linalg.eigvalsh(gram)
+        block = x[start : start + height] - mean
+        spread += block.T @ block
+    values = np.linalg.eigvalsh(spread + n * np.outer(mean, mean))
     noise = values[-1] * d * np.finfo(np.float64).eps
-    return mean, squares / n, np.sqrt(np.where(values > noise, values, 0))
+    return mean, np.diag(spread) / n, np.sqrt(np.where(values > noise, values, 0))
 
 
 @jax.jit
@@ -150,17 +148,23 @@ def _gaussian_sums(x):
     n = len(x)
     size = sizes.rows_in_summed_tile(n)
     tiles = math.ceil(n / size)
-    x = jnp.pad(x, [(0, tiles * size - n), (0, 0)])
-    index = jnp.arange(size, dtype=jnp.int32)
-    part = lambda i: lax.dynamic_slice_in_dim(x, i * size, size)
+    padding = tiles * size - n
+    x = x - jnp.mean(x, axis=0, keepdims=True)  # so that differences of collapsed rows do not cancel
+    squares = jnp.pad(jnp.sum(jnp.square(x), axis=1), (0, padding), constant_values=jnp.inf)  # far from all others
+    x = jnp.pad(x, [(0, padding), (0, 0)])
+    part = lambda a, i: lax.dynamic_slice_in_dim(a, i * size, size)
 
-    def tile(i, j, total):
-        terms = jnp.exp(-2 * distances.squared_euclidean.compare(part(i), part(j)))
-        row, column = (i * size + index)[:, None], (j * size + index)[None]
+    def terms(i, j):
+        products = jnp.matmul(part(x, i), part(x, j).T, precision=lax.Precision.HIGHEST)
+        return jnp.exp(jnp.minimum(4 * products - 2 * part(squares, i)[:, None] - 2 * part(squares, j)[None], 0))
+
+    def row_of_tiles(i):
         # Down the columns, which XLA vectorises on a CPU, as it does not a sum along rows.
-        return total + jnp.sum(jnp.where((column < row) & (row < n), terms, 0), axis=0)
+        add = lambda j, total: total + jnp.sum(terms(i, j), axis=0)
+        index = jnp.arange(size, dtype=jnp.int32)
+        last = jnp.sum(jnp.where(index[None] < index[:, None], terms(i, i), 0), axis=0)
+        return lax.fori_loop(0, i, add, last)
 
-    row_of_tiles = lambda i: lax.fori_loop(0, i + 1, partial(tile, i), jnp.zeros(size, x.dtype))
     return lax.map(row_of_tiles, jnp.arange(tiles, dtype=jnp.int32))
 
 

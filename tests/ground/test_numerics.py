@@ -110,6 +110,9 @@ def test_first_largest():
         x[:3] = -np.inf
         x[3:6, -1] = np.inf
         np.testing.assert_array_equal(selecting.first_largest(jnp.asarray(x)), np.argmax(x, axis=1))
+        index, largest = selecting.first_largest_down(jnp.asarray(x.T))
+        np.testing.assert_array_equal(index, np.argmax(x, axis=1))
+        np.testing.assert_array_equal(largest, np.max(x, axis=1))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
