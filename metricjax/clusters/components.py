@@ -13,7 +13,7 @@ from metricjax import similarities
 from metricjax.clusters.inputs import check_input, check_threshold, real_rows
 from metricjax.engine import sizes
 from metricjax.ground.functions import jitted
-from metricjax.ground.pairwise import as_pairwise
+from metricjax.ground.pairwise import exactly
 
 __all__ = ["connected_components"]
 
@@ -45,7 +45,7 @@ def connected_components(
     ([0, 1, 0, 0], [0, 1, 2, 2])
     """
     check_input(embeddings, where)
-    score = as_pairwise(similarity, "similarity")
+    score = exactly(similarity, "similarity")
     check_threshold(threshold)
     return _components(score, embeddings, threshold, where)
 

@@ -1,17 +1,12 @@
-"""What clusters are made of: rows that are checked and exist, in at least float32, and products as exact as these."""
-
-from functools import partial
+"""What clusters are made of: rows that are checked and exist, in at least float32."""
 
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from metricjax.ground.checks import check_per_row, check_rows
 from metricjax.ground.numerics import existing, finite_rows, widen
 
-__all__ = ["check_input", "check_threshold", "product", "real_rows"]
-
-product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+__all__ = ["check_input", "check_threshold", "real_rows"]
 
 
 def check_input(embeddings, where, **integers: int) -> None:

@@ -9,11 +9,12 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from metricjax.clusters.inputs import check_input, check_threshold, product, real_rows
+from metricjax.clusters.inputs import check_input, check_threshold, real_rows
 from metricjax.engine import sizes
 from metricjax.engine.selecting import first_largest_down
 from metricjax.engine.sweeps import sweep
 from metricjax.ground.numerics import normalize
+from metricjax.ground.precision import exact_product
 
 __all__ = ["LeaderClusters", "threshold_clusters"]
 
@@ -128,7 +129,7 @@ def _led(capacity, threshold, state, block):
     def among_others(i, places):
         """The cosine of row i with the closest centre without a slot, its place, and what its slot would hold."""
         first, place, _ = (a[0] for a in _two_best(centers, number, x[i][None], places))
-        return first, place, product(x, sums[place]), jnp.sum(jnp.square(sums[place]))
+        return first, place, exact_product(x, sums[place]), jnp.sum(jnp.square(sums[place]))
 
     def step(state, row):
         """Row i joins the closest centre, or starts a cluster."""
@@ -154,10 +155,11 @@ def _led(capacity, threshold, state, block):
 
     before = sums[best[1]]
     free = jnp.full(size, nobody, jnp.int32)
-    slots = _Joined(product(before, x.T), jnp.sum(jnp.square(before), axis=1), free)  # of what is closest to each row
-    (slots, now), (places, own) = lax.scan(step, (slots, number), (order, real, product(x, x.T), *best))
+    closest = exact_product(before, x.T), jnp.sum(jnp.square(before), axis=1)
+    slots = _Joined(*closest, free)  # of what is closest to each row
+    (slots, now), (places, own) = lax.scan(step, (slots, number), (order, real, exact_product(x, x.T), *best))
     members = (order[:, None] == own[None]).astype(x.dtype)
-    totals = sums[jnp.minimum(slots.places, nobody - 1)] + product(members, x)
+    totals = sums[jnp.minimum(slots.places, nobody - 1)] + exact_product(members, x)
     put = lambda a, rows: a.at[slots.places].set(rows, mode="drop")
     return (put(sums, totals), put(centers, normalize(totals)), now), places
 
@@ -170,7 +172,7 @@ def _two_best(centers, number, x, left_out):
         first, index, second = best
         place = i * width + jnp.arange(width, dtype=jnp.int32)
         counts = (place < number) & ~jnp.any(place[:, None] == left_out[None], axis=1)
-        cosines = product(lax.dynamic_slice_in_dim(centers, i * width, width), x.T)
+        cosines = exact_product(lax.dynamic_slice_in_dim(centers, i * width, width), x.T)
         cosines = jnp.where(counts[:, None], cosines, -jnp.inf)
         at, top = first_largest_down(cosines)
         at = i * width + at

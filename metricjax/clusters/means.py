@@ -10,11 +10,12 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from metricjax.clusters.inputs import check_input, product, real_rows
+from metricjax.clusters.inputs import check_input, real_rows
 from metricjax.engine import sizes
 from metricjax.engine.selecting import first_largest_down
 from metricjax.engine.sweeps import sweep
 from metricjax.ground.numerics import normalize
+from metricjax.ground.precision import exact_product
 
 __all__ = ["Clusters", "k_means"]
 
@@ -119,7 +120,7 @@ def _run(key, x, real, steps, count) -> Clusters:
 def _closest(x, centers, reduce):
     """`reduce` of each panel of cosines [c, rows]: down the columns, where a CPU reduces several of them at once."""
     height = sizes.rows_in_panel(len(x), len(centers))
-    return sweep(lambda _, block: ((), reduce(product(centers, block.T))), (), height, x)[1]
+    return sweep(lambda _, block: ((), reduce(exact_product(centers, block.T))), (), height, x)[1]
 
 
 def _assigned(x, some, centers) -> _Assignment:
@@ -138,7 +139,7 @@ def _sums_by_product(count, x, labels):
     def panel(sums, block):
         x, labels = block
         own = jnp.arange(count, dtype=jnp.int32)[:, None] == labels[None]
-        return sums + product(own.astype(x.dtype), x), None
+        return sums + exact_product(own.astype(x.dtype), x), None
 
     nothing = jnp.zeros((count, x.shape[1]), x.dtype)
     return sweep(panel, nothing, sizes.rows_in_panel(len(x), count), (x, labels))[0]
@@ -175,7 +176,7 @@ def _seeds(key, x, some, count):
         none = ~jnp.any(squares > 0)  # fewer rows differ than there are seeds: copies of any
         rows = _drawn(for_rows, jnp.where(none, some.astype(x.dtype), squares), 2 * batch)
         candidates, before = x[rows], squares[rows]
-        between = _squared_chords(product(candidates, candidates.T))
+        between = _squared_chords(exact_product(candidates, candidates.T))
         kept = _kept(for_keeping, between, before, none | (before > 0))
         rank = jnp.cumsum(kept, dtype=jnp.int32) - 1
         new = kept & (rank < jnp.minimum(batch, count - number))

@@ -53,7 +53,7 @@ SEARCHED_GROUP = 64  # entries of a row in a group whose largest is looked at fi
 COUNTED_LIMITS, COUNTED_DISTANCES = 4, 32  # counted in one sum
 BUDGET = 3 * 2**30  # bytes that a panel or block may take on accelerators
 # Bytes that go with a score: itself, its gradient, masks, and what a loss makes of it.
-_OF_PAIRS, _OF_CLASSES, _OF_POOLED = 24, 21, 36
+_OF_PAIRS, _OF_CLASSES, _OF_POOLED = 24, 22, 36
 
 
 class ByPlatform(NamedTuple):
@@ -161,9 +161,13 @@ def ids_to_compare() -> int:
     return 32
 
 
-def rows_in_panel(n: int, centers: int) -> int:
-    """Rows at a time of n, with scores against all centres: at most 2¹⁹, or 2²¹ where that is fewer than 64 rows."""
-    return min(n, max(1, min(64, 2**21 // centers), 2**19 // centers // 32 * 32))
+def rows_in_panel(n: int, centers: int) -> ByPlatform:
+    """Rows at a time of n, with scores against all centres.
+
+    On CPUs at most 2¹⁹ scores, or 2²¹ where that is fewer than 64 rows; on accelerators at most 2²⁶.
+    """
+    cpu = min(n, max(1, min(64, 2**21 // centers), 2**19 // centers // 32 * 32))
+    return ByPlatform(cpu, _even_tiles(n, _whole_tiles(2**26 // centers)))
 
 
 def seeds_at_once() -> int:

@@ -14,6 +14,7 @@ from metricjax.engine import sizes
 from metricjax.engine.reductions import with_count
 from metricjax.ground.checks import check_class_labels, check_rows
 from metricjax.ground.numerics import normalize, widen
+from metricjax.ground.precision import exact_product
 from metricjax.metrics.sets import check_finite, on_device
 from metricjax.prototypes import class_means
 from metricjax.search import top_k
@@ -155,7 +156,7 @@ def _gaussian_sums(x):
     part = lambda a, i: lax.dynamic_slice_in_dim(a, i * size, size)
 
     def terms(i, j):
-        products = jnp.matmul(part(x, i), part(x, j).T, precision=lax.Precision.HIGHEST)
+        products = exact_product(part(x, i), part(x, j).T)
         return jnp.exp(jnp.minimum(4 * products - 2 * part(squares, i)[:, None] - 2 * part(squares, j)[None], 0))
 
     def row_of_tiles(i):
