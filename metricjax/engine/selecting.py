@@ -10,6 +10,8 @@ from metricjax.engine.devices import varying
 
 __all__ = [
     "as_floats",
+    "comes_before",
+    "counted_before",
     "counted_by_comparing",
     "counted_by_sorting",
     "first_greater",
@@ -92,3 +94,57 @@ def counted_by_sorting(limits, d):
         return nearer.astype(d.dtype), reached.astype(d.dtype)
 
     return lax.map(row, (limits, d), batch_size=sizes.rows_sorted_at_once())
+
+
+def comes_before(value, index, other, other_index):
+    """Whether an entry comes before another by falling value, and by index where these are equal."""
+    return (value > other) | ((value == other) & (index < other_index))
+
+
+def counted_before(x: Shaped[Array, "r m"], columns: Int[Array, "r p"], used: Int[Array, ""]):
+    """How many entries of a row come before those at its first `used` columns [r, p]; and whether any is NaN.
+
+    Entries come in the order of `comes_before`; NaN comes before nothing. In groups of columns that lie on one side of
+    the one asked for, one comparison tells, with its value or with the next one above it. The few others are looked at
+    twice.
+    """
+    (r, m), width = x.shape, sizes.RANKED_TOGETHER * _TOGETHER
+    whole, p = m // width, columns.shape[1]
+    groups = x[:, : whole * width].reshape(r, whole, width)
+    columns = jnp.pad(columns, [(0, 0), (0, -p % _CHUNK)])
+
+    def add(i, carry):
+        before, unordered = carry
+        column = lax.dynamic_slice_in_dim(columns, i * _CHUNK, _CHUNK, axis=1)[:, :, None]
+        value, group = jnp.take_along_axis(x, column[:, :, 0], axis=1)[:, :, None], column // width
+        rest, place = x[:, None, whole * width :], jnp.arange(whole * width, m, dtype=jnp.int32)[None, None]
+        found = jnp.sum(comes_before(rest, place, value, column), axis=2, dtype=jnp.int32)
+        unordered |= jnp.any(jnp.isnan(rest))
+        if whole:
+            limits = jnp.where(jnp.arange(whole)[None, None] < group, value, _next_above(value))
+            counts = _counted_in_groups(groups.reshape(r, whole, _TOGETHER, -1), limits)
+            mixed, place = jnp.take_along_axis(groups, group, axis=1), jnp.arange(width, dtype=jnp.int32)[None, None]
+            equal = (mixed == value) & (place < column % width) & (group < whole)
+            found += counts[:, :_CHUNK] + jnp.sum(equal, axis=2, dtype=jnp.int32)
+            unordered |= jnp.any(counts[:, _CHUNK] > 0)
+        return lax.dynamic_update_slice_in_dim(before, found, i * _CHUNK, axis=1), unordered
+
+    start = varying((jnp.zeros(columns.shape, jnp.int32), jnp.zeros((), bool)), x)
+    before, unordered = lax.fori_loop(0, -(-used // _CHUNK), add, start)
+    return before[:, :p], unordered
+
+
+def _counted_in_groups(groups: Shaped[Array, "r g t l"], limits: Shaped[Array, "r k g"]) -> Int[Array, "r k+1"]:
+    """How many entries of each row reach the limits of their groups, and how many are NaN, counted in one sum."""
+    hits = [groups >= limits[:, k, :, None, None] for k in range(_CHUNK)] + [jnp.isnan(groups)]
+    packed = sum(hit.astype(jnp.int32) << _BITS * k for k, hit in enumerate(hits))
+    packed = lax.reduce(packed, jnp.int32(0), lax.add, (2,))
+    return jnp.stack([jnp.sum(packed >> _BITS * k & 2**_BITS - 1, axis=(1, 2)) for k in range(_CHUNK + 1)], axis=1)
+
+
+def _next_above(x):
+    """The next number, NaN above ∞: nothing reaches it. Devices take the one just above 0, not a normal one, for 0."""
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        return x + 1
+    normal = jnp.where(x == 0, jnp.finfo(x.dtype).tiny, jnp.nextafter(x, jnp.inf))
+    return jnp.where(x == jnp.inf, jnp.nan, normal)

@@ -6,7 +6,9 @@ __all__ = [
     "COUNTED_DISTANCES",
     "COUNTED_LIMITS",
     "LIST",
+    "LISTS_OF_MATCHES",
     "LISTS_OF_ROWS",
+    "RANKED_TOGETHER",
     "SEARCHED_GROUP",
     "anchors_in_panel",
     "classes_in_block",
@@ -16,8 +18,10 @@ __all__ = [
     "impostors_held",
     "lanes",
     "pairs_at_once",
+    "panels_in_ranking",
     "queries_in_identification",
     "queries_in_panel",
+    "queries_in_ranking",
     "references_in_block",
     "rows_in_double",
     "rows_in_joined_tile",
@@ -96,11 +100,23 @@ def rows_in_joined_tile(n: int) -> int:
 # --- metrics --------------------------------------------------------------------------------------------------------
 
 _LANES = 128
+LISTS_OF_MATCHES = (4, 8, 16, 32, 64, 128, 256)  # matches of a query that are counted one by one; more are sorted
+RANKED_TOGETHER = 16  # columns counted side by side
 
 
 def rows_in_table(columns: int) -> int:
     """Rows of a table of scores that goes to the host: at most 1024, and 2²² scores."""
     return min(1024, max(1, 2**22 // max(1, columns)))
+
+
+def queries_in_ranking(n: int, references: int) -> int:
+    """Queries at a time of n, with their scores against all references: of one size, of 16 to 256, and 2²³ scores."""
+    return _even(n, min(256, max(16, 2**23 // references)))
+
+
+def panels_in_ranking(n: int, height: int, matches: int) -> int:
+    """Panels of `height` queries of n that are ranked before the host looks at them: at most 2²² matches."""
+    return _even(math.ceil(n / height), max(1, 2**22 // (height * matches)))
 
 
 def queries_in_identification(n: int) -> int:

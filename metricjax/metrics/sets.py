@@ -12,7 +12,7 @@ from metricjax.engine import sizes
 from metricjax.ground.checks import check_fits, check_labels, check_rows
 from metricjax.ground.functions import by_content, check_function, jitted
 
-__all__ = ["check_finite", "check_flat_labels", "check_set", "on_device", "panels", "positive_ints"]
+__all__ = ["check_finite", "check_flat_labels", "check_set", "numbered", "on_device", "panels", "positive_ints"]
 
 
 def check_set(
@@ -52,6 +52,15 @@ def on_device(name: str, labels: Any) -> jax.Array:
         raise TypeError(f"{name} has dtype {labels.dtype}; wanted numbers, as numpy.unique's return_inverse gives them")
     check_fits(name, labels)
     return jnp.asarray(labels)
+
+
+def numbered(query_labels: np.ndarray, gallery_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """People by number, from 0: those of the queries, and of the gallery; there the last number is everybody else."""
+    if np.issubdtype(np.result_type(query_labels, gallery_labels), np.inexact):  # int64 beside uint64
+        query_labels, gallery_labels = query_labels.astype(object), gallery_labels.astype(object)
+    people, queries = np.unique(query_labels, return_inverse=True)
+    place = np.minimum(np.searchsorted(people, gallery_labels), len(people) - 1)
+    return queries, np.where(people[place] == gallery_labels, place, len(people))
 
 
 @jitted
