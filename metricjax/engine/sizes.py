@@ -109,9 +109,12 @@ def rows_in_table(columns: int) -> int:
     return min(1024, max(1, 2**22 // max(1, columns)))
 
 
-def queries_in_ranking(n: int, references: int) -> int:
-    """Queries at a time of n, with their scores against all references: of one size, of 16 to 256, and 2²³ scores."""
-    return _even(n, min(256, max(16, 2**23 // references)))
+def queries_in_ranking(n: int, references: int, matches: int) -> int:
+    """Queries at a time of n, with their scores against all references: of one size, of 16 to 256.
+
+    At most 2²³ scores, of which products are fast, or 2²¹ where they are looked at more than once or twice.
+    """
+    return _even(n, min(256, max(16, 2 ** (23 if matches <= 16 else 21) // references)))
 
 
 def panels_in_ranking(n: int, height: int, matches: int) -> int:

@@ -70,7 +70,7 @@ def _of_classes(score: Pairwise, x, labels, y, reference_labels, alone: bool) ->
         least = length
         if not len(queries):
             continue
-        height = sizes.queries_in_ranking(len(queries), len(y))
+        height = sizes.queries_in_ranking(len(queries), len(y), length)
         step = height * sizes.panels_in_ranking(len(queries), height, length)
         for start in range(0, len(queries), step):
             some = queries[start : start + step]
@@ -132,15 +132,15 @@ def _counted(score: Pairwise, x, y, queries, columns, relevant, own, left_out=No
     `relevant` says how many of the columns are asked for, `own` which reference is the query, −1 for none.
     """
     integers = (jnp.asarray(a, jnp.int32) for a in (columns, relevant, own))
-    before, broken = _counted_in_panels(score, x[queries], y, *integers, left_out)
+    before, broken = _counted_in_panels(score, x[queries], y, (*integers, left_out))
     _check(broken)
     return np.asarray(before)
 
 
 @jitted
-def _counted_in_panels(score: Pairwise, x, y, columns, relevant, own, left_out):
+def _counted_in_panels(score: Pairwise, x, y, lists):
     def panel(broken, given):
-        x, columns, relevant, own, left_out = given
+        x, (columns, relevant, own, left_out) = given
         scores = _scores(score, x, y)
         if left_out is not None:
             broken |= jnp.any(jnp.isnan(scores))
@@ -153,7 +153,7 @@ def _counted_in_panels(score: Pairwise, x, y, columns, relevant, own, left_out):
         own_before = (own >= 0) & comes_before(value(own), own, value(columns), columns)
         return broken, before - own_before.astype(before.dtype)
 
-    broken, before = lax.scan(panel, jnp.zeros((), bool), (x, columns, relevant, own, left_out))
+    broken, before = lax.scan(panel, jnp.zeros((), bool), (x, lists))
     return before, broken
 
 
