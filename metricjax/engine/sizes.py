@@ -30,6 +30,7 @@ __all__ = [
     "rows_in_summed_tile",
     "rows_in_table",
     "rows_sorted_at_once",
+    "rows_sorted_on_host",
 ]
 
 LIST = 64  # positives of an anchor that are listed, and looked at one by one; with more, all columns are
@@ -100,7 +101,7 @@ def rows_in_joined_tile(n: int) -> int:
 # --- metrics --------------------------------------------------------------------------------------------------------
 
 _LANES = 128
-LISTS_OF_MATCHES = (4, 8, 16, 32, 64, 128, 256)  # matches of a query that are counted one by one; more are sorted
+LISTS_OF_MATCHES = (4, 8, 16, 32)  # matches of a query that are counted one by one; more are sorted
 RANKED_TOGETHER = 16  # columns counted side by side
 
 
@@ -120,6 +121,11 @@ def queries_in_ranking(n: int, references: int, matches: int) -> int:
 def panels_in_ranking(n: int, height: int, matches: int) -> int:
     """Panels of `height` queries of n that are ranked before the host looks at them: at most 2²² matches."""
     return _even(math.ceil(n / height), max(1, 2**22 // (height * matches)))
+
+
+def rows_sorted_on_host(columns: int) -> int:
+    """Rows of scores that are sorted on the host at a time: 2¹⁷ scores, which fit into a cache."""
+    return max(1, 2**17 // columns)
 
 
 def queries_in_identification(n: int) -> int:

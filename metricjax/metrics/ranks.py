@@ -102,7 +102,9 @@ def _of_panels(score: Pairwise, x, queries: np.ndarray, y, related: Callable, al
         found = relevant > 0
         if length is None:
             scores = _table(score, x, y, some)
-            yield Ranks(some[found], relevant[found], 1 + np.nonzero(_sorted(scores, matches, counted))[1])
+            few = (slice(i, i + few) for few in [sizes.rows_sorted_on_host(len(y))] for i in range(0, len(some), few))
+            places = [np.nonzero(_sorted(scores[rows], matches[rows], counted[rows]))[1] for rows in few]
+            yield Ranks(some[found], relevant[found], 1 + np.concatenate(places))
         else:
             columns = np.zeros((len(some), length), np.int64)
             columns[np.arange(length) < relevant[:, None]] = np.nonzero(matches)[1]

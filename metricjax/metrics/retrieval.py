@@ -44,9 +44,14 @@ def retrieval(
     - `mrr`: 1 / rank of the first match.
 
     All are means over queries with R ≥ 1; `queries` counts those and `lone` the others. Ties go to the lower index.
-    All references are ranked, however large R and k are, in panels of queries: memory is linear in the references.
-    Batches of queries add up: a measure times `queries` is a sum over queries. Inside `jit` and over devices,
-    `retrieval_means` has these sums of the measures that need the nearest neighbours only.
+    All measures are exact, however large R and k are: they follow from the ranks of the matches, which are counted in
+    panels of queries on the device. Memory is linear in queries, references and matches. With a few matches for each
+    query, time is about one and a half times that of the product of queries and references, and it grows with the
+    matches; past a few dozen of them whole rows are sorted on the host instead. Queries without a match cost nothing.
+
+    This is the form for the end of a training, and for each epoch where one product of the whole set is affordable.
+    Inside `jit` and over devices, `retrieval_means` has sums of the measures that need the nearest neighbours only. Here
+    batches of queries add up too: a measure times `queries` is a sum over queries.
 
     Args:
       ks: the k of each measure @k.
@@ -143,20 +148,23 @@ def _each(ks: Sequence[int], parts: Sequence[Ranks], queries: int) -> dict[str, 
 
 def _measures(ks: Sequence[int], found: Ranks) -> dict[str, np.ndarray]:
     rank, relevant = found.rank, found.relevant
+    first = np.cumsum(relevant) - relevant
+    summed = lambda values: np.add.reduceat(values, first)  # over the matches of each query
     row = np.repeat(np.arange(len(relevant)), relevant)
-    number = np.arange(len(row)) - (np.cumsum(relevant) - relevant)[row] + 1  # 1 for the first match of its query, …
-    total = lambda which, values: np.bincount(row[which], values[which], minlength=len(relevant))
-    one, precision, gain = np.ones(len(row)), number / rank, 1 / np.log2(rank + 1.0)
+    precision = (np.arange(len(row)) - first[row] + 1) / rank
     within = rank <= relevant[row]
-    hits_at = {k: total(rank <= k, one) for k in ks}
+    near = np.flatnonzero(rank <= max(ks))
+    row, gain = row[near], 1 / np.log2(rank[near] + 1.0)
+    up_to = lambda k, values: np.bincount(row, np.where(rank[near] <= k, values, 0), minlength=len(relevant))
+    hits_at = {k: up_to(k, 1) for k in ks}
     ideal = np.cumsum(1 / np.log2(np.arange(2.0, np.max(relevant) + 2)))
     return {
         **{f"recall@{k}": (hits_at[k] > 0).astype(float) for k in ks},
-        "r_precision": total(within, one) / relevant,
-        "map@r": total(within, precision) / relevant,
+        "r_precision": summed(within.astype(float)) / relevant,
+        "map@r": summed(np.where(within, precision, 0)) / relevant,
         **{f"recall_ir@{k}": hits_at[k] / relevant for k in ks},
         **{f"precision@{k}": hits_at[k] / k for k in ks},
-        **{f"ndcg@{k}": total(rank <= k, gain) / ideal[np.minimum(k, relevant) - 1] for k in ks},
-        "map": total(rank > 0, precision) / relevant,
-        "mrr": 1 / rank[number == 1],
+        **{f"ndcg@{k}": up_to(k, gain) / ideal[np.minimum(k, relevant) - 1] for k in ks},
+        "map": summed(precision) / relevant,
+        "mrr": 1 / rank[first],
     }

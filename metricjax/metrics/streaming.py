@@ -39,6 +39,8 @@ def retrieval_means(
     `map@r`, as defined in `retrieval`. Add the Means of batches of queries by `jax.tree.map(jnp.add, a, b)` and divide
     at the end. Every row is a query, and is searched for among all other rows, or among `references`. Memory is linear
     in queries and references; nothing is sorted but the neighbours (see `search.top_k`) and the labels of references.
+    Time is that of the search, about one product of queries and references: the form for every few steps of a training,
+    on a part of the validation set or on all of it over devices. `retrieval` takes all ranks into account, on one.
 
     Args:
       ks: the k of each measure @k; static.
