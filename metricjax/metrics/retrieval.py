@@ -50,8 +50,8 @@ def retrieval(
     matches; past a few dozen of them whole rows are sorted on the host instead. Queries without a match cost nothing.
 
     This is the form for the end of a training, and for each epoch where one product of the whole set is affordable.
-    Inside `jit` and over devices, `retrieval_means` has sums of the measures that need the nearest neighbours only. Here
-    batches of queries add up too: a measure times `queries` is a sum over queries.
+    Inside `jit` and over devices, `retrieval_means` has sums of the measures that need the nearest neighbours only.
+    Here batches of queries add up too: a measure times `queries` is a sum over queries.
 
     Args:
       ks: the k of each measure @k.
