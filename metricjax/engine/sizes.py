@@ -17,6 +17,7 @@ __all__ = [
     "ids_to_compare",
     "impostors_held",
     "lanes",
+    "levels_and_buckets",
     "pairs_at_once",
     "panels_in_ranking",
     "queries_in_identification",
@@ -29,6 +30,7 @@ __all__ = [
     "rows_in_sorted_tile",
     "rows_in_summed_tile",
     "rows_in_table",
+    "rows_in_tally",
     "rows_sorted_at_once",
     "rows_sorted_on_host",
 ]
@@ -147,8 +149,22 @@ def lanes(width: int) -> int:
     return math.gcd(width, _LANES)
 
 
+def levels_and_buckets(n: int) -> tuple[int, int]:
+    """Levels of a table for n of them, a power of two or the most that there are; and its buckets, up to 2²⁰.
+
+    With 16 for each level, next to none has several; more buckets would not fit into a cache.
+    """
+    levels = 1 << min(18, max(12, (n - 1).bit_length()))
+    return levels, min(2**20, 16 * levels)
+
+
+def rows_in_tally(columns: int) -> int:
+    """Rows of places that are tallied on the host at a time: 2¹⁹ places."""
+    return max(1, 2**19 // columns)
+
+
 def rows_in_sorted_tile(n: int) -> int:
-    """Rows, and columns, of a tile of scores that is sorted on the host, where 2048 of each fit into a cache.
+    """Rows, and columns, of a tile of scores of all pairs: at most 2048 of each.
 
     A power of two, so that sets of about one size share what is compiled.
     """
