@@ -33,6 +33,7 @@ __all__ = [
     "rows_in_tally",
     "rows_sorted_at_once",
     "rows_sorted_on_host",
+    "scores_sorted_at_once",
 ]
 
 LIST = 64  # positives of an anchor that are listed, and looked at one by one; with more, all columns are
@@ -163,12 +164,17 @@ def rows_in_tally(columns: int) -> int:
     return max(1, 2**19 // columns)
 
 
+def scores_sorted_at_once() -> int:
+    """Scores on the host that wait for others to be sorted with."""
+    return 2**20
+
+
 def rows_in_sorted_tile(n: int) -> int:
-    """Rows, and columns, of a tile of scores of all pairs: at most 2048 of each.
+    """Rows, and columns, of a tile of scores of all pairs: at most 1024 of each.
 
     A power of two, so that sets of about one size share what is compiled.
     """
-    return min(2048, 1 << max(3, (n - 1).bit_length()))
+    return min(1024, 1 << max(3, (n - 1).bit_length()))
 
 
 def rows_in_summed_tile(n: int) -> int:

@@ -23,44 +23,51 @@ class Counts:
     def __init__(self, levels: np.ndarray):
         self.levels, self.total = levels, 0
         self._below, self._at_most = np.zeros(len(levels), np.int64), np.zeros(len(levels), np.int64)
+        self._unclear: list[np.ndarray] = []
         self._table: Any = _table(levels)
         self._placed = np.zeros(2 * (len(levels) if self._table is None else len(self._table[0]) - 2) + 1, np.int64)
 
     def below(self, levels: np.ndarray) -> np.ndarray:
         """How many scores lie below each of some of the levels."""
+        self._settle()
         place = np.searchsorted(self.levels, levels)
         return (self._below + np.cumsum(self._placed)[: 2 * len(self.levels) : 2])[place]
 
     def at_most(self, levels: np.ndarray) -> np.ndarray:
         """How many scores lie below each of some of the levels, or at it."""
+        self._settle()
         place = np.searchsorted(self.levels, levels)
         return (self._at_most + np.cumsum(self._placed)[1 : 2 * len(self.levels) : 2])[place]
 
     def add(self, scores: np.ndarray) -> None:
-        scores = np.sort(scores)
-        self._below += _lower(scores, self.levels, "left")
-        self._at_most += _lower(scores, self.levels, "right")
         self.total += len(scores)
+        self._unclear.append(scores)
+        if sum(map(len, self._unclear)) >= sizes.scores_sorted_at_once():
+            self._settle()
 
     def started(self, scores: jax.Array, counts: jax.Array | None) -> tuple:
         """Of a tile and a mask of its scores that count, what `add_tile` needs, which the device works on."""
         return scores, counts, None if self._table is None else _places(scores, counts, *self._table)
 
     def add_tile(self, scores: jax.Array, counts: jax.Array | None, places: jax.Array | None) -> None:
+        table = np.asarray(scores)
         if places is None:
-            self.add(np.asarray(scores)[... if counts is None else np.asarray(counts)].ravel())
+            self.add(table[... if counts is None else np.asarray(counts)].ravel())
             return
-        last, unclear = len(self._placed) + 1, []
-        where, table = np.asarray(places), np.asarray(scores)
+        where, last = np.asarray(places), len(self._placed) + 1
         height = sizes.rows_in_tally(where.shape[1])
         for rows in (slice(start, start + height) for start in range(0, len(where), height)):
             found = np.bincount(where[rows].ravel(), minlength=last + 1)
             self._placed += found[: last - 1]
             self.total += int(np.sum(found[: last - 1]))
             if found[last]:
-                unclear.append(table[rows].ravel()[np.flatnonzero(where[rows] == last)])
-        if unclear:
-            self.add(np.concatenate(unclear))
+                self.add(table[rows].ravel()[np.flatnonzero(where[rows] == last)])
+
+    def _settle(self) -> None:
+        """Count the scores that wait: they are sorted together."""
+        scores, self._unclear = np.sort(np.concatenate([self.levels[:0], *self._unclear])), []
+        self._below += _lower(scores, self.levels, "left")
+        self._at_most += _lower(scores, self.levels, "right")
 
 
 def _lower(scores: np.ndarray, levels: np.ndarray, side: Literal["left", "right"]) -> np.ndarray:
