@@ -176,8 +176,8 @@ def pair_scores(
     above it, so that every rate of `Roc` is. Nothing but genuine scores is sorted: with a few rows of each person, time
     is some three or four times that of the product of all rows with all rows, on any CPU. That is for the end of a
     training; each epoch `retrieval` takes less. Memory is that of the genuine scores and a few tiles. With `bins`
-    genuine scores are not held either, and the curve is exact at the edges of the bins and
-    just above them: a threshold for a FAR is then too high by less than a bin, 2/bins.
+    genuine scores are not held either, and the curve is exact at the edges of the bins and just above them: a
+    threshold for a FAR is then too high by less than a bin, 2/bins.
 
     Args:
       similarity: all-pairs function, larger is closer; symmetric, unless there are references.
