@@ -98,6 +98,8 @@ def _of_panels(score: Pairwise, x, queries: np.ndarray, y, related: Callable, al
             counted[np.arange(len(some)), some] = False
         matches &= counted
         relevant = np.sum(matches, axis=1)
+        if not np.any(relevant):
+            continue
         length = next((length for length in sizes.LISTS_OF_MATCHES if np.max(relevant) <= length), None)
         found = relevant > 0
         if length is None:
@@ -146,7 +148,8 @@ def _counted_in_panels(score: Pairwise, x, y, lists):
         scores = _scores(score, x, y)
         if left_out is not None:
             broken |= jnp.any(jnp.isnan(scores))
-            scores = jnp.where(left_out, jnp.nan, scores)
+            whole = jnp.issubdtype(scores.dtype, jnp.integer)
+            scores = jnp.where(left_out, jnp.iinfo(jnp.int32).min if whole else jnp.nan, scores)
         before, unordered = counted_before(scores, columns, jnp.max(relevant))
         if left_out is None:
             broken |= unordered

@@ -105,9 +105,10 @@ def test_every_dtype_of_scores_is_ranked_alike(dtype, rng, x64):
     agree(retrieved(jnp.asarray(z, dtype), y, similarity=dot), by_loops(z @ z.T, y, y, itself=True))
 
 
-def test_scores_may_be_integers(rng):
+@pytest.mark.parametrize("same", [None, mj.relations.equal])
+def test_scores_may_be_integers(same, rng):
     z, y = rows(41, rng), rng.integers(0, 6, 41)
-    got = retrieved(z, y, similarity=lambda a, b: dot(a, b).astype(jnp.int32))
+    got = retrieved(z, y, similarity=lambda a, b: dot(a, b).astype(jnp.int32), same=same)
     agree(got, by_loops(z @ z.T, y, y, itself=True))
 
 
@@ -147,8 +148,10 @@ SAYS = {
 
 
 @pytest.mark.parametrize("name", SAYS)
+@pytest.mark.parametrize("height", [1024, 2])
 @pytest.mark.parametrize("references", [False, True])
-def test_relations_equal_loops(name, references, rng):
+def test_relations_equal_loops(name, references, height, rng, monkeypatch):
+    in_panels_of(height, monkeypatch)
     same, says = SAYS[name]
     x, z = rows(23, rng), rows(23 if not references else 31, rng)
     labels = lambda n: rng.integers(0, 3, (n, 2)) if name != "share_any" else rng.random((n, 4)) < 0.3
@@ -158,6 +161,13 @@ def test_relations_equal_loops(name, references, rng):
         agree(got, by_loops(x @ z.T, a, b, itself=False, says=says))
     else:
         agree(retrieved(x, a, same=same, similarity=dot), by_loops(x @ x.T, a, a, itself=True, says=says))
+
+
+def test_panels_without_a_match(rng, monkeypatch):
+    in_panels_of(3, monkeypatch)
+    z, y = rows(20, rng), np.r_[np.arange(18), 16, 17]
+    got = retrieved(z, y, same=mj.relations.equal, similarity=dot)
+    agree(got, by_loops(z @ z.T, y, y, itself=True))
 
 
 def test_equality_as_a_relation_is_the_default(rng):
@@ -281,6 +291,10 @@ WRONG = {
     ),
     "nothing to find": (
         lambda: retrieved(X, Y, references=X, reference_labels=Y + 2), ValueError, "none of the 3 queries has a match",
+    ),
+    "nothing related": (
+        lambda: retrieved(X, Y, references=X, reference_labels=Y + 2, same=mj.relations.equal), ValueError,
+        "none of the 3 queries has a match",
     ),
     "no references left": (
         lambda: retrieved(X, Y, references=X, reference_labels=Y, reference_where=Y > 1), ValueError,
