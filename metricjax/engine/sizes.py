@@ -17,7 +17,9 @@ __all__ = [
     "COUNTED_DISTANCES",
     "COUNTED_LIMITS",
     "LIST",
+    "LISTS_OF_MATCHES",
     "LISTS_OF_ROWS",
+    "RANKED_TOGETHER",
     "SEARCHED_GROUP",
     "ByPlatform",
     "Size",
@@ -30,11 +32,14 @@ __all__ = [
     "in_float32",
     "lanes",
     "leaders_at_once",
+    "levels_and_buckets",
     "of_platform",
     "pairs_at_once",
+    "panels_in_ranking",
     "parts_of",
     "queries_in_identification",
     "queries_in_panel",
+    "queries_in_ranking",
     "references_in_block",
     "rows_in_double",
     "rows_in_joined_tile",
@@ -42,8 +47,11 @@ __all__ = [
     "rows_in_sorted_tile",
     "rows_in_summed_tile",
     "rows_in_table",
+    "rows_in_tally",
     "rows_led_at_once",
     "rows_sorted_at_once",
+    "rows_sorted_on_host",
+    "scores_sorted_at_once",
     "seeds_at_once",
 ]
 
@@ -193,11 +201,31 @@ def rows_in_joined_tile(n: int) -> int:
 # --- metrics --------------------------------------------------------------------------------------------------------
 
 _LANES = 128
+LISTS_OF_MATCHES = (4, 8, 16, 32)  # matches of a query that are counted one by one; more are sorted
+RANKED_TOGETHER = 16  # columns counted side by side
 
 
 def rows_in_table(columns: int) -> int:
     """Rows of a table of scores that goes to the host: at most 1024, and 2²² scores."""
     return min(1024, max(1, 2**22 // max(1, columns)))
+
+
+def queries_in_ranking(n: int, references: int, matches: int) -> int:
+    """Queries at a time of n, with their scores against all references: of one size, of 16 to 256.
+
+    At most 2²³ scores, of which products are fast, or 2²¹ where they are looked at more than once or twice.
+    """
+    return _even(n, min(256, max(16, 2 ** (23 if matches <= 16 else 21) // references)))
+
+
+def panels_in_ranking(n: int, height: int, matches: int) -> int:
+    """Panels of `height` queries of n that are ranked before the host looks at them: at most 2²² matches."""
+    return _even(math.ceil(n / height), max(1, 2**22 // (height * matches)))
+
+
+def rows_sorted_on_host(columns: int) -> int:
+    """Rows of scores that are sorted on the host at a time: 2¹⁷ scores, which fit into a cache."""
+    return max(1, 2**17 // columns)
 
 
 def queries_in_identification(n: int) -> int:
@@ -219,12 +247,31 @@ def lanes(width: int) -> int:
     return math.gcd(width, _LANES)
 
 
+def levels_and_buckets(n: int) -> tuple[int, int]:
+    """Levels of a table for n of them, a power of two or the most that there are; and its buckets, up to 2²⁰.
+
+    With 16 for each level, next to none has several; more buckets would not fit into a cache.
+    """
+    levels = 1 << min(18, max(12, (n - 1).bit_length()))
+    return levels, min(2**20, 16 * levels)
+
+
+def rows_in_tally(columns: int) -> int:
+    """Rows of places that are tallied on the host at a time: 2¹⁹ places."""
+    return max(1, 2**19 // columns)
+
+
+def scores_sorted_at_once() -> int:
+    """Scores on the host that wait for others to be sorted with."""
+    return 2**20
+
+
 def rows_in_sorted_tile(n: int) -> int:
-    """Rows, and columns, of a tile of scores that is sorted on the host, where 2048 of each fit into a cache.
+    """Rows, and columns, of a tile of scores of all pairs: at most 1024 of each.
 
     A power of two, so that sets of about one size share what is compiled.
     """
-    return min(2048, 1 << max(3, (n - 1).bit_length()))
+    return min(1024, 1 << max(3, (n - 1).bit_length()))
 
 
 def rows_in_summed_tile(n: int) -> int:

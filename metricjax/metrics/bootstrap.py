@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from metricjax import similarities
 from metricjax.engine import sizes
+from metricjax.ground.precision import exact_product
 from metricjax.metrics.pairs import AllPairs, scores_at_levels
 from metricjax.metrics.verification import Roc, check_far, real_scores, roc
 
@@ -290,7 +291,7 @@ def _weight_above(scores, people, others, diagonal, weights, other_weights, leve
 
     def above(level):
         # Small whole numbers: exact in float32 along a row, and in int32 over the tile.
-        rows = (scores >= level).astype(jnp.float32) @ other_weights
+        rows = exact_product((scores >= level).astype(jnp.float32), other_weights)
         return jnp.sum(rows.astype(jnp.int32) * weights.astype(jnp.int32), axis=0, dtype=jnp.int32)
 
     return lax.map(above, levels)

@@ -13,7 +13,7 @@ from metricjax.engine import sizes
 from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import widen
 from metricjax.ground.pairwise import Pairwise, exactly
-from metricjax.metrics.sets import check_flat_labels, check_set, positive_ints
+from metricjax.metrics.sets import check_flat_labels, check_set, numbered, positive_ints
 from metricjax.metrics.verification import real_scores
 
 __all__ = ["Searches", "cmc", "dir_at_fpir", "fnir_at_fpir", "identification", "searches"]
@@ -129,7 +129,7 @@ def identification(
             raise ValueError(f"{name} has shape {rows.shape}; wanted at least one row")
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries has {queries.shape[1]} features, gallery {gallery.shape[1]}; they must agree")
-    people, owners = _numbered(query_labels, gallery_labels)
+    people, owners = numbered(query_labels, gallery_labels)
     # In order of people, so that the mates of a panel of queries are neighbours; whom nobody looks for comes last.
     by_person, order = np.argsort(people, kind="stable"), np.argsort(owners, kind="stable")
     owners = owners[order]
@@ -199,15 +199,6 @@ def _answers(scores: np.ndarray, query_labels: np.ndarray, gallery_labels: np.nd
     mate = np.max(scores, axis=1, initial=-np.inf, where=same)
     ahead = np.sum(others >= mate[:, None], axis=1)
     return Searches(np.where(np.any(same, axis=1), 1 + ahead, 0), mate, np.max(others, axis=1))
-
-
-def _numbered(query_labels: np.ndarray, gallery_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """People by number, from 0: those of the queries, and of the gallery; there the last number is everybody else."""
-    if np.issubdtype(np.result_type(query_labels, gallery_labels), np.inexact):  # int64 beside uint64
-        query_labels, gallery_labels = query_labels.astype(object), gallery_labels.astype(object)
-    people, queries = np.unique(query_labels, return_inverse=True)
-    place = np.minimum(np.searchsorted(people, gallery_labels), len(people) - 1)
-    return queries, np.where(people[place] == gallery_labels, place, len(people))
 
 
 @jitted

@@ -1,18 +1,16 @@
 """Retrieval: for each query, where are the rows that match it, among all others in order of their score?"""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
 from metricjax.ground.checks import check_batch
-from metricjax.ground.pairwise import all_pairs, positive_and_negative
-from metricjax.metrics.sets import check_finite, on_device, panels, positive_ints
+from metricjax.metrics.ranks import Ranks, ranks_of_matches
+from metricjax.metrics.sets import check_finite, positive_ints
 
 __all__ = ["retrieval"]
 
@@ -46,9 +44,14 @@ def retrieval(
     - `mrr`: 1 / rank of the first match.
 
     All are means over queries with R ≥ 1; `queries` counts those and `lone` the others. Ties go to the lower index.
-    All references are ranked, however large R and k are, in panels of queries: memory is linear in the references.
-    Batches of queries add up: a measure times `queries` is a sum over queries. Inside `jit` and over devices,
-    `retrieval_means` has these sums of the measures that need the nearest neighbours only.
+    All measures are exact, however large R and k are: they follow from the ranks of the matches, which are counted in
+    panels of queries on the device. Memory is linear in queries, references and matches. With a few matches for each
+    query, time is about one and a half times that of the product of queries and references, and it grows with the
+    matches; past a few dozen of them whole rows are sorted on the host instead. Queries without a match cost nothing.
+
+    This is the form for the end of a training, and for each epoch where one product of the whole set is affordable.
+    Inside `jit` and over devices, `retrieval_means` has sums of the measures that need the nearest neighbours only.
+    Here batches of queries add up too: a measure times `queries` is a sum over queries.
 
     Args:
       ks: the k of each measure @k.
@@ -78,10 +81,10 @@ def retrieval(
         raise ValueError(f"average is {average!r}; wanted 'micro' or 'macro'")
     sets = (embeddings, labels, where, references, reference_labels, reference_where)
     x, query_labels, y = _checked(*sets, same, by_class=average == "macro" or per_class)
-    parts = [_measures(ks, hits) for hits in _hits(x, query_labels, y, similarity, same)]
-    each = {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
-    if not parts or np.all(np.isnan(each["mrr"])):
+    parts = list(ranks_of_matches(x, query_labels, y, similarity, same))
+    if not parts:
         raise ValueError(f"{_without_matches(len(query_labels), y)}; there is nothing to find")
+    each = _each(ks, parts, len(query_labels))
     result: dict[str, Any] = _means(each)
     if average == "macro" or per_class:
         of_class = _by_class(each, query_labels)
@@ -134,72 +137,34 @@ def _checked(embeddings, labels, where, references, reference_labels, reference_
     return *queries, existing("references", references, reference_labels, reference_where)
 
 
-def _hits(x, labels, references, similarity, same) -> Iterator[np.ndarray]:
-    """Of panels of queries: whether the reference in each place of a query's ranking matches it, [rows, m]."""
-    y, reference_labels = (x, labels) if references is None else references
-    if not len(y):
-        yield np.zeros((len(x), 0), bool)
-        return
-    related = _relation(same)
-    for start, scores in panels(x, similarity, columns=y):
-        matches, counted = related(labels[start : start + len(scores)], reference_labels)
-        if references is None:
-            own = np.arange(len(scores))
-            counted[own, start + own] = False
-        yield _ranked(np.asarray(scores), matches & counted, counted)
-
-
-def _relation(same: Callable | None) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Which pairs of labels match, and which count at all."""
-    if same is None:
-        return lambda a, b: (a[:, None] == b[None], np.ones((len(a), len(b)), bool))
-    pairs = jax.jit(partial(all_pairs, same))
-
-    def related(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = pairs(on_device("labels", a), on_device("reference_labels", b))
-        positives, negatives = positive_and_negative(found)
-        return np.asarray(positives), np.asarray(positives | negatives).copy()
-
-    return related
-
-
-def _ranked(scores: np.ndarray, matches: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """`matches` by falling score, ties by index, −0 being 0; what does not count comes last."""
-    if scores.dtype not in (np.float32, np.float64):
-        scores = scores.astype(np.float64)
-    keys = np.where(counted, 0 - scores, scores.dtype.type(np.nan))  # NumPy sorts NaN behind ∞
-    if scores.dtype != np.float32:
-        return np.take_along_axis(matches, np.argsort(keys, axis=1, kind="stable"), axis=1)
-    # Integers in the order of the floats, then of the columns, the match riding along: sorting them is several times
-    # faster than a stable argsort.
-    bits = keys.view(np.int32)
-    packed = (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).astype(np.int64) << 32
-    packed |= 2 * np.arange(keys.shape[1]) + matches
-    packed.sort(axis=1)
-    return (packed & 1).astype(bool)
-
-
-def _measures(ks: Sequence[int], hits: np.ndarray) -> dict[str, np.ndarray]:
+def _each(ks: Sequence[int], parts: Sequence[Ranks], queries: int) -> dict[str, np.ndarray]:
     """Each measure of each query, NaN for one without matches."""
-    row, place = np.nonzero(hits)
-    relevant = np.sum(hits, axis=1)
-    rank = place + 1
-    number = np.arange(len(row)) - (np.cumsum(relevant) - relevant)[row] + 1  # 1 for the first match of its query, …
-    total = lambda which, values: np.bincount(row[which], values[which], minlength=len(hits))
-    share = np.where(relevant > 0, 1 / np.maximum(relevant, 1), np.nan)
-    real = np.where(relevant > 0, 1.0, np.nan)
-    one, precision, gain = np.ones(len(row)), number / rank, 1 / np.log2(rank + 1.0)
+    each: dict[str, np.ndarray] = {}
+    for part in parts:
+        for name, values in _measures(ks, part).items():
+            each.setdefault(name, np.full(queries, np.nan))[part.queries] = values
+    return each
+
+
+def _measures(ks: Sequence[int], found: Ranks) -> dict[str, np.ndarray]:
+    rank, relevant = found.rank, found.relevant
+    first = np.cumsum(relevant) - relevant
+    summed = lambda values: np.add.reduceat(values, first)  # over the matches of each query
+    row = np.repeat(np.arange(len(relevant)), relevant)
+    precision = (np.arange(len(row)) - first[row] + 1) / rank
     within = rank <= relevant[row]
-    hits_at = {k: total(rank <= k, one) for k in ks}
-    ideal = np.cumsum(1 / np.log2(np.arange(2.0, max(1, hits.shape[1]) + 2)))
-    best = {k: ideal[np.maximum(np.minimum(k, relevant), 1) - 1] for k in ks}
+    near = np.flatnonzero(rank <= max(ks))
+    row, gain = row[near], 1 / np.log2(rank[near] + 1.0)
+    up_to = lambda k, values: np.bincount(row, np.where(rank[near] <= k, values, 0), minlength=len(relevant))
+    hits_at = {k: up_to(k, 1) for k in ks}
+    ideal = np.cumsum(1 / np.log2(np.arange(2.0, np.max(relevant) + 2)))
     return {
-        **{f"recall@{k}": (hits_at[k] > 0) * real for k in ks},
-        "r_precision": total(within, one) * share,
-        "map@r": total(within, precision) * share,
-        **{f"recall_ir@{k}": hits_at[k] * share for k in ks},
-        **{f"precision@{k}": hits_at[k] / k * real for k in ks},
-        **{f"ndcg@{k}": total(rank <= k, gain) / best[k] * real for k in ks},
-        "map": total(rank > 0, precision) * share,
-        "mrr": total(number == 1, 1 / rank) * real,
+        **{f"recall@{k}": (hits_at[k] > 0).astype(float) for k in ks},
+        "r_precision": summed(within.astype(float)) / relevant,
+        "map@r": summed(np.where(within, precision, 0)) / relevant,
+        **{f"recall_ir@{k}": hits_at[k] / relevant for k in ks},
+        **{f"precision@{k}": hits_at[k] / k for k in ks},
+        **{f"ndcg@{k}": up_to(k, gain) / ideal[np.minimum(k, relevant) - 1] for k in ks},
+        "map": summed(precision) / relevant,
+        "mrr": 1 / rank[first],
     }

@@ -10,9 +10,11 @@ import numpy as np
 from metricjax import similarities
 from metricjax.engine import sizes
 from metricjax.ground.checks import check_fits, check_labels, check_rows
-from metricjax.ground.functions import by_content, check_function, jitted
+from metricjax.ground.functions import jitted
+from metricjax.ground.numerics import widen
+from metricjax.ground.pairwise import Pairwise, exactly
 
-__all__ = ["check_finite", "check_flat_labels", "check_set", "on_device", "panels", "positive_ints"]
+__all__ = ["check_finite", "check_flat_labels", "check_set", "numbered", "on_device", "panels", "positive_ints"]
 
 
 def check_set(
@@ -54,9 +56,18 @@ def on_device(name: str, labels: Any) -> jax.Array:
     return jnp.asarray(labels)
 
 
+def numbered(query_labels: np.ndarray, gallery_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """People by number, from 0: those of the queries, and of the gallery; there the last number is everybody else."""
+    if np.issubdtype(np.result_type(query_labels, gallery_labels), np.inexact):  # int64 beside uint64
+        query_labels, gallery_labels = query_labels.astype(object), gallery_labels.astype(object)
+    people, queries = np.unique(query_labels, return_inverse=True)
+    place = np.minimum(np.searchsorted(people, gallery_labels), len(people) - 1)
+    return queries, np.where(people[place] == gallery_labels, place, len(people))
+
+
 @jitted
-def _scores(similarity, rows, columns):
-    scores = similarity(rows, columns)
+def _scores(score: Pairwise, rows, columns):
+    scores = score.compare(*(score.embed(widen(a)) for a in (rows, columns)))
     return scores, jnp.any(jnp.isnan(scores))
 
 
@@ -66,11 +77,10 @@ def panels(
     columns: jax.Array | None = None,
 ) -> Iterator[tuple[int, jax.Array]]:
     """(first row, scores [rows, n]) for one panel of rows after the other; the columns are the rows unless given."""
-    check_function("similarity", similarity)
-    similarity, columns = by_content(similarity), embeddings if columns is None else columns
+    score, columns = exactly(similarity, "similarity"), embeddings if columns is None else columns
     height = sizes.rows_in_table(len(columns))
     for start in range(0, len(embeddings), height):
-        scores, broken = _scores(similarity, embeddings[start : start + height], columns)
+        scores, broken = _scores(score, embeddings[start : start + height], columns)
         if broken:
             raise ValueError("similarity gives NaN for finite rows; nothing can be ranked by it")
         yield start, scores

@@ -12,7 +12,7 @@ from metricjax.engine.reductions import Mean
 from metricjax.ground.checks import check_batch
 from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import existing
-from metricjax.ground.pairwise import as_pairwise
+from metricjax.ground.pairwise import exactly
 from metricjax.metrics.sets import on_device, positive_ints
 from metricjax.search.neighbours import top_k
 
@@ -39,6 +39,8 @@ def retrieval_means(
     `map@r`, as defined in `retrieval`. Add the Means of batches of queries by `jax.tree.map(jnp.add, a, b)` and divide
     at the end. Every row is a query, and is searched for among all other rows, or among `references`. Memory is linear
     in queries and references; nothing is sorted but the neighbours (see `search.top_k`) and the labels of references.
+    Time is that of the search, about one product of queries and references: the form for every few steps of a training,
+    on a part of the validation set or on all of it over devices. `retrieval` takes all ranks into account, on one.
 
     Args:
       ks: the k of each measure @k; static.
@@ -78,7 +80,7 @@ def retrieval_means(
         raise ValueError("references (or embeddings, without them) has no rows; wanted at least one")
     reference_labels = on_device("reference_labels", reference_labels)
     queries, searched = (embeddings, labels, where, own), (references, reference_labels, reference_where)
-    similarity = as_pairwise(similarity, "similarity")
+    similarity = exactly(similarity, "similarity")
     return _means((ks, largest_class, similarity, axis_name), queries, searched)
 
 

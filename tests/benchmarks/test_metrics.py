@@ -21,6 +21,7 @@ def test_benchmark_of_metrics_runs(monkeypatch, tmp_path, capsys):
     rows = {row["name"]: row for row in saved["rows"]}
     assert rows["pairs 60x8"]["count"] == 1770
     assert rows["pairs 60x8"]["differ"] == pytest.approx(0, abs=1e-5)
+    assert rows["retrieval 40x8"]["ratio"] > 0
     assert rows["ami 50"]["peer_ms"] > 0
     assert set(rows) >= {"retrieval 40x8", "bands 60x8", "identification 6x40x8", "bcubed_f1 50"}
     assert saved["machine"]["scikit-learn"]

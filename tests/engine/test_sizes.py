@@ -61,8 +61,8 @@ def test_groups_are_taken_where_they_save_half_of_the_candidates(k):
 @pytest.mark.parametrize("n", ROWS)
 def test_sorted_tiles_are_powers_of_two_that_hold_small_sets_whole(n):
     side = sizes.rows_in_sorted_tile(n)
-    assert side & (side - 1) == 0 and 8 <= side <= 2048
-    assert side >= min(n, 2048)
+    assert side & (side - 1) == 0 and 8 <= side <= 1024
+    assert side >= min(n, 1024)
 
 
 def test_a_calibration_holds_all_impostors_where_they_are_few():

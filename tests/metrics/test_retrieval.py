@@ -1,9 +1,13 @@
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import metricjax as mj
-from metricjax.engine import sizes
+from metricjax.engine import selecting, sizes
+from metricjax.metrics import ranks
 from tests.helpers.refusals import refuses
 
 KS = (1, 3, 100)
@@ -63,6 +67,12 @@ def rows(n, rng):
     return rng.integers(-2, 3, (n, 3)).astype(np.float32)
 
 
+def in_panels_of(height, monkeypatch):
+    monkeypatch.setattr(sizes, "rows_in_table", lambda columns: height)
+    monkeypatch.setattr(sizes, "queries_in_ranking", lambda n, references, matches: height)
+    monkeypatch.setattr(sizes, "panels_in_ranking", lambda n, height, matches: 2)
+
+
 LABELS = {
     "several": lambda n, rng: rng.integers(0, 6, n),
     "one class": lambda n, rng: np.zeros(n, int),
@@ -73,7 +83,7 @@ LABELS = {
 @pytest.mark.parametrize("kind", LABELS)
 @pytest.mark.parametrize("height", [1024, 3])
 def test_leave_one_out_equals_loops(kind, height, rng, monkeypatch):
-    monkeypatch.setattr(sizes, "rows_in_table", lambda columns: height)
+    in_panels_of(height, monkeypatch)
     z, y = rows(41, rng), LABELS[kind](41, rng)
     agree(retrieved(z, y, similarity=dot), by_loops(z @ z.T, y, y, itself=True))
 
@@ -81,7 +91,7 @@ def test_leave_one_out_equals_loops(kind, height, rng, monkeypatch):
 @pytest.mark.parametrize("kind", LABELS)
 @pytest.mark.parametrize("height", [1024, 3])
 def test_references_equal_loops(kind, height, rng, monkeypatch):
-    monkeypatch.setattr(sizes, "rows_in_table", lambda columns: height)
+    in_panels_of(height, monkeypatch)
     x, z = rows(23, rng), rows(31, rng)
     a, b = LABELS[kind](23, rng), LABELS[kind](31, rng)
     got = retrieved(x, a, references=z, reference_labels=b, similarity=dot)
@@ -95,9 +105,10 @@ def test_every_dtype_of_scores_is_ranked_alike(dtype, rng, x64):
     agree(retrieved(jnp.asarray(z, dtype), y, similarity=dot), by_loops(z @ z.T, y, y, itself=True))
 
 
-def test_scores_may_be_integers(rng):
+@pytest.mark.parametrize("same", [None, mj.relations.equal])
+def test_scores_may_be_integers(same, rng):
     z, y = rows(41, rng), rng.integers(0, 6, 41)
-    got = retrieved(z, y, similarity=lambda a, b: dot(a, b).astype(jnp.int32))
+    got = retrieved(z, y, similarity=lambda a, b: dot(a, b).astype(jnp.int32), same=same)
     agree(got, by_loops(z @ z.T, y, y, itself=True))
 
 
@@ -137,8 +148,10 @@ SAYS = {
 
 
 @pytest.mark.parametrize("name", SAYS)
+@pytest.mark.parametrize("height", [1024, 2])
 @pytest.mark.parametrize("references", [False, True])
-def test_relations_equal_loops(name, references, rng):
+def test_relations_equal_loops(name, references, height, rng, monkeypatch):
+    in_panels_of(height, monkeypatch)
     same, says = SAYS[name]
     x, z = rows(23, rng), rows(23 if not references else 31, rng)
     labels = lambda n: rng.integers(0, 3, (n, 2)) if name != "share_any" else rng.random((n, 4)) < 0.3
@@ -148,6 +161,13 @@ def test_relations_equal_loops(name, references, rng):
         agree(got, by_loops(x @ z.T, a, b, itself=False, says=says))
     else:
         agree(retrieved(x, a, same=same, similarity=dot), by_loops(x @ x.T, a, a, itself=True, says=says))
+
+
+def test_panels_without_a_match(rng, monkeypatch):
+    in_panels_of(3, monkeypatch)
+    z, y = rows(20, rng), np.r_[np.arange(18), 16, 17]
+    got = retrieved(z, y, same=mj.relations.equal, similarity=dot)
+    agree(got, by_loops(z @ z.T, y, y, itself=True))
 
 
 def test_equality_as_a_relation_is_the_default(rng):
@@ -188,6 +208,78 @@ def test_labels_that_are_strings(rng):
     assert retrieved(z, y.astype(str)) == retrieved(z, y)
 
 
+@pytest.mark.parametrize("same", [None, mj.relations.equal])
+def test_classes_of_any_size_equal_loops(same, rng):
+    """Classes of 1, 3, 8, … rows, one of them larger than any list of matches that are counted."""
+    each = [1, 3, 8, 20, 70, sizes.LISTS_OF_MATCHES[-1] + 10, 300]
+    b = rng.permutation(np.repeat(np.arange(len(each)), each))
+    z, x, a = rows(len(b), rng), rows(15, rng), np.arange(15) % (len(each) + 1)
+    got = retrieved(x, a, references=z, reference_labels=b, similarity=dot, same=same)
+    agree(got, by_loops(x @ z.T, a, b, itself=False))
+
+
+def test_large_classes_leave_one_out_equal_loops(rng):
+    y = rng.permutation(np.repeat([3, 5], [sizes.LISTS_OF_MATCHES[-1] + 2, 40]))
+    z = rows(len(y), rng)
+    agree(retrieved(z, y, similarity=dot), by_loops(z @ z.T, y, y, itself=True))
+
+
+def test_embeddings_that_are_all_equal_are_ranked_by_index(rng):
+    z, y = np.ones((600, 4), np.float32), rng.permutation(np.arange(600) // 5)
+    agree(retrieved(z, y), by_loops(np.ones((600, 600)), y, y, itself=True))
+
+
+def test_one_feature(rng):
+    z, y = rng.integers(-2, 3, (700, 1)).astype(np.float32), rng.permutation(np.arange(700) // 7)
+    agree(retrieved(z, y, similarity=dot), by_loops(z @ z.T, y, y, itself=True))
+
+
+def test_queries_without_a_match_cost_nothing(rng):
+    """They are not scored, and so all measures are those of the others."""
+    seen = []
+
+    def noted(x, y):
+        seen.append(len(x))
+        return dot(x, y)
+
+    z, y = rows(40, rng), np.r_[np.arange(38), 37, 36]
+    got = retrieved(z, y, similarity=noted)
+    assert (got["queries"], got["lone"], max(seen)) == (4, 36, 4)
+
+
+@pytest.mark.parametrize("m", [1, 30, 512, 1300])
+@pytest.mark.parametrize("p", [1, 4, 7, 20])
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_counts_of_what_comes_before_equal_loops(m, p, dtype, rng):
+    values = [-np.inf, -1, -0.0, 0.0, np.finfo(np.float32).tiny, 1, np.inf] if dtype == np.float32 else [-2, 0, 7]
+    x, columns = rng.choice(np.array(values, dtype), (3, m)), rng.integers(0, m, (3, p)).astype(np.int32)
+    ahead = lambda row, j: sum(value > row[j] or (value == row[j] and i < j) for i, value in enumerate(row))
+    found, broken = jax.jit(selecting.counted_before)(x, columns, jnp.int32(p))
+    assert found.tolist() == [[ahead(row, j) for j in own] for row, own in zip(x, columns, strict=True)]
+    assert not broken
+
+
+@pytest.mark.parametrize("place", [0, 511, 512, 700])
+def test_nan_is_found_anywhere(place):
+    x = jnp.zeros((2, 701)).at[1, place].set(jnp.nan)
+    assert jax.jit(selecting.counted_before)(x, jnp.zeros((2, 1), jnp.int32), jnp.int32(1))[1]
+
+
+def test_memory_is_that_of_one_panel():
+    """However many queries there are."""
+
+    def needed(panels, references):
+        height, length, integers = 64, 4, partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+        lists = (integers((panels, height, length)), integers((panels, height)), integers((panels, height)), None)
+        x, y = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((panels, height, 32), (references, 32)))
+        counted = jax.jit(partial(ranks._counted_in_panels, mj.similarities.cosine))
+        return counted.lower(x, y, lists).compile().memory_analysis().temp_size_in_bytes
+
+    panel = 4 * 64 * 20_000
+    assert needed(40, 20_000) <= needed(4, 20_000) + 2**20 <= 2 * panel
+    assert needed(4, 40_000) <= 2.2 * needed(4, 20_000)
+
+
 X, Y = np.eye(3, dtype=np.float32), np.array([0, 0, 1])
 WRONG = {
     "k": (lambda: retrieved(X, Y, ks=()), ValueError, r"ks is \(\)"),
@@ -199,6 +291,10 @@ WRONG = {
     ),
     "nothing to find": (
         lambda: retrieved(X, Y, references=X, reference_labels=Y + 2), ValueError, "none of the 3 queries has a match",
+    ),
+    "nothing related": (
+        lambda: retrieved(X, Y, references=X, reference_labels=Y + 2, same=mj.relations.equal), ValueError,
+        "none of the 3 queries has a match",
     ),
     "no references left": (
         lambda: retrieved(X, Y, references=X, reference_labels=Y, reference_where=Y > 1), ValueError,
