@@ -26,6 +26,8 @@ class Pairwise:
     scaled: None, or the same as `compare(x, embed(y))` for an embedded x, made faster where y has many rows that are
         compared once, in reverse mode alone: say, by scaling the columns of a product.
     precision: at which its products are taken (see `at`); None leaves it to whoever calls.
+    product: `compare` is the plain product of embedded rows, x yᵀ, so that a search may round them and knows how far
+        off that is.
 
     Called directly it is exact: products in float32 on every platform, unless another `precision` is asked for. Two
     made of the same parts are equal.
@@ -41,10 +43,11 @@ class Pairwise:
         kind: Kind | None = None,
         scaled: Callable[[Array, Array], Array] | None = None,
         precision: str | None = None,
+        product: bool = False,
     ):
         functools.update_wrapper(self, compare)
         self.name = getattr(compare, "__name__", repr(compare))
-        self.symmetric, self.precision = symmetric, precision
+        self.symmetric, self.precision, self.product = symmetric, precision, product
         self._functions = tuple(map(by_content, (embed, compare, scaled)))
         self.embed, self.compare = (at_precision(f, precision) for f in self._functions[:2])
         self.scaled = None if scaled is None else at_precision(self._functions[2], precision)
@@ -56,7 +59,7 @@ class Pairwise:
         if precision in (None, self.precision):
             return self
         embed, compare, scaled = self._functions
-        return Pairwise(embed, compare, self.symmetric, getattr(self, "role", None), scaled, precision)
+        return Pairwise(embed, compare, self.symmetric, getattr(self, "role", None), scaled, precision, self.product)
 
     def __call__(
         self,
@@ -84,7 +87,7 @@ class Pairwise:
 
     @property
     def _parts(self) -> tuple:
-        return *self._functions, self.symmetric, self.precision
+        return *self._functions, self.symmetric, self.precision, self.product
 
     def __hash__(self) -> int:
         return hash(self._parts)
@@ -106,6 +109,7 @@ def pairwise(
     kind: Kind | None = None,
     scaled: Callable[[Array, Array], Array] | None = None,
     exact: bool = False,
+    product: bool = False,
 ) -> Callable[[Callable[[Array, Array], Array]], Pairwise]:
     """Make an all-pairs function of a `compare(x, y)`, and declare what a driver may know of it.
 
@@ -116,6 +120,7 @@ def pairwise(
       scaled: a faster way of `compare(x, embed(y))` where y has many rows, as class prototypes have; see `Pairwise`.
       exact: a loss takes its products in float32 on every platform, unless another `precision` is asked of it: for what
         subtracts products from each other. Without it a loss takes JAX's default, which is faster on GPUs and TPUs.
+      product: `compare(x, y)` is x yᵀ and nothing else, of rows as `embed` leaves them: GPUs and TPUs search it faster.
 
     >>> import jax.numpy as jnp, metricjax as mj
     >>> @mj.pairwise(embed=jnp.sign, kind="similarity")
@@ -126,7 +131,7 @@ def pairwise(
     """
 
     def made(compare: Callable[[Array, Array], Array]) -> Pairwise:
-        return Pairwise(embed, compare, symmetric, kind, scaled, EXACT if exact else None)
+        return Pairwise(embed, compare, symmetric, kind, scaled, EXACT if exact else None, product)
 
     return made
 
