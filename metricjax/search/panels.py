@@ -64,19 +64,14 @@ def _among(options: Options, k: int, x, references, where, on_cpu: bool) -> Neig
     size = options.block_size
     size = min(m, of_platform(sizes.references_in_block(m, d, k, budget)) if size == "auto" else int(size))
     x = _in_panels(x, of_platform(sizes.queries_in_panel(n, size, d, k, budget)))
+    existence = jnp.ones(m, bool) if where is None else where
     nothing = jnp.full((*x.shape[:2], k), -jnp.inf, x.dtype), jnp.full((*x.shape[:2], k), -1, jnp.int32)
 
     def block(best, start, size):
         """The best of those so far and of the references from `start` on."""
-        part = lambda a: lax.dynamic_slice_in_dim(a, start, size)
-        rows = part(references).astype(x.dtype)
-        real = finite_rows(rows) if where is None else finite_rows(rows) & part(where)
-        many = 0 if on_cpu else _candidates(options, n, k, rows)
-        form = _in_cache if on_cpu else _on_chip
-        if many:
-            step = partial(_proven, options, many, rows, rounded(_embedded(options, rows, real), real), real, start)
-        else:
-            step = partial(form, options, _embedded(options, rows, real), real, start)
+        rows, exist = (lax.dynamic_slice_in_dim(a, start, size) for a in (references, existence))
+        rows = rows.astype(x.dtype)
+        step = (_in_cache if on_cpu else _on_chip)(options, n, k, rows, exist, start)
         return lax.map(lambda panel: step(*panel), (x, best))
 
     best = Neighbours(*varying(nothing, (x, references)))
@@ -100,14 +95,26 @@ def _embedded(options: Options, rows, real):
 # --- on a CPU -------------------------------------------------------------------------------------------------------
 
 
-def _in_cache(options: Options, y, real, first, x, best: Neighbours) -> Neighbours:
-    """The k best of those so far and of a block of references, numbered from `first` on; `real` tells which exist."""
-    scores = options.closeness(x, y)
-    # Overflow shows as NaN in most scores of a row: to look for it in all of them takes too long.
-    sound = jnp.all(real) & ~jnp.any(jnp.isnan(scores[:1])) & ~jnp.any(jnp.isnan(scores[:, :1]))
-    return lax.cond(
-        sound, lambda: _merged(best, scores, first), lambda: _merged(best, _known(scores, real[None]), first)
-    )
+def _in_cache(options: Options, n: int, k: int, rows, exist, first) -> Callable[..., Neighbours]:
+    """A function of a panel of queries and of their best so far: the k best of those and of these references.
+
+    References are numbered from `first` on; `exist` tells which of them there are.
+    """
+    is_product = options.score.product
+    real = lambda: finite_rows(rows) & exist
+    known = exist if is_product else real()
+    y = _embedded(options, rows, known)
+
+    def step(x, best):
+        scores = options.closeness(x, y)
+        # Overflow shows as NaN in most scores of a row: to look for it in all of them takes too long. In a product, so
+        # do NaN and infinity in a reference, as any number times infinity is not finite.
+        spoilt = ~jnp.isfinite(scores[:1]) if is_product else jnp.isnan(scores[:1])
+        sound = jnp.all(known) & ~jnp.any(spoilt) & ~jnp.any(jnp.isnan(scores[:, :1]))
+        cleaned = lambda: _known(scores, real()[None] if is_product else known[None])
+        return lax.cond(sound, lambda: _merged(best, scores, first), lambda: _merged(best, cleaned(), first))
+
+    return step
 
 
 def _merged(best: Neighbours, scores: Float[Array, "n b"], first) -> Neighbours:
@@ -120,9 +127,12 @@ def _merged(best: Neighbours, scores: Float[Array, "n b"], first) -> Neighbours:
     tops = jnp.max(groups, axis=2)
     # On a CPU top_k is the faster, the more groups are out of the race.
     tops = jnp.where(tops > best.scores[:, -1:], plain_zeros(tops), -jnp.inf)
+    tops, chosen = lax.top_k(tops, k)
+    least = jnp.maximum(best.scores[:, -1:], jnp.min(tops, axis=1, keepdims=True))  # a slice would undo top_k
     # In order of their columns, so that among equal scores the lower index stays first.
-    chosen = jnp.sort(lax.top_k(tops, k)[1])
-    return _chosen(best, _taken(groups, chosen), first + chosen * size, size)
+    chosen = jnp.sort(chosen)
+    candidates = _taken(groups, chosen)
+    return _chosen(best, jnp.where(candidates >= least, candidates, -jnp.inf), first + chosen * size, size)
 
 
 def _chosen(best: Neighbours, candidates: Float[Array, "n c"], firsts: Int[Array, "n k"], size: int) -> Neighbours:
@@ -138,10 +148,22 @@ def _chosen(best: Neighbours, candidates: Float[Array, "n c"], firsts: Int[Array
 # --- on GPUs and TPUs -----------------------------------------------------------------------------------------------
 
 
-def _on_chip(options: Options, y, real, first, x, best: Neighbours) -> Neighbours:
-    """What `_in_cache` does, with nothing that the host has to decide."""
-    k = best.scores.shape[1]
-    scores, columns = _largest(options.closeness(x, y), min(k, len(y)), real[None])
+def _on_chip(options: Options, n: int, k: int, rows, exist, first) -> Callable[..., Neighbours]:
+    """What `_in_cache` makes, with nothing that the host has to decide unless a proof fails."""
+    real = finite_rows(rows) & exist
+    exact = lambda y: lambda x, best: _exactly(options, y, real, first, x, best)
+    embedded = lambda: _embedded(options, rows, real)
+    exact_product = options.score.product and options.score.precision == EXACT and rows.dtype == jnp.float32
+    many = sizes.candidates(n, len(rows), k) if exact_product else 0
+    if not many:
+        return exact(embedded())
+    low = rounded(embedded(), real)
+    return lambda x, best: _proven(options, many, rows, low, real, first, x, best, lambda: exact(embedded())(x, best))
+
+
+def _exactly(options: Options, y, real, first, x, best: Neighbours) -> Neighbours:
+    """The k best of those so far and of all references of a block."""
+    scores, columns = _largest(options.closeness(x, y), min(best.scores.shape[1], len(y)), real[None])
     return _with(best, scores, first + columns)
 
 
@@ -174,32 +196,22 @@ def _largest(scores: Float[Array, "n m"], k: int, real: Bool[Array, "1 m"] | Non
     return values, jnp.take_along_axis(starts, places // size, axis=1) + places % size
 
 
-def _candidates(options: Options, n: int, k: int, rows) -> int:
-    """How many candidates each query gets of these references, 0 where exact scores of all cost less."""
-    exact_product = options.score.product and options.score.precision == EXACT and rows.dtype == jnp.float32
-    return sizes.candidates(n, len(rows), k) if exact_product else 0
+def _proven(options: Options, many: int, rows, y: Rounded, real, first, x, best: Neighbours, otherwise) -> Neighbours:
+    """What `_exactly` does, with exact scores of those references only that score high with rounded operands.
 
-
-def _proven(options: Options, many: int, rows, y: Rounded, real, first, x, best: Neighbours) -> Neighbours:
-    """What `_on_chip` does, with exact scores of those references only that score high with rounded operands.
-
-    Every other one scores less than the k-th exact score, even if rounding took as much from it as it can: where that
-    is not so for each query of the panel, all scores are taken exactly.
+    Every other one scores less than the k-th exact score, even if rounding took as much from it as it can. Where that
+    is not so for each query of the panel, the result is that of `otherwise()`.
     """
     low = rounded(x)
     scores = lax.dot_general(low.rows, y.rows, (((1,), (1,)), ((), ())), preferred_element_type=x.dtype)
     scores, columns = _largest(scores, many, real[None])
-    candidates, there = rows[columns], real[columns]
-    candidates = options.score.embed(candidates if options.score.product else existing(candidates, there))
-    exact = _known(jnp.sum(x[:, None] * candidates, axis=2), there)
-    found = _with(best, exact, first + columns)
+    candidates = options.score.embed(rows[columns])
+    found = _with(best, _known(jnp.sum(x[:, None] * candidates, axis=2), real[columns]), first + columns)
 
     error, least = error_of(low, y), jnp.min(scores, axis=1)
     # All of a query of zeros score 0, and if the last candidate does not exist, none was left out.
     safe = (least + error < found.scores[:, -1]) | (least == -jnp.inf) | ~jnp.any(x != 0, axis=1)
-    complete = jnp.all(safe & jnp.isfinite(error))
-    again = lambda: _on_chip(options, _embedded(options, rows, real), real, first, x, best)
-    return lax.cond(complete, lambda: found, again)
+    return lax.cond(jnp.all(safe & jnp.isfinite(error)), lambda: found, otherwise)
 
 
 # --- both -----------------------------------------------------------------------------------------------------------
