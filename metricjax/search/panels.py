@@ -76,7 +76,10 @@ def _among(options: Options, k: int, x, references, where, on_cpu: bool) -> Neig
 
     best = Neighbours(*varying(nothing, (x, references)))
     count, rest = divmod(m, size)
-    best = lax.fori_loop(0, count, lambda i, best: block(best, i * size, size), best)
+    if count == 1:
+        best = block(best, 0, size)
+    else:
+        best = lax.fori_loop(0, count, lambda i, best: block(best, i * size, size), best)
     best = block(best, count * size, rest) if rest else best
     return jax.tree.map(lambda a: a.reshape(-1, k)[:n], best)
 
@@ -203,7 +206,8 @@ def _proven(options: Options, many: int, rows, y: Rounded, real, first, x, best:
     is not so for each query of the panel, the result is that of `otherwise()`.
     """
     low = rounded(x)
-    scores = lax.dot_general(low.rows, y.rows, (((1,), (1,)), ((), ())), preferred_element_type=x.dtype)
+    product = partial(lax.dot_general, precision=lax.Precision.DEFAULT, preferred_element_type=x.dtype)
+    scores = product(low.rows, y.rows, (((1,), (1,)), ((), ())))
     scores, columns = _largest(scores, many, real[None])
     candidates = options.score.embed(rows[columns])
     found = _with(best, _known(jnp.sum(x[:, None] * candidates, axis=2), real[columns]), first + columns)

@@ -73,3 +73,12 @@ def test_exact_unless_asked_otherwise(platform):
         assert "DEFAULT" in fast and {kind for kind, _, _ in products(fast)} == {"f32"}
     with pytest.raises(ValueError, match="precision is 'exakt'; wanted None, one of"):
         lowered(platform, 3, 2, precision="exakt")
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_a_gallery_is_exact(platform):
+    gallery, queries, ids = mj.search.Gallery.empty(5000, 32), jnp.ones((7, 32)), jnp.arange(7)
+    identify = jax.jit(lambda gallery, queries: gallery.identify(queries)).trace(gallery, queries)
+    verify = jax.jit(lambda gallery, queries, ids: gallery.verify(queries, ids)).trace(gallery, queries, ids)
+    for traced in (identify, verify):
+        assert "DEFAULT" not in traced.lower(lowering_platforms=(platform,)).as_text()
