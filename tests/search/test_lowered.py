@@ -78,7 +78,7 @@ def test_exact_unless_asked_otherwise(platform):
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_a_gallery_is_exact(platform):
     gallery, queries, ids = mj.search.Gallery.empty(5000, 32), jnp.ones((7, 32)), jnp.arange(7)
-    identify = jax.jit(lambda gallery, queries: gallery.identify(queries)).trace(gallery, queries)
-    verify = jax.jit(lambda gallery, queries, ids: gallery.verify(queries, ids)).trace(gallery, queries, ids)
+    identify = jax.jit(lambda queries: gallery.identify(queries)).trace(queries)
+    verify = jax.jit(lambda queries: gallery.verify(queries, ids)).trace(queries)
     for traced in (identify, verify):
         assert "DEFAULT" not in traced.lower(lowering_platforms=(platform,)).as_text()
