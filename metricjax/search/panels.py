@@ -21,7 +21,7 @@ from metricjax.ground.pairwise import Pairwise
 from metricjax.ground.precision import EXACT
 from metricjax.search.rounding import Rounded, error_of, rounded
 
-__all__ = ["Neighbours", "Options", "among", "plain_zeros"]
+__all__ = ["Neighbours", "Options", "among", "by_platform", "plain_zeros"]
 
 
 class Neighbours(NamedTuple):
