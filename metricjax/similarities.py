@@ -21,7 +21,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-@pairwise(kind="similarity")
+@pairwise(kind="similarity", product=True)
 def dot(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Inner product, x·y.
 
@@ -62,7 +62,7 @@ def _cosines_backward(precision, kept, cotangent):
 _cosines_at.defvjp(_cosines_forward, _cosines_backward)
 
 
-@pairwise(embed=normalize, kind="similarity", scaled=_cosines)
+@pairwise(embed=normalize, kind="similarity", scaled=_cosines, product=True)
 def cosine(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Cosine of the angle, x·y / (‖x‖‖y‖); 0 where either is the zero vector. Rounding may exceed ±1 by 1e-6.
 

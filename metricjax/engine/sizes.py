@@ -14,6 +14,7 @@ from metricjax.ground.numerics import computing_dtype
 
 __all__ = [
     "BUDGET",
+    "CANDIDATES_FROM",
     "COUNTED_DISTANCES",
     "COUNTED_LIMITS",
     "LIST",
@@ -21,9 +22,11 @@ __all__ = [
     "LISTS_OF_ROWS",
     "RANKED_TOGETHER",
     "SEARCHED_GROUP",
+    "SORTED_ROW",
     "ByPlatform",
     "Size",
     "anchors_in_panel",
+    "candidates",
     "classes_in_block",
     "columns_in_group",
     "gallery_in_block",
@@ -59,9 +62,12 @@ LIST = 64  # positives of an anchor that are listed, and looked at one by one; w
 LISTS_OF_ROWS = (4, 16, LIST)  # the same in finer steps, where each positive needs a row of its own
 SEARCHED_GROUP = 64  # entries of a row in a group whose largest is looked at first
 COUNTED_LIMITS, COUNTED_DISTANCES = 4, 32  # counted in one sum
+SORTED_ROW = 4096  # entries of a row that accelerators sort at once in a search
+CANDIDATES_FROM = 512  # queries for which a search finds candidates by rounded products first
 BUDGET = 3 * 2**30  # bytes that a panel or block may take on accelerators
 # Bytes that go with a score: itself, its gradient, masks, and what a loss makes of it.
 _OF_PAIRS, _OF_CLASSES, _OF_POOLED = 24, 22, 36
+_COPIED = 8  # bytes of a feature of references, which a search copies in float32 and in fewer bits or once more
 
 
 class ByPlatform(NamedTuple):
@@ -145,23 +151,44 @@ def rows_sorted_at_once() -> int:
 # --- search and clusters --------------------------------------------------------------------------------------------
 
 
-def references_in_block(k: int) -> int:
-    """References at a time in a search for k of them: each block costs a sort of k."""
-    return min(2**17, max(2**13, 2 ** math.ceil(math.log2(128 * k))))
+def references_in_block(m: int, d: int, k: int, budget: int = BUDGET) -> ByPlatform:
+    """References at a time of m, in a search for k of them: each block costs a sort of k.
+
+    On accelerators blocks of one size, whose copies take half of the budget at most, and so do scores of 128 queries.
+    """
+    most = max(_TILE, budget // (2 * max(_COPIED * d, 4 * _TILE)) // _TILE * _TILE)
+    return ByPlatform(min(2**17, max(2**13, 2 ** math.ceil(math.log2(128 * k)))), _even_tiles(m, most))
 
 
-def queries_in_panel(n: int, references: int) -> int:
-    """Queries at a time of n, with scores of a block of references: panels of one size, of at most 2²¹ scores."""
-    return _even(n, max(1, 2**21 // references))
+def queries_in_panel(n: int, references: int, d: int, k: int, budget: int = BUDGET) -> ByPlatform:
+    """Queries at a time of n, with scores of a block of references: panels of one size.
+
+    On CPUs of at most 2²¹ scores. On accelerators they take what the references leave of the budget, with a few maxima
+    of scores and with candidates.
+    """
+    each = 4 * (references + references // 32 + candidates(n, references, k) * d)
+    most = _whole_tiles(max(0, budget - _COPIED * d * references) // each)
+    return ByPlatform(_even(n, max(1, 2**21 // references)), _even_tiles(n, most))
 
 
-def columns_in_group(columns: int, k: int) -> int:
+def columns_in_group(columns: int, k: int) -> ByPlatform:
     """Columns in a group whose maximum is looked at first, in a search for k of them: 1 where groups save little.
 
-    It is a power of two near √(columns / k), where groups and candidates together are fewest.
+    It is a power of two near √(columns / k), where groups and candidates together are fewest. Accelerators sort rows
+    that one of their processors holds.
     """
     size = 2 ** round(math.log2(max(1, columns / k)) / 2)
-    return size if columns // size + k * size < columns // 2 and size > 3 else 1
+    size = size if columns // size + k * size < columns // 2 and size > 3 else 1
+    return ByPlatform(size, size if columns > SORTED_ROW else 1)
+
+
+def candidates(n: int, references: int, k: int) -> int:
+    """Candidates that each of n queries gets by rounded products, to be told apart by exact ones; 0 for none.
+
+    Few queries do not make up for the rounding of all references.
+    """
+    many = 2 * k + 16
+    return many if n >= CANDIDATES_FROM and columns_in_group(references, many).accelerator > 1 else 0
 
 
 def ids_to_compare() -> int:

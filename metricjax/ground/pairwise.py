@@ -27,6 +27,8 @@ class Pairwise:
     scaled: None, or the same as `compare(x, embed(y))` for an embedded x, made faster where y has many rows that are
         compared once, in reverse mode alone: say, by scaling the columns of a product.
     precision: at which its products are taken (see `at`); None leaves it to whoever calls.
+    product: `compare` is the plain product of embedded rows, x yᵀ, so that a search may round them and knows how far
+        off that is.
 
     Called directly it is exact: products in float32 on every platform, unless another `precision` is asked for, of it
     or of the measure that calls it. Two made of the same parts are equal.
@@ -42,10 +44,11 @@ class Pairwise:
         kind: Kind | None = None,
         scaled: Callable[[Array, Array], Array] | None = None,
         precision: str | None = None,
+        product: bool = False,
     ):
         functools.update_wrapper(self, compare)
         self.name = getattr(compare, "__name__", repr(compare))
-        self.symmetric, self.precision = symmetric, precision
+        self.symmetric, self.precision, self.product = symmetric, precision, product
         self._functions = tuple(map(by_content, (embed, compare, scaled)))
         self.embed, self.compare = (at_precision(f, precision) for f in self._functions[:2])
         self.scaled = None if scaled is None else at_precision(self._functions[2], precision)
@@ -58,7 +61,7 @@ class Pairwise:
         if name in (None, self.precision):
             return self
         embed, compare, scaled = self._functions
-        return Pairwise(embed, compare, self.symmetric, getattr(self, "role", None), scaled, name)
+        return Pairwise(embed, compare, self.symmetric, getattr(self, "role", None), scaled, name, self.product)
 
     def __call__(
         self,
@@ -82,7 +85,7 @@ class Pairwise:
 
     @property
     def _parts(self) -> tuple:
-        return *self._functions, self.symmetric, self.precision
+        return *self._functions, self.symmetric, self.precision, self.product
 
     def __hash__(self) -> int:
         return hash(self._parts)
@@ -110,6 +113,7 @@ def pairwise(
     kind: Kind | None = None,
     scaled: Callable[[Array, Array], Array] | None = None,
     exact: bool = False,
+    product: bool = False,
 ) -> Callable[[Callable[[Array, Array], Array]], Pairwise]:
     """Make an all-pairs function of a `compare(x, y)`, and declare what a driver may know of it.
 
@@ -120,6 +124,7 @@ def pairwise(
       scaled: a faster way of `compare(x, embed(y))` where y has many rows, as class prototypes have; see `Pairwise`.
       exact: a loss takes its products in float32 on every platform, unless another `precision` is asked of it: for what
         subtracts products from each other. Without it a loss takes JAX's default, which is faster on GPUs and TPUs.
+      product: `compare(x, y)` is x yᵀ and nothing else, of rows as `embed` leaves them: GPUs and TPUs search it faster.
 
     >>> import jax.numpy as jnp, metricjax as mj
     >>> @mj.pairwise(embed=jnp.sign, kind="similarity")
@@ -130,7 +135,7 @@ def pairwise(
     """
 
     def made(compare: Callable[[Array, Array], Array]) -> Pairwise:
-        return Pairwise(embed, compare, symmetric, kind, scaled, EXACT if exact else None)
+        return Pairwise(embed, compare, symmetric, kind, scaled, EXACT if exact else None, product)
 
     return made
 

@@ -109,8 +109,9 @@ class Gallery:
         """The `k` people whose templates are closest to each query; id −1 for those who score below `threshold`.
 
         Where fewer than k are enrolled, the rest has id −1 and score −∞, as all have for a query with NaN or infinity.
-        Of equal scores the first place is first. Memory is linear in the queries, see `top_k`. The threshold may be
-        that of `metrics.identification(...).threshold_at_fpir`.
+        Of equal scores the first place is first. Scores are exact to float32 on every platform, as those of `verify`
+        are. Memory is linear in the queries, see `top_k`. The threshold may be that of
+        `metrics.identification(...).threshold_at_fpir`.
         """
         check_rows("queries", queries)
         if threshold is not None and jnp.ndim(threshold):
