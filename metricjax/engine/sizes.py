@@ -65,8 +65,8 @@ COUNTED_LIMITS, COUNTED_DISTANCES = 4, 32  # counted in one sum
 SORTED_ROW = 4096  # entries of a row that accelerators sort at once in a search
 CANDIDATES_FROM = 512  # queries for which a search finds candidates by rounded products first
 BUDGET = 3 * 2**30  # bytes that a panel or block may take on accelerators
-# Bytes that go with a score: itself, its gradient, masks, and what a loss makes of it.
-_OF_PAIRS, _OF_CLASSES, _OF_POOLED = 24, 22, 36
+_OF_SCORE, _OF_POOLED = 24, 36  # bytes that go with a score: its gradient, masks, and what a loss makes of it
+_OF_FEATURE = 12  # bytes of a feature of a prototype: a copy, its gradient, and that of the scores
 _COPIED = 8  # bytes of a feature of references, which a search copies in float32 and in fewer bits or once more
 
 
@@ -109,7 +109,7 @@ def anchors_in_panel(n: int, m: int, budget: int = BUDGET, heavy: bool = False) 
     if n * m <= 2**16:
         return None
     quarter = max(1024, math.ceil(n / (4 * _TILE)) * _TILE)
-    affordable = _affordable(m * _OF_PAIRS * (3 if heavy else 1), budget)
+    affordable = _affordable(m * _OF_SCORE * (3 if heavy else 1), budget)
     return ByPlatform(min(n, max(8, min(512, 2**20 // m // 8 * 8))), _even_tiles(n, min(quarter, affordable)))
 
 
@@ -121,7 +121,8 @@ def classes_in_block(n: int, d: int, c: int, budget: int = BUDGET, pooled: int =
     """
     if max(n, d) * c <= 2**22:
         return None
-    affordable = _affordable((n + d) * (pooled * _OF_POOLED or _OF_CLASSES), budget)
+    of_class = pooled * (n + d) * _OF_POOLED or n * _OF_SCORE + d * _OF_FEATURE
+    affordable = _affordable(of_class, budget)
     return ByPlatform(min(c, max(64, 2**21 // n // 64 * 64)), _even_tiles(c, affordable))
 
 
