@@ -158,7 +158,7 @@ def references_in_block(m: int, d: int, k: int, budget: int = BUDGET) -> ByPlatf
     On accelerators blocks of one size, whose copies take half of the budget at most, and so do scores of 128 queries.
     """
     most = max(_TILE, budget // (2 * max(_COPIED * d, 4 * _TILE)) // _TILE * _TILE)
-    return ByPlatform(min(2**17, max(2**13, 2 ** math.ceil(math.log2(128 * k)))), _even_tiles(m, most))
+    return ByPlatform(min(2**17, max(2**14, 2 ** math.ceil(math.log2(256 * k)))), _even_tiles(m, most))
 
 
 def queries_in_panel(n: int, references: int, d: int, k: int, budget: int = BUDGET) -> ByPlatform:
