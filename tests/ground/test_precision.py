@@ -164,7 +164,7 @@ DOCUMENTED = {
 
 
 def test_errors_of_all_losses_are_documented():
-    assert list(DOCUMENTED) == list(precision_table.CASES)
+    assert list(DOCUMENTED) == list(precision_table.CASES), "see tests.helpers.precision_table"
     assert set(CATALOGUE) - set(DOCUMENTED) == set(ALONE)
 
 

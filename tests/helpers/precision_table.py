@@ -1,9 +1,11 @@
-"""The errors in docs/precision.md: `python -m tests.helpers.precision_table` prints the table, in some minutes.
+"""The errors in docs/precision.md: `python -m tests.helpers.precision_table [LOSS ...]` prints the table, in minutes.
 
 Embeddings are such as training makes: tight classes, each with another that looks like it. An error is that of the
 value, or the length of that of the gradient in the first argument, as a share of the whole. Operands of products at the
 default precision are rounded by `tests.helpers.rounding`.
 """
+
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +59,7 @@ def row(name: str) -> str:
 def main() -> None:
     print("| value and gradient of | " + " | ".join(f"{name} | " for name in COLUMNS) + " |")
     print("|---" * 7 + "|")
-    for name in CASES:
+    for name in sys.argv[1:] or CASES:
         print(row(name), flush=True)
 
 
