@@ -16,6 +16,7 @@ from jax import lax
 import metricjax as mj
 from metricjax import clusters, metrics, search
 from metricjax.search import Gallery
+from tests.helpers.batches import slow_unless
 
 D = 11
 EXACT = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
@@ -59,7 +60,10 @@ def test_every_public_function_of_embeddings_is_here():
                 assert f"{module.__name__.removeprefix('metricjax.')}.{name}" in RUNS
 
 
-@pytest.mark.parametrize("name", RUNS)
+OFTEN = ("search.top_k", "search.Gallery.identify", "metrics.retrieval", "metrics.pair_scores", "metrics.health")
+
+
+@pytest.mark.parametrize("name", slow_unless(OFTEN, RUNS))
 def test_all_products_are_exact(name, monkeypatch):
     seen, bind = [], lax.dot_general_p.bind
 
