@@ -338,6 +338,7 @@ def test_processes_agree_on_a_signal_and_on_what_the_first_one_found():
 def test_a_second_signal_ends_at_once():
     code = """
     import os, signal, interruption
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup leaves it ignored
     with interruption.noticed() as asked:
         os.kill(os.getpid(), signal.SIGINT)
         print(asked.agreed(True), flush=True)
