@@ -67,7 +67,7 @@ CANDIDATES_FROM = 512  # queries for which a search finds candidates by rounded 
 BUDGET = 3 * 2**30  # bytes that a panel or block may take on accelerators
 _OF_SCORE, _OF_POOLED = 24, 36  # bytes that go with a score: its gradient, masks, and what a loss makes of it
 _OF_FEATURE = 12  # bytes of a feature of a prototype: a copy, its gradient, and that of the scores
-_COPIED = 8  # bytes of a feature of references, which a search copies in float32 and in fewer bits or once more
+_COPIED, _SEARCHED = 12, 6  # bytes that go with a feature of references, and with a score, in a search
 
 
 class ByPlatform(NamedTuple):
@@ -140,8 +140,8 @@ def _affordable(bytes_of_row: int, budget: int) -> int:
 
 
 def _even_tiles(n: int, most: int) -> int:
-    """The size of the fewest parts of n of at most `most` each, in whole tiles."""
-    return n if n <= most else _whole_tiles(_even(n, most) + _TILE - 1) if most >= _TILE else most
+    """The size of the fewest parts of n of at most `most` each, in whole tiles if it can be."""
+    return n if n <= most else min(most, math.ceil(_even(n, most) / _TILE) * _TILE)
 
 
 def rows_sorted_at_once() -> int:
@@ -157,7 +157,7 @@ def references_in_block(m: int, d: int, k: int, budget: int = BUDGET) -> ByPlatf
 
     On accelerators blocks of one size, whose copies take half of the budget at most, and so do scores of 128 queries.
     """
-    most = max(_TILE, budget // (2 * max(_COPIED * d, 4 * _TILE)) // _TILE * _TILE)
+    most = max(_TILE, budget // (2 * max(_COPIED * d, _SEARCHED * _TILE)) // _TILE * _TILE)
     return ByPlatform(min(2**17, max(2**14, 2 ** math.ceil(math.log2(256 * k)))), _even_tiles(m, most))
 
 
@@ -167,7 +167,7 @@ def queries_in_panel(n: int, references: int, d: int, k: int, budget: int = BUDG
     On CPUs of at most 2²¹ scores. On accelerators they take what the references leave of the budget, with a few maxima
     of scores and with candidates.
     """
-    each = 4 * (references + references // 32 + candidates(n, references, k) * d)
+    each = _SEARCHED * (references + references // 32 + candidates(n, references, k) * d)
     most = _whole_tiles(max(0, budget - _COPIED * d * references) // each)
     return ByPlatform(_even(n, max(1, 2**21 // references)), _even_tiles(n, most))
 

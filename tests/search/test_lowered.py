@@ -6,6 +6,7 @@ from math import ceil
 import jax
 import jax.numpy as jnp
 import pytest
+from jax import lax
 
 import metricjax as mj
 from metricjax.engine.sizes import BUDGET
@@ -28,7 +29,7 @@ def products(text):
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize(
     "n, d, k, steps",
-    [(64, 128, 10, 1), (64, 1024, 10, 6), (4096, 128, 10, 8), (1024, 128, 100, 2), (4096, 1024, 10, 12)],
+    [(64, 128, 10, 1), (64, 1024, 10, 8), (4096, 128, 10, 16), (1024, 128, 100, 4), (4096, 1024, 10, 24)],
 )
 def test_accelerators_take_few_large_panels(platform, n, d, k, steps):
     panels = products(lowered(platform, n, d, k))
@@ -82,3 +83,13 @@ def test_a_gallery_is_exact(platform):
     verify = jax.jit(lambda queries: gallery.verify(queries, ids)).trace(queries)
     for traced in (identify, verify):
         assert "DEFAULT" not in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n, d, k", [(64, 128, 10), (4096, 128, 10), (1024, 128, 100), (4096, 1024, 10)])
+def test_panels_of_accelerators_stay_within_their_budget(n, d, k, monkeypatch):
+    """In the sizes that a GPU gets, compiled for a CPU, which keeps more than a GPU does."""
+    monkeypatch.setattr(lax, "platform_dependent", lambda *operands, default, **_: default(*operands))
+    shapes = (jax.ShapeDtypeStruct((rows, d), jnp.float32) for rows in (n, M + 1))  # which no other test has traced
+    program = jax.jit(lambda x, y: mj.search.top_k(x, y, k)).lower(*shapes).compile()
+    assert BUDGET / 8 < program.memory_analysis().temp_size_in_bytes <= BUDGET
