@@ -110,7 +110,7 @@ def loops(program: str) -> set[int]:
 ROWS_OF_PANELS = {4096: (256, 1024), 65536: (16, 2048), 262144: (8, 512)}
 
 
-@pytest.mark.parametrize("d", [128, 1024])
+@pytest.mark.parametrize("d", [128, pytest.param(1024, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("n", ROWS_OF_PANELS)
 def test_panels_fit_a_cache_on_cpus_and_are_few_on_accelerators(n, d):
     for loss in (mj.losses.supcon, mj.losses.triplet):
