@@ -25,13 +25,16 @@ from metricjax.engine.reductions import Loss, as_reduction
 from metricjax.ground.checks import check_batch, check_budget, check_fits, check_options
 from metricjax.ground.functions import by_content, check_function
 from metricjax.ground.pairwise import Pairwise, as_pairwise
-from metricjax.ground.precision import Precision, as_precision
+from metricjax.ground.precision import Precision
 
 __all__ = ["AnchorOptions", "Mean", "Pairs", "over_anchors", "over_pairs", "over_triplets"]
 
 
 def __dir__() -> list[str]:
     return __all__
+
+
+HOW = ("block_size", "memory_budget", "precision", "axis_name")  # options that say how a loss is run, not on what
 
 
 class AnchorOptions(TypedDict, total=False):
@@ -198,7 +201,7 @@ def _score(similarity, distance, options: AnchorOptions) -> tuple[Pairwise, bool
     if (similarity is None) == (distance is None):
         raise TypeError("give exactly one of `similarity` (larger is closer) and `distance` (smaller is closer)")
     score = as_pairwise(distance, "distance") if similarity is None else as_pairwise(similarity, "similarity")
-    return score.at(as_precision(options.get("precision"))), distance is None
+    return score.at(options.get("precision")), distance is None
 
 
 def _is_symmetric(score: Pairwise, relations: dict[str, Any], how: Settings, batch: Batch) -> bool:

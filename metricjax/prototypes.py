@@ -28,7 +28,7 @@ from metricjax.ground.checks import check_class_batch, check_class_labels, check
 from metricjax.ground.functions import by_content, check_function
 from metricjax.ground.numerics import existing, normalize, widen
 from metricjax.ground.pairwise import Pairwise, as_pairwise
-from metricjax.ground.precision import Precision, as_precision
+from metricjax.ground.precision import Precision
 
 __all__ = ["PrototypeOptions", "SoftmaxOptions", "add_classes", "class_means", "over_prototypes", "sample"]
 
@@ -122,7 +122,7 @@ def over_prototypes(
     for name, f in (("target", target), ("others", others), ("pool", pool)):
         if f is not None or name == "target":
             check_function(name, f)
-    score = as_pairwise(similarity, "similarity").at(as_precision(given.pop("precision", None)))
+    score = as_pairwise(similarity, "similarity").at(given.pop("precision", None))
     functions = by_content(target), by_content(others), score, by_content(pool)
     loss = ClassLoss(*functions, join, **given)
     check_class_batch(embeddings, labels, jax.tree.leaves(prototypes)[0], where, weights, classes, pool is not None)

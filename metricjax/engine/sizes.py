@@ -67,6 +67,7 @@ CANDIDATES_FROM = 512  # queries for which a search finds candidates by rounded 
 BUDGET = 3 * 2**30  # bytes that a panel or block may take on accelerators
 _OF_SCORE, _OF_POOLED = 24, 36  # bytes that go with a score: its gradient, masks, and what a loss makes of it
 _OF_FEATURE = 12  # bytes of a feature of a prototype: a copy, its gradient, and that of the scores
+_TILE = 128  # rows and columns that matrix units take at once
 _COPIED, _SEARCHED = 12, 6  # bytes that go with a feature of references, and with a score, in a search
 
 
@@ -124,9 +125,6 @@ def classes_in_block(n: int, d: int, c: int, budget: int = BUDGET, pooled: int =
     of_class = pooled * (n + d) * _OF_POOLED or n * _OF_SCORE + d * _OF_FEATURE
     affordable = _affordable(of_class, budget)
     return ByPlatform(min(c, max(64, 2**21 // n // 64 * 64)), _even_tiles(c, affordable))
-
-
-_TILE = 128  # rows and columns that matrix units take at once
 
 
 def _whole_tiles(rows: int) -> int:

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from metricjax import distances
-from metricjax.anchors import AnchorOptions, Mean, over_pairs
+from metricjax.anchors import HOW, AnchorOptions, Mean, over_pairs
 from metricjax.engine.reductions import Loss
 from metricjax.ground.numerics import a_row_for_none, logsumexp
 from metricjax.losses.pairs import hinge_mean
@@ -65,8 +65,8 @@ def lifted_structure(
     if options.get("references") is not None:
         columns = options.get("references"), options.get("reference_labels")
         where = options.get("reference_where")
-    rest = ("same", "miner", "block_size", "memory_budget", "precision", "axis_name")
-    how: dict[str, Any] = {name: value for name, value in options.items() if name in rest} | {"where": where}
+    shared = ("same", "miner", *HOW)
+    how: dict[str, Any] = {name: value for name, value in options.items() if name in shared} | {"where": where}
     near = over_pairs(_near_rows, *columns, margin, distance=distance, reduction=_values, heavy=True, **how)
     near = a_row_for_none(near)  # as the driver does for columns
     return over_pairs(_lifted_rows, embeddings, labels, margin, near, distance=distance, heavy=True, **options)

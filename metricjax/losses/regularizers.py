@@ -25,7 +25,7 @@ from metricjax.ground.checks import (
 from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import existing, norm, normalize, spoilt, widen
 from metricjax.ground.pairwise import Pairwise
-from metricjax.ground.precision import Precision, as_precision
+from metricjax.ground.precision import Precision
 
 __all__ = [
     "OtherRowOptions",
@@ -136,7 +136,7 @@ def koleo(embeddings: Float[Array, "n d"], *, epsilon: ArrayLike = 1e-8, **optio
     check_options("koleo", options, OtherRowOptions)
     rest = dict[str, Any](options)
     where, weights, reduction = (rest.pop(name, None) for name in ("where", "weights", "reduction"))
-    distance = distances.cosine.at(as_precision(rest.pop("precision", None)))
+    distance = distances.cosine.at(rest.pop("precision", None))
     how = Settings(quotient if reduction is None else as_reduction(reduction), **rest)
     return _koleo((how, distance), embeddings, epsilon, where, weights)
 

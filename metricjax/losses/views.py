@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from metricjax import distances, similarities
-from metricjax.anchors import Mean, over_pairs
+from metricjax.anchors import HOW, Mean, over_pairs
 from metricjax.engine.devices import row_ids, summed
 from metricjax.engine.pairs import static_or_traced
 from metricjax.engine.reductions import Loss, quotient, reduced, weighted
@@ -170,8 +170,7 @@ def alignment_uniformity(
     refuse_options("alignment_uniformity is not a mean over anchors", options, "miner", "reduction")
     _check_views(x, y, options)
     arrays = x, y, options.get("where"), options.get("weights")
-    names = ("block_size", "memory_budget", "precision", "axis_name")
-    settings = tuple((name, value) for name, value in options.items() if name in names)
+    settings = tuple((name, value) for name, value in options.items() if name in HOW)
     return _alignment_uniformity(settings, arrays, static_or_traced((alpha, t, uniformity), x))
 
 

@@ -71,16 +71,11 @@ def _scores(score: Pairwise, rows, columns):
     return scores, jnp.any(jnp.isnan(scores))
 
 
-def panels(
-    embeddings: jax.Array,
-    similarity: Callable = similarities.cosine,
-    columns: jax.Array | None = None,
-) -> Iterator[tuple[int, jax.Array]]:
-    """(first row, scores [rows, n]) for one panel of rows after the other; the columns are the rows unless given."""
-    score, columns = exactly(similarity, "similarity"), embeddings if columns is None else columns
-    height = sizes.rows_in_table(len(columns))
+def panels(embeddings: jax.Array, similarity: Callable = similarities.cosine) -> Iterator[tuple[int, jax.Array]]:
+    """(first row, scores [rows, n]) with all rows, for one panel of rows after the other."""
+    score, height = exactly(similarity, "similarity"), sizes.rows_in_table(len(embeddings))
     for start in range(0, len(embeddings), height):
-        scores, broken = _scores(score, embeddings[start : start + height], columns)
+        scores, broken = _scores(score, embeddings[start : start + height], embeddings)
         if broken:
             raise ValueError("similarity gives NaN for finite rows; nothing can be ranked by it")
         yield start, scores

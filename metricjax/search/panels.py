@@ -60,7 +60,8 @@ def by_platform(f: Callable[[bool], Any]) -> Any:
 def _among(options: Options, k: int, x, references, where, on_cpu: bool) -> Neighbours:
     n, (m, d) = len(x), references.shape
     of_platform = lambda size: size.cpu if on_cpu else size.accelerator
-    budget = options.memory_budget // (1 if options.score.product else 2)  # other scores may hold copies of their own
+    budget = sizes.in_float32(options.memory_budget, x.dtype)
+    budget //= 1 if options.score.product else 2  # other scores may hold copies of their own
     size = options.block_size
     size = min(m, of_platform(sizes.references_in_block(m, d, k, budget)) if size == "auto" else int(size))
     x = _in_panels(x, of_platform(sizes.queries_in_panel(n, size, d, k, budget)))

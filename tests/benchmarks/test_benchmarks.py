@@ -1,10 +1,10 @@
 """The benchmarks run, on batches too small to tell anything, and leave their table and plot."""
 
 import importlib
-import json
 
-import jax
 import pytest
+
+from tests.helpers.benchmark_runs import run_benchmark
 
 RUNS = {
     "losses": ["--shapes", "64x8", "--losses", "supcon", "triplet, all", "the README's own", "--rounds", "1"],
@@ -47,16 +47,12 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_benchmark_runs(name, monkeypatch, tmp_path, capsys):
     benchmark = importlib.import_module(f"benchmarks.{name}")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", [name, *RUNS[name]])
     if name == "peers":
         monkeypatch.setattr(benchmark, "PEERS", {"optax": benchmark.optax_contestants})
     if name == "variants":
         monkeypatch.setattr(benchmark, "LOSSES", dict(list(benchmark.LOSSES.items())[:1]))
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        benchmark.main()
+    saved = run_benchmark(benchmark, RUNS[name], monkeypatch, tmp_path)
     assert name in capsys.readouterr().out
-    saved = json.loads((tmp_path / f"runs/benchmarks/{name}.json").read_text())
     assert saved["rows"]
     assert saved["machine"]["jax"]
     assert (tmp_path / f"runs/benchmarks/{name}.png").stat().st_size > 1000

@@ -1,20 +1,13 @@
 """The benchmark of clusters runs, on sets too small to tell anything, and leaders are those of the definition."""
 
-import json
-
-import jax
-
 from benchmarks import clusters
+from tests.helpers.benchmark_runs import run_benchmark
 
 
 def test_benchmark_of_clusters_runs(monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)
     arguments = "--means 300x8x20 --leaders 120x16x12 --pairs 60x8 --steps 3 --rounds 1"
-    monkeypatch.setattr("sys.argv", ["clusters", *arguments.split()])
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        clusters.main()
+    saved = run_benchmark(clusters, arguments.split(), monkeypatch, tmp_path)
     assert "leaders 120x16x12" in capsys.readouterr().out
-    saved = json.loads((tmp_path / "runs/benchmarks/clusters.json").read_text())
     rows = {row["name"]: row for row in saved["rows"]}
     assert list(rows) == ["k-means 300x8x20", "leaders 120x16x12", "health 60x8", "components 60x8"]
     assert rows["k-means 300x8x20"]["ours steps"] == 3 < rows["k-means 300x8x20"]["until it ends steps"]

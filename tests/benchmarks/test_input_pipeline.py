@@ -1,23 +1,17 @@
 """The benchmark of the input pipeline runs, on batches too small to tell anything, and leaves its table and plot."""
 
 import functools
-import json
-
-import jax
 
 from benchmarks import input_pipeline
 from metricjax import encoders
+from tests.helpers.benchmark_runs import run_benchmark
 
 
 def test_every_stage_is_timed(monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(input_pipeline, "SIZE", (16, 16))
     monkeypatch.setattr(encoders, "SmallResNet", functools.partial(encoders.SmallResNet, widths=(4,)))
     arguments = ["--batch", "8", "--threads", "0", "2", "--workers", "--rounds", "1"]
-    monkeypatch.setattr("sys.argv", ["input_pipeline", *arguments])
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        input_pipeline.main()
-    rows = json.loads((tmp_path / "runs/benchmarks/input_pipeline.json").read_text())["rows"]
+    rows = run_benchmark(input_pipeline, arguments, monkeypatch, tmp_path)["rows"]
     stages = {row["stage"]: row for row in rows}
     assert {"read", "read, decode", "align", "batches, 0 threads", "batches, 2 threads"} < stages.keys()
     assert all(row["images_per_second"] > 0 for row in rows)

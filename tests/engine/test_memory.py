@@ -6,7 +6,6 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from jax import lax
 
 from metricjax.engine.sizes import BUDGET
 from tests.helpers.batches import slow_unless
@@ -47,9 +46,8 @@ def test_temporaries_are_linear_in_the_batch(name):
 
 
 @pytest.mark.parametrize("name", slow_unless(("supcon", "triplet-swap-all", "histogram"), PAIRS))
-def test_panels_of_accelerators_stay_within_their_budget(name, monkeypatch):
+def test_panels_of_accelerators_stay_within_their_budget(name, accelerator_sizes):
     """In the sizes that a GPU gets, compiled for a CPU, which keeps more than a GPU does."""
-    monkeypatch.setattr(lax, "platform_dependent", lambda *operands, default, **_: default(*operands))
     n = 40_000  # which no other test has: what was traced for it before would be taken
     used = compiled(PAIRS[name], n).memory_analysis().temp_size_in_bytes
     assert used <= BUDGET + ALLOWED.get(name, (3, 0))[0] * n * D * 4
@@ -59,8 +57,7 @@ def test_panels_of_accelerators_stay_within_their_budget(name, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("name", ["arcface", "sphereface", "proxy_anchor", "sub_center_arcface", "soft_triple"])
-def test_blocks_of_accelerators_stay_within_their_budget(name, dtype, monkeypatch):
-    monkeypatch.setattr(lax, "platform_dependent", lambda *operands, default, **_: default(*operands))
+def test_blocks_of_accelerators_stay_within_their_budget(name, dtype, accelerator_sizes):
     case, n, d, c = CLASSES[name], 1000, 64, 400_000
     shapes = ((n, d), (c, 5, d) if case.several else (c, d))
     with jax.enable_x64(dtype == jnp.float64):
