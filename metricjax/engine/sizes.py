@@ -282,9 +282,9 @@ def levels_and_buckets(n: int) -> tuple[int, int]:
     return levels, min(2**20, 16 * levels)
 
 
-def rows_in_tally(columns: int) -> int:
-    """Rows of places that are tallied on the host at a time: 2¹⁹ places."""
-    return max(1, 2**19 // columns)
+def rows_in_tally(rows: int) -> int:
+    """Rows of a tile of scores whose places are tallied at a time: an eighth, so that places take less memory."""
+    return max(1, rows // 8)
 
 
 def scores_sorted_at_once() -> int:
@@ -293,11 +293,11 @@ def scores_sorted_at_once() -> int:
 
 
 def rows_in_sorted_tile(n: int) -> int:
-    """Rows, and columns, of a tile of scores of all pairs: at most 1024 of each.
+    """Rows, and columns, of a tile of scores of all pairs: at most 1024 of each, or 512 for few rows.
 
     A power of two, so that sets of about one size share what is compiled.
     """
-    return min(1024, 1 << max(3, (n - 1).bit_length()))
+    return min(512 if n <= 2**13 else 1024, 1 << max(3, (n - 1).bit_length()))
 
 
 def rows_in_summed_tile(n: int) -> int:

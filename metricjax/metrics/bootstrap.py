@@ -239,8 +239,7 @@ def _highest(pairs: AllPairs, count: int) -> tuple[np.ndarray, np.ndarray, np.nd
         return held if held.shape[1] <= count else held[:, held[0] >= np.partition(held[0], -count)[-count]]
 
     for tile in pairs.tiles():
-        mask = tile.scores >= floor
-        mask = mask if tile.impostor_mask is None else mask & tile.impostor_mask
+        mask = (tile.scores >= floor) & tile.impostor_mask()
         row, column = np.nonzero(mask)
         waiting.append(np.stack([tile.scores[mask], tile.row + row, tile.column + column]))
         if sum(part.shape[1] for part in waiting) > count:
@@ -264,10 +263,9 @@ def _accepted_genuine(pairs: AllPairs, people: np.ndarray, number: int, threshol
     """[people, thresholds + 1]: how many genuine pairs of each person are accepted, last without a threshold."""
     counts = np.zeros((number, len(thresholds) + 1), np.int64)
     for tile in pairs.tiles(near=True):
-        if tile.genuine_mask is not None:
-            row = np.nonzero(tile.genuine_mask)[0]
-            place = np.searchsorted(-thresholds, -tile.genuine())
-            np.add.at(counts, (people[tile.row + row], place), 1)
+        row, column = tile.genuine_pairs()
+        place = np.searchsorted(-thresholds, -tile.scores[row, column])
+        np.add.at(counts, (people[tile.row + row], place), 1)
     return np.cumsum(counts, axis=1)
 
 

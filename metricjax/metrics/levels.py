@@ -1,73 +1,110 @@
 """How many scores lie below each of some levels, and how many at most at it: what a curve is made of."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from metricjax.engine import sizes
+from metricjax.ground.functions import jitted
 
-__all__ = ["Counts"]
+_LANES = 8  # counters that scores below all levels take turns at: they are many, and one would wait for itself
+
+__all__ = ["Counts", "Started", "scored"]
+
+
+class Started(NamedTuple):
+    """A tile that the device works on: its scores, whether all are finite, which count, how many are yet unclear.
+
+    `counts` is None if all do, `unclear` if none was looked at.
+    """
+
+    scores: jax.Array
+    finite: jax.Array
+    counts: jax.Array | None
+    unclear: jax.Array | None
 
 
 class Counts:
     """How many scores lie below each of the rising levels, how many at most at it, and how many there are. Exact.
 
     Scores come as a list, which is sorted, or as a tile on the device. There one look into a table says between which
-    levels a score lies: its buckets are so fine that most hold no level, or one. Scores of the other buckets are few
-    enough to be sorted.
+    levels a score lies, and these places are tallied: the table's buckets are so fine that most hold no level, or one.
+    Scores of the other buckets are few enough to be sorted.
     """
 
     def __init__(self, levels: np.ndarray):
-        self.levels, self.total = levels, 0
+        self.levels, self._sorted = levels, 0
         self._below, self._at_most = np.zeros(len(levels), np.int64), np.zeros(len(levels), np.int64)
         self._unclear: list[np.ndarray] = []
         self._table: Any = _table(levels)
-        self._placed = np.zeros(2 * (len(levels) if self._table is None else len(self._table[0]) - 2) + 1, np.int64)
+        places = 2 * (len(levels) + 2 if self._table is None else len(self._table[0])) + _LANES - 2
+        self._placed, self._tally, self._tallied = np.zeros(places, np.int64), jnp.zeros(places, jnp.int32), 0
+
+    @property
+    def total(self) -> int:
+        self._settle()
+        return self._sorted + int(np.sum(self._placed[:-2]))
 
     def below(self, levels: np.ndarray) -> np.ndarray:
         """How many scores lie below each of some of the levels."""
         self._settle()
         place = np.searchsorted(self.levels, levels)
-        return (self._below + np.cumsum(self._placed)[: 2 * len(self.levels) : 2])[place]
+        return (self._below + self._reached()[0])[place]
 
     def at_most(self, levels: np.ndarray) -> np.ndarray:
         """How many scores lie below each of some of the levels, or at it."""
         self._settle()
         place = np.searchsorted(self.levels, levels)
-        return (self._at_most + np.cumsum(self._placed)[1 : 2 * len(self.levels) : 2])[place]
+        return (self._at_most + self._reached()[1])[place]
 
     def add(self, scores: np.ndarray) -> None:
-        self.total += len(scores)
         self._unclear.append(scores)
         if sum(map(len, self._unclear)) >= sizes.scores_sorted_at_once():
-            self._settle()
+            self._sort()
 
-    def started(self, scores: jax.Array, counts: jax.Array | None) -> tuple:
-        """Of a tile and a mask of its scores that count, what `add_tile` needs, which the device works on."""
-        return scores, counts, None if self._table is None else _places(scores, counts, *self._table)
+    def started(self, compare: Callable, rows, columns, counts: jax.Array | None) -> Started:
+        """A tile of the scores of rows with columns, those that count; `add_tile` has to be told when it is done."""
+        if self._table is None:
+            scores, finite = scored(compare, rows, columns)
+            return Started(scores, finite, counts, None)
+        if self._tallied + len(rows) * len(columns) > np.iinfo(np.int32).max:
+            self._collect()
+        self._tallied += len(rows) * len(columns)
+        found = _tallied(compare, self._tally, rows, columns, counts, self._table)
+        self._tally, scores, finite, unclear = found
+        return Started(scores, finite, counts, unclear)
 
-    def add_tile(self, scores: jax.Array, counts: jax.Array | None, places: jax.Array | None) -> None:
-        table = np.asarray(scores)
-        if places is None:
-            self.add(table[... if counts is None else np.asarray(counts)].ravel())
-            return
-        where, last = np.asarray(places), len(self._placed) + 1
-        height = sizes.rows_in_tally(where.shape[1])
-        for rows in (slice(start, start + height) for start in range(0, len(where), height)):
-            found = np.bincount(where[rows].ravel(), minlength=last + 1)
-            self._placed += found[: last - 1]
-            self.total += int(np.sum(found[: last - 1]))
-            if found[last]:
-                self.add(table[rows].ravel()[np.flatnonzero(where[rows] == last)])
+    def add_tile(self, tile: Started) -> None:
+        if tile.unclear is None:
+            self.add(np.asarray(tile.scores)[... if tile.counts is None else np.asarray(tile.counts)].ravel())
+        elif tile.unclear > 0:
+            places = np.asarray(_places(tile.scores, tile.counts, *self._table))
+            self.add(np.asarray(tile.scores)[places == len(self._placed) - 1])
 
-    def _settle(self) -> None:
+    def _reached(self) -> np.ndarray:
+        """[2, levels]: of the scores in tiles, how many lie below each level, and how many at most at it."""
+        placed = np.cumsum(self._placed)[_LANES - 1 :]
+        return placed[: 2 * len(self.levels)].reshape(-1, 2).T
+
+    def _collect(self) -> None:
+        """Take the device's tally over, before its numbers grow too large."""
+        self._placed += np.asarray(self._tally)
+        self._tally, self._tallied = jnp.zeros_like(self._tally), 0
+
+    def _sort(self) -> None:
         """Count the scores that wait: they are sorted together."""
         scores, self._unclear = np.sort(np.concatenate([self.levels[:0], *self._unclear])), []
+        self._sorted += len(scores)
         self._below += _lower(scores, self.levels, "left")
         self._at_most += _lower(scores, self.levels, "right")
+
+    def _settle(self) -> None:
+        self._collect()
+        self._sort()
 
 
 def _lower(scores: np.ndarray, levels: np.ndarray, side: Literal["left", "right"]) -> np.ndarray:
@@ -101,9 +138,28 @@ def _bucket(scores, lowest, scale, buckets: int):
     return jnp.clip((scores - lowest) * scale, 0, buckets - 1).astype(jnp.int32)
 
 
+@jitted
+def scored(compare, rows, columns):
+    """Scores of rows with columns, and whether all are finite."""
+    scores = compare(rows, columns).astype(rows.dtype)
+    return scores, jnp.all(jnp.isfinite(scores))
+
+
+@jitted
+def _tallied(compare, tally, rows, columns, counts, table):
+    """The tally with a tile, its scores, whether all are finite, and how many are unclear: one program, few buffers."""
+    scores, finite = scored(compare, rows, columns)
+    found, height = tally, sizes.rows_in_tally(len(scores))
+    for start in range(0, len(scores), height):
+        some, count = (None if a is None else a[start : start + height] for a in (scores, counts))
+        found = found.at[_places(some, count, *table)].add(1, mode="promise_in_bounds")
+    return found, scores, finite, found[-1] - tally[-1]
+
+
 @jax.jit
 def _places(scores, counts, levels, table, lowest, scale):
-    """Twice the number of levels below each score, and one more if it is at a level.
+    """Of scores below all levels one of `_LANES` places, by turns. Of others twice the number of levels below, and one
+    more if it is at a level, and the places before.
 
     Past all these: the last but one for what does not count, and the last for what lies in a bucket of several levels.
     """
@@ -112,4 +168,6 @@ def _places(scores, counts, levels, table, lowest, scale):
     level = levels.at[first].get(mode="promise_in_bounds")
     one = lambda mask: mask.astype(jnp.int32)
     place = 2 * (first + one(level < scores)) + one(level == scores)
-    return place if counts is None else jnp.where(counts, place, 2 * len(levels) - 3)
+    turn = jnp.arange(scores.shape[1], dtype=jnp.int32) & _LANES - 1
+    place = jnp.where(place == 0, turn, place + _LANES - 1)
+    return place if counts is None else jnp.where(counts, place, 2 * len(levels) + _LANES - 4)

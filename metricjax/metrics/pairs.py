@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from metricjax.ground.checks import check_batch
 from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import widen
 from metricjax.ground.pairwise import exactly
-from metricjax.metrics.levels import Counts
+from metricjax.metrics.levels import Counts, Started, scored
 from metricjax.metrics.sets import check_finite, check_flat_labels, numbered
 from metricjax.metrics.thresholds import ErrorRates, as_threshold
 from metricjax.metrics.verification import PairScores, Roc
@@ -23,25 +23,41 @@ from metricjax.metrics.verification import PairScores, Roc
 __all__ = ["AllPairs", "Rows", "Tile", "group_pair_rates", "pair_scores", "scores_at_levels"]
 
 _HISTOGRAM = np.linspace(-1, 1, 101)
+T = TypeVar("T")
 
 
 class Tile(NamedTuple):
-    """Scores of consecutive rows with consecutive columns, and which of them are pairs of each kind.
+    """Scores of consecutive rows with consecutive columns, whose labels rise, and which of them are pairs.
 
-    Masks are None where labels say it for the whole tile: no pair is genuine, and every pair is one of impostors.
+    `alone` says that these are the same rows, where a pair is once: in the columns past its row.
     """
 
     row: int
     column: int
     scores: np.ndarray
-    genuine_mask: np.ndarray | None
-    impostor_mask: np.ndarray | None
+    people: np.ndarray
+    others: np.ndarray
+    alone: bool
+
+    def genuine_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows and the columns of the pairs of one person."""
+        first, past = (np.searchsorted(self.others, self.people, side) for side in ("left", "right"))
+        first = np.arange(1, len(first) + 1) if self.alone else first
+        many = past - first
+        rows = np.repeat(np.arange(len(many)), many)
+        return rows, np.arange(len(rows)) + (first - np.cumsum(many) + many)[rows]
 
     def genuine(self) -> np.ndarray:
-        return self.scores[:0].ravel() if self.genuine_mask is None else self.scores[self.genuine_mask]
+        return self.scores[self.genuine_pairs()]
+
+    def impostor_mask(self) -> np.ndarray:
+        differ = np.ones(self.scores.shape, bool)
+        if self.people[0] <= self.others[-1] and self.others[0] <= self.people[-1]:
+            differ = self.people[:, None] != self.others[None]
+        return np.triu(differ, 1) if self.alone else differ
 
     def impostors(self) -> np.ndarray:
-        return self.scores.ravel() if self.impostor_mask is None else self.scores[self.impostor_mask]
+        return self.scores[self.impostor_mask()]
 
 
 class Rows(NamedTuple):
@@ -94,42 +110,46 @@ class AllPairs:
         full = [np.pad(part, ((0, side - len(part)), (0, 0)), mode="edge") for part in parts]
         return Rows(labels, [_embedded(self.similarity.embed, part) for part in full], side)
 
-    def scores(self, near: bool = False) -> Iterator[tuple[int, int, jax.Array]]:
-        """(block of rows, block of columns, their scores on the device); with `near` only where people meet themselves.
+    def _tiles(self, near: bool = False) -> Iterator[tuple[int, int]]:
+        """(block of rows, block of columns); with `near` only where people meet themselves.
 
         Of a set alone, tiles below the diagonal are left out.
         """
-        started: Iterator[Any] = (
-            (i, j, *_scores(self.similarity.compare, x, self.columns.blocks[j]))
-            for i, x in enumerate(self.rows.blocks)
-            for j in range(i if self.alone else 0, len(self.columns.blocks))
-            if not near or self._meet(i, j)
-        )
-        # The device starts on a tile before the host has counted the one before it.
-        for (i, j, scores, finite), _ in pairwise(chain(started, [()])):
-            if not finite:
-                raise ValueError("similarity gives NaN or infinity for finite rows; no threshold can tell such scores")
+        for i in range(len(self.rows.blocks)):
+            for j in range(i if self.alone else 0, len(self.columns.blocks)):
+                if not near or self._meet(i, j):
+                    yield i, j
+
+    def scores(self, near: bool = False) -> Iterator[tuple[int, int, jax.Array]]:
+        """(block of rows, block of columns, their scores on the device)."""
+        blocks = self.rows.blocks, self.columns.blocks
+        tiles = ((i, j, *scored(self.similarity.compare, blocks[0][i], blocks[1][j])) for i, j in self._tiles(near))
+        for i, j, scores, finite in _ahead(tiles):
+            _check(finite)
             yield i, j, scores
 
     def tiles(self, near: bool = False) -> Iterator[Tile]:
         """`scores` on the host."""
         for i, j, scores in self.scores(near):
             a, b = self.rows.part(i), self.columns.part(j)
-            genuine = impostors = None
-            if self._meet(i, j):
-                same = a[:, None] == b[None]
-                genuine, impostors = (same, ~same) if not self.alone or i < j else (np.triu(same, 1), np.triu(~same, 1))
-            start = (i * self.rows.side, j * self.columns.side)
-            yield Tile(*start, np.asarray(scores)[: len(a), : len(b)], genuine, impostors)
+            part = np.asarray(scores)[: len(a), : len(b)]
+            yield Tile(i * self.rows.side, j * self.columns.side, part, a, b, self.alone and i == j)
 
-    def impostors(self) -> Iterator[tuple[jax.Array, jax.Array | None]]:
-        """`scores`, and which of them are of pairs of different people, on the device; None for all."""
+    def count_impostors(self, counts: Counts) -> None:
+        """Add the scores of all pairs of different people."""
         filled = lambda who, rows: np.pad(who, (0, rows.side * len(rows.blocks) - len(who)), constant_values=-1)
-        blocks = lambda who, rows: jnp.asarray(filled(who, rows).reshape(-1, rows.side), jnp.int32)
+        blocks = lambda who, rows: filled(who, rows).astype(np.int32).reshape(-1, rows.side)
         rows, columns = map(blocks, numbered(self.rows.labels, self.columns.labels), (self.rows, self.columns))
-        for i, j, scores in self.scores():
-            part = self._meet(i, j) or (len(self.rows.part(i)), len(self.columns.part(j))) != scores.shape
-            yield scores, _differ(rows[i], columns[j], jnp.asarray(self.alone and i == j)) if part else None
+
+        def started(i: int, j: int) -> Started:
+            x, y = self.rows.blocks[i], self.columns.blocks[j]
+            whole = not self._meet(i, j) and (len(self.rows.part(i)), len(self.columns.part(j))) == (len(x), len(y))
+            which = None if whole else _differ(rows[i], columns[j], self.alone and i == j)
+            return counts.started(self.similarity.compare, x, y, which)
+
+        for tile in _ahead(started(i, j) for i, j in self._tiles()):
+            _check(tile.finite)
+            counts.add_tile(tile)
 
     def _meet(self, i: int, j: int) -> bool:
         a, b = self.rows.part(i), self.columns.part(j)
@@ -145,10 +165,15 @@ def _embedded(embed, rows):
     return embed(widen(rows))
 
 
-@jitted
-def _scores(compare, rows, columns):
-    scores = compare(rows, columns).astype(rows.dtype)
-    return scores, jnp.all(jnp.isfinite(scores))
+def _ahead(tiles: Iterator[T]) -> Iterator[T]:
+    """The same; the device starts on each before the host looks at the one before it."""
+    for tile, _ in pairwise(chain(tiles, [None])):
+        yield cast(T, tile)
+
+
+def _check(finite) -> None:
+    if not finite:
+        raise ValueError("similarity gives NaN or infinity for finite rows; no threshold can tell such scores")
 
 
 @jax.jit
@@ -212,8 +237,7 @@ def scores_at_levels(pairs: AllPairs, bins: int | ArrayLike | None = None) -> Pa
         n, m = len(pairs.rows.labels), len(pairs.columns.labels)
         among = f"no two rows of the same person among {n}" if pairs.alone else f"nobody of the {m} references"
         raise ValueError(f"labels has {among}; there is nothing to verify")
-    for started, _ in pairwise(chain((impostors.started(*tile) for tile in pairs.impostors()), [()])):
-        impostors.add_tile(*started)
+    pairs.count_impostors(impostors)
     if not impostors.total:
         raise ValueError("labels has one person only; wanted pairs of different people")
     # Devices take the number just above 0, which is not normal, for 0.

@@ -45,7 +45,8 @@ def test_counts_equal_loops(scores, levels, sized, dtype, rng, monkeypatch, x64)
     which = rng.random(tile.shape) < 0.7
     found = Counts(levels)
     for some, mask in ((tile, which), (other, None)):
-        found.add_tile(*found.started(jnp.asarray(some), None if mask is None else jnp.asarray(mask)))
+        mask = None if mask is None else jnp.asarray(mask)
+        found.add_tile(found.started(jnp.multiply, jnp.asarray(some), jnp.ones_like(some), mask))
     found.add(tile[0])
     every = np.concatenate([tile, other, tile[:1]])
     below, at_most, total = counted(levels, every, np.concatenate([which, np.ones((25, 20), bool)]))

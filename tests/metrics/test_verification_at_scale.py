@@ -123,10 +123,10 @@ def test_references_and_rows_that_do_not_exist(rng):
 def test_tiles_below_the_diagonal_are_not_computed(rng, monkeypatch):
     z, _ = a_set(rng, 64, 10)
     seen = []
-    original = pairs._scores
-    monkeypatch.setattr(pairs, "_scores", lambda *a: seen.append(a[1].shape) or original(*a))
+    original = pairs._ahead
+    monkeypatch.setattr(pairs, "_ahead", lambda tiles: original(seen.append(1) or tile for tile in tiles))
     M.pair_scores(z, np.arange(64) // 4, dot)
-    assert seen == [(16, 4)] * (4 + 10)  # once where people meet themselves, once for all
+    assert len(seen) == 4 + 10  # once where people meet themselves, once for all
 
 
 def test_embeddings_in_bfloat16_are_compared_in_float32(rng):
