@@ -2,7 +2,7 @@
 
     python -m benchmarks.metrics [--retrieval 10000x128 60000x128 ...] [--pairs 5000x128 ... 45000x128] [--listed 5000]
                                  [--bands 5000x128 ...] [--searches 1000x100000x128 ...] [--labels 10000 ...]
-                                 [--rounds 3] [--peer-rows 20000]
+                                 [--rounds 5] [--peer-rows 20000]
 
 - retrieval, rows x features: `mj.metrics.retrieval`, and `AccuracyCalculator` (precision at 1, R-precision, MAP@R) with
   its nearest neighbours by PyTorch;
@@ -164,7 +164,7 @@ def main():
     parser.add_argument("--bands", nargs="*", default=["5000x128"])
     parser.add_argument("--searches", nargs="*", default=["1000x100000x128"])
     parser.add_argument("--labels", nargs="*", type=int, default=[10000])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     numbers = lambda shape: map(int, shape.split("x"))
     # Made one at a time, so that no two sets are in memory.

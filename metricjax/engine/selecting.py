@@ -112,8 +112,8 @@ def comes_before(value, index, other, other_index):
     return (value > other) | ((value == other) & (index < other_index))
 
 
-def counted_before(x: Shaped[Array, "r m"], columns: Int[Array, "r p"], used: Int[Array, ""]):
-    """How many entries of a row come before those at its first `used` columns [r, p]; and whether any is NaN.
+def counted_before(x: Shaped[Array, "r m"], columns: Int[Array, "r p"], used: Int[Array, ""]) -> Int[Array, "r p"]:
+    """How many entries of a row come before those at its first `used` columns.
 
     Entries come in the order of `comes_before`; NaN comes before nothing. One comparison tells of an entry in a group
     of columns all before, or all after, the one asked for: with its value, or with the next number above. Its own
@@ -122,18 +122,14 @@ def counted_before(x: Shaped[Array, "r m"], columns: Int[Array, "r p"], used: In
     length = min(_LIMITS_AT_ONCE, -(-columns.shape[1] // _CHUNK) * _CHUNK)
     padded = jnp.pad(columns, [(0, 0), (0, -columns.shape[1] % length)])
 
-    def add(i, carry):
-        before, unordered = carry
+    def add(i, before):
         for start in range(0, length, _CHUNK):
             column = lax.dynamic_slice_in_dim(padded, i * length + start, _CHUNK, axis=1)
-            found, broken = _some_before(x, column)
-            before = lax.dynamic_update_slice_in_dim(before, found, i * length + start, axis=1)
-            unordered |= broken
-        return before, unordered
+            before = lax.dynamic_update_slice_in_dim(before, _some_before(x, column), i * length + start, axis=1)
+        return before
 
-    start = varying((jnp.zeros(padded.shape, jnp.int32), jnp.zeros((), bool)), x)
-    before, unordered = lax.fori_loop(0, -(-used // length), add, start)
-    return before[:, : columns.shape[1]], unordered
+    start = varying(jnp.zeros(padded.shape, jnp.int32), x)
+    return lax.fori_loop(0, -(-used // length), add, start)[:, : columns.shape[1]]
 
 
 def _some_before(x, columns):
@@ -143,25 +139,22 @@ def _some_before(x, columns):
     numbers = lambda start, stop: jnp.arange(start, stop, dtype=jnp.int32)[None, None]
     rest = x[:, None, whole * width :]
     before = jnp.sum(comes_before(rest, numbers(whole * width, m), value, column), axis=2, dtype=jnp.int32)
-    broken = jnp.any(jnp.isnan(rest))
     if whole:
         groups = x[:, : whole * width].reshape(r, whole, width)
         # The barrier: limits are computed once, not for each comparison.
         limits = lax.optimization_barrier(jnp.where(numbers(0, whole) < group, value, _next_above(value)))
-        counts = _counted_in_groups(groups.reshape(r, whole, _TOGETHER, -1), limits)
+        before += _counted_in_groups(groups.reshape(r, whole, _TOGETHER, -1), limits)
         own = jnp.take_along_axis(groups, group, axis=1)
         equal = (own == value) & (numbers(0, width) < column % width) & (group < whole)
-        before += counts[:, :_CHUNK] + jnp.sum(equal, axis=2, dtype=jnp.int32)
-        broken |= jnp.any(counts[:, _CHUNK] > 0)
-    return before, broken
+        before += jnp.sum(equal, axis=2, dtype=jnp.int32)
+    return before
 
 
-def _counted_in_groups(groups: Shaped[Array, "r g t l"], limits: Shaped[Array, "r k g"]) -> Int[Array, "r k+1"]:
-    """How many entries of each row reach the limits of their groups, and how many are NaN, counted in one sum."""
-    hits = [groups >= limits[:, k, :, None, None] for k in range(_CHUNK)] + [jnp.isnan(groups)]
-    ones = [hit.astype(jnp.int32) << _BITS * k for k, hit in enumerate(hits)]
+def _counted_in_groups(groups: Shaped[Array, "r g t l"], limits: Shaped[Array, "r k g"]) -> Int[Array, "r k"]:
+    """How many entries of each row reach the limits of their groups, all counted in one sum."""
+    ones = [(groups >= limits[:, k, :, None, None]).astype(jnp.int32) << _BITS * k for k in range(_CHUNK)]
     packed = lax.reduce(sum(ones), jnp.int32(0), lax.add, (2,))
-    return jnp.stack([jnp.sum(packed >> _BITS * k & 2**_BITS - 1, axis=(1, 2)) for k in range(_CHUNK + 1)], axis=1)
+    return jnp.stack([jnp.sum(packed >> _BITS * k & 2**_BITS - 1, axis=(1, 2)) for k in range(_CHUNK)], axis=1)
 
 
 def _next_above(x):

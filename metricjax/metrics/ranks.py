@@ -143,16 +143,19 @@ def _counted(score: Pairwise, x, y, queries, columns, relevant, own, left_out=No
 
 @jitted
 def _counted_in_panels(score: Pairwise, x, y, lists):
+    largest = jnp.max(jnp.abs(y))
+
     def panel(broken, given):
         x, (columns, relevant, own, left_out) = given
+        x = score.embed(widen(x))
         scores = _scores(score, x, y)
+        # A product that cannot overflow is no NaN: to look for one in all scores takes some time.
+        known = score.product & (jnp.max(jnp.abs(x)) * largest < jnp.finfo(x.dtype).max / x.shape[1])
+        broken |= lax.cond(known, lambda: jnp.zeros((), bool), lambda: jnp.any(jnp.isnan(scores)))
         if left_out is not None:
-            broken |= jnp.any(jnp.isnan(scores))
             whole = jnp.issubdtype(scores.dtype, jnp.integer)
             scores = jnp.where(left_out, jnp.iinfo(jnp.int32).min if whole else jnp.nan, scores)
-        before, unordered = counted_before(scores, columns, jnp.max(relevant))
-        if left_out is None:
-            broken |= unordered
+        before = counted_before(scores, columns, jnp.max(relevant))
         value = lambda index: jnp.take_along_axis(scores, index, axis=1)
         own = own[:, None]
         own_before = (own >= 0) & comes_before(value(own), own, value(columns), columns)
@@ -163,7 +166,7 @@ def _counted_in_panels(score: Pairwise, x, y, lists):
 
 
 def _scores(score: Pairwise, x, y):
-    scores = score.compare(score.embed(widen(x)), y)
+    scores = score.compare(x, y)
     return scores.astype(jnp.int32) if jnp.issubdtype(scores.dtype, jnp.integer) else widen(scores)
 
 
@@ -190,7 +193,7 @@ def _table(score: Pairwise, x, y, queries: np.ndarray) -> np.ndarray:
 
 @jitted
 def _checked_scores(score: Pairwise, x, y):
-    scores = _scores(score, x, y)
+    scores = _scores(score, score.embed(widen(x)), y)
     return scores, jnp.any(jnp.isnan(scores))
 
 

@@ -79,7 +79,7 @@ def test_a_search_on_accelerators_stays_in_its_budget_in_whole_tiles(budget, d, 
 def test_sorted_tiles_are_powers_of_two_that_hold_small_sets_whole(n):
     side = sizes.rows_in_sorted_tile(n)
     assert side & (side - 1) == 0 and 8 <= side <= 1024
-    assert side >= min(n, 1024)
+    assert side >= min(n, 512)
 
 
 def test_a_calibration_holds_all_impostors_where_they_are_few():

@@ -254,15 +254,25 @@ def test_counts_of_what_comes_before_equal_loops(m, p, dtype, rng):
     values = [-np.inf, -1, -0.0, 0.0, np.finfo(np.float32).tiny, 1, np.inf] if dtype == np.float32 else [-2, 0, 7]
     x, columns = rng.choice(np.array(values, dtype), (3, m)), rng.integers(0, m, (3, p)).astype(np.int32)
     ahead = lambda row, j: sum(value > row[j] or (value == row[j] and i < j) for i, value in enumerate(row))
-    found, broken = jax.jit(selecting.counted_before)(x, columns, jnp.int32(p))
+    found = jax.jit(selecting.counted_before)(x, columns, jnp.int32(p))
     assert found.tolist() == [[ahead(row, j) for j in own] for row, own in zip(x, columns, strict=True)]
-    assert not broken
 
 
 @pytest.mark.parametrize("place", [0, 511, 512, 700])
 def test_nan_is_found_anywhere(place):
-    x = jnp.zeros((2, 701)).at[1, place].set(jnp.nan)
-    assert jax.jit(selecting.counted_before)(x, jnp.zeros((2, 1), jnp.int32), jnp.int32(1))[1]
+    def broken_at_place(x, y):
+        return jnp.zeros((len(x), len(y))).at[:, place].set(jnp.nan)
+
+    with pytest.raises(ValueError, match="similarity gives NaN"):
+        retrieved(np.ones((701, 2), np.float32), np.arange(701) // 2, similarity=broken_at_place)
+
+
+def test_a_product_that_may_overflow_is_looked_at():
+    """∞ is a score; ∞ − ∞ is not."""
+    z, y = np.array([[1, 1], [1, -1], [2, 2], [1, 1]], np.float32), np.array([0, 0, 1, 1])
+    assert retrieved(np.float32(1e19) * z, y, similarity=mj.similarities.dot)["queries"] == 4
+    with pytest.raises(ValueError, match="similarity gives NaN"):
+        retrieved(np.float32(1e20) * z, y, similarity=mj.similarities.dot)
 
 
 def test_memory_is_that_of_one_panel():
