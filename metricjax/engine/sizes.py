@@ -151,23 +151,24 @@ def rows_sorted_at_once() -> int:
 
 
 def references_in_block(m: int, d: int, k: int, budget: int = BUDGET) -> ByPlatform:
-    """References at a time of m, in a search for k of them: each block costs a sort of k.
+    """References at a time of m, in a search for k of them: each block costs a sort of k, so of more, blocks are larger.
 
     On accelerators blocks of one size, whose copies take half of the budget at most, and so do scores of 128 queries.
     """
     most = max(_TILE, budget // (2 * max(_COPIED * d, _SEARCHED * _TILE)) // _TILE * _TILE)
-    return ByPlatform(min(2**17, max(2**14, 2 ** math.ceil(math.log2(256 * k)))), _even_tiles(m, most))
+    return ByPlatform(min(2**17, max(2**14, 2 ** math.ceil(math.log2(1024 * k)))), _even_tiles(m, most))
 
 
 def queries_in_panel(n: int, references: int, d: int, k: int, budget: int = BUDGET) -> ByPlatform:
     """Queries at a time of n, with scores of a block of references: panels of one size.
 
-    On CPUs of at most 2²¹ scores. On accelerators they take what the references leave of the budget, with a few maxima
+    On CPUs of at most 2²¹ scores, or 2²⁴ where that is fewer than 128 rows. On accelerators they take what the references leave of the budget, with a few maxima
     of scores and with candidates.
     """
     each = _SEARCHED * (references + references // 32 + candidates(n, references, k) * d)
     most = _whole_tiles(max(0, budget - _COPIED * d * references) // each)
-    return ByPlatform(_even(n, max(1, 2**21 // references)), _even_tiles(n, most))
+    cpu = max(1, 2**21 // references, min(128, 2**24 // references))
+    return ByPlatform(_even(n, cpu), _even_tiles(n, most))
 
 
 def columns_in_group(columns: int, k: int) -> ByPlatform:

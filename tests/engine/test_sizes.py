@@ -33,7 +33,7 @@ def test_parts_are_few_and_of_one_size(size, n):
 @pytest.mark.parametrize("m", (*ROWS, 2**23))
 def test_panels_hold_no_more_scores_than_they_may(n, m):
     for height, most in (
-        (sizes.queries_in_panel(n, m, 128, 10).cpu, 2**21),
+        (sizes.queries_in_panel(n, m, 128, 10).cpu, 2**24),
         (sizes.rows_in_panel(n, m).cpu, 2**21),
         (sizes.rows_in_table(m), 2**22),
     ):
