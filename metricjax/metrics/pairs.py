@@ -199,7 +199,7 @@ def pair_scores(
     Scores are computed in tiles, once, and those of genuine pairs twice; on the device, a table says between which
     genuine scores each lies, and the host tallies these places. The curve is exact at every genuine score and just
     above it, so that every rate of `Roc` is. Nothing but genuine scores is sorted: with a few rows of each person, time
-    is some three or four times that of the product of all rows with all rows, on any CPU. That is for the end of a
+    is two or three times that of the product of all rows with all rows, on any CPU. That is for the end of a
     training; each epoch `retrieval` takes less. Memory is that of the genuine scores and a few tiles. With `bins`
     genuine scores are not held either, and the curve is exact at the edges of the bins and just above them: a
     threshold for a FAR is then too high by less than a bin, 2/bins.
