@@ -17,7 +17,7 @@ from metricjax import (
     similarities,
     sphere,
 )
-from metricjax.anchors import Mean, over_anchors, over_pairs, over_triplets
+from metricjax.anchors import Mean, Statistic, over_anchors, over_pairs, over_statistics, over_triplets
 from metricjax.compose import cached, matryoshka, over_mesh, weighted_sum
 from metricjax.engine.reductions import of_sums, with_count
 from metricjax.ground.pairwise import pairwise
@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Mean",
+    "Statistic",
     "__version__",
     "anchors",
     "cached",
@@ -41,6 +42,7 @@ __all__ = [
     "over_mesh",
     "over_pairs",
     "over_prototypes",
+    "over_statistics",
     "over_triplets",
     "pairwise",
     "prototypes",

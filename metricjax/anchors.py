@@ -22,19 +22,36 @@ from metricjax.engine.implementations import Settings
 from metricjax.engine.miners import Triplets, as_miner, as_partial, as_selection
 from metricjax.engine.pairs import Mean, PairLoss, Pairs, WholeRows, static_or_traced
 from metricjax.engine.reductions import Loss, as_reduction
+from metricjax.engine.statistics import Statistic, declared
 from metricjax.ground.checks import check_batch, check_budget, check_fits, check_options
 from metricjax.ground.functions import by_content, check_function
 from metricjax.ground.pairwise import Pairwise, as_pairwise
 from metricjax.ground.precision import Precision
 
-__all__ = ["AnchorOptions", "Mean", "Pairs", "over_anchors", "over_pairs", "over_triplets"]
+__all__ = [
+    "AnchorOptions",
+    "Mean",
+    "Pairs",
+    "Statistic",
+    "over_anchors",
+    "over_pairs",
+    "over_statistics",
+    "over_triplets",
+]
 
 
 def __dir__() -> list[str]:
     return __all__
 
 
-HOW = ("block_size", "memory_budget", "precision", "axis_name")  # options that say how a loss is run, not on what
+HOW = (
+    "block_size",
+    "memory_budget",
+    "precision",
+    "axis_name",
+    "implementation",
+)  # options that say how a loss is run, not on what
+IMPLEMENTATIONS = ("auto", "dense", "panels", "sweeps")
 
 
 class AnchorOptions(TypedDict, total=False):
@@ -63,6 +80,9 @@ class AnchorOptions(TypedDict, total=False):
         name of JAX ("default", "high", "highest", "BF16_BF16_F32_X3" …), a `jax.lax.Precision` or a
         `jax.lax.DotAlgorithmPreset`. None is JAX's default for similarities, which is fast on GPUs and TPUs, and
         "exact" for distances, which are differences of products.
+    implementation: "auto", "dense", "panels", or "sweeps": a loss of declared statistics (`over_statistics`) takes its
+        gradient in two sweeps over the pairs of rows, each pair once, where labels are compared by equality, without
+        references, miner and devices, and with a default reduction; "auto" does so on CPUs. Others run in panels.
     axis_name: mesh axis (or axes) inside `jax.shard_map`, over which embeddings, labels, masks, weights and references
         are split by rows; the value and gradient are those of one device. `mj.over_mesh` writes the `shard_map`.
     """
@@ -78,6 +98,7 @@ class AnchorOptions(TypedDict, total=False):
     block_size: int | Literal["auto"] | None
     memory_budget: int
     precision: Precision
+    implementation: Literal["auto", "dense", "panels", "sweeps"]
     axis_name: str | tuple[str, ...] | None
 
 
@@ -145,6 +166,36 @@ def over_anchors(
     return over_pairs(of_pairs, embeddings, labels, *hyper, **how, **options)
 
 
+def over_statistics(
+    statistics: dict[str, Statistic],
+    finish: Callable[..., Mean | tuple[Mean, ...]],
+    embeddings: Float[Array, "n d"],
+    labels: Shaped[Array, "n ..."],
+    *hyper: Any,
+    similarity: Callable[[Array, Array], Array] | None = None,
+    distance: Callable[[Array, Array], Array] | None = None,
+    by_pair: bool = False,
+    **options: Unpack[AnchorOptions],
+) -> Loss:
+    """`over_pairs` for a loss of a few numbers of each row: log-sum-exps and sums of functions of single scores.
+
+    `finish(row, *hyper)` makes a Mean (or several) of a record with the number of each name, [r], and with how many
+    `positives` and `negatives` the row has. What is declared so has its derivatives taken by the driver in two sweeps
+    over the pairs of a batch, each pair once: two matrix products in all, where panels take three.
+
+    >>> import jax.numpy as jnp, metricjax as mj
+    >>> closest = mj.Statistic("logsumexp", "negatives", lambda scores, scale: scale * scores)
+    >>> pull = mj.Statistic("sum", "positives", lambda scores, scale: 1 - scores)
+    >>> finish = lambda row, scale: mj.Mean(row.pull + jnp.where(row.negatives > 0, row.push, 0) / scale, row.positives)
+    >>> z, y = jnp.eye(4), jnp.arange(4) // 2
+    >>> float(over_statistics({"push": closest, "pull": pull}, finish, z, y, 1.0, similarity=mj.similarities.cosine))
+    1.6931
+    """
+    rows = declared(statistics, finish)
+    how: dict[str, Any] = {"similarity": similarity, "distance": distance, "by_pair": by_pair}
+    return over_pairs(rows, embeddings, labels, *hyper, **how, **options)
+
+
 def over_triplets(
     terms: Callable[..., Mean],
     select: Callable[[Array, Array, Array], Triplets],
@@ -189,6 +240,8 @@ def _sorted_out(embeddings: Array, labels: Array, options: AnchorOptions) -> tup
     if "reduction" in rest:
         rest["reduction"] = as_reduction(rest["reduction"])
     how = Settings(**rest)
+    if how.implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation is {how.implementation!r}; wanted one of {IMPLEMENTATIONS}")
     check_batch(**batch._asdict(), same=relations["same"], block_size=how.block_size)
     check_budget(how.memory_budget)
     check_fits("labels", batch.labels)

@@ -66,32 +66,47 @@ def euclidean(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n
     return safe_sqrt(_squares(x, y))
 
 
-@_distance(embed=normalize)
+def _far(cosine: Float[Array, "n m"]) -> Float[Array, "n m"]:
+    return jnp.maximum(1 - cosine, 0)
+
+
+def _squared_chord(cosine: Float[Array, "n m"]) -> Float[Array, "n m"]:
+    return 2 * _far(cosine)
+
+
+def _chord(cosine: Float[Array, "n m"]) -> Float[Array, "n m"]:
+    return safe_sqrt(_squared_chord(cosine))
+
+
+def _angle(cosine: Float[Array, "n m"]) -> Float[Array, "n m"]:
+    return 2 * jnp.arctan2(safe_sqrt(1 - cosine), safe_sqrt(1 + cosine))
+
+
+@_distance(embed=normalize, of_product=_far)
 def cosine(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """1 − cos θ, from 0 (same direction) to 2; 1 where either is the zero vector."""
-    return jnp.maximum(1 - jnp.matmul(x, y.T), 0)
+    return _far(jnp.matmul(x, y.T))
 
 
-@_distance(embed=normalize)
+@_distance(embed=normalize, of_product=_squared_chord)
 def squared_chord(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """‖x/‖x‖ − y/‖y‖‖² = 2 − 2 cos θ: what FaceNet measures (Schroff et al. 2015, arXiv:1503.03832)."""
-    return 2 * jnp.maximum(1 - jnp.matmul(x, y.T), 0)
+    return _squared_chord(jnp.matmul(x, y.T))
 
 
-@_distance(embed=normalize)
+@_distance(embed=normalize, of_product=_chord)
 def chord(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """‖x/‖x‖ − y/‖y‖‖ = 2 sin(θ/2): the Euclidean distance after normalising."""
-    return safe_sqrt(2 * jnp.maximum(1 - jnp.matmul(x, y.T), 0))
+    return _chord(jnp.matmul(x, y.T))
 
 
-@_distance(embed=normalize)
+@_distance(embed=normalize, of_product=_angle)
 def geodesic(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """The angle θ in radians, 0 to π, as 2 atan2(√(1 − cos θ), √(1 + cos θ)); π/2 where either is the zero vector.
 
     The form has no infinite slope inside (0, π), unlike arccos after rounding, and slope 0 at 0 and at π.
     """
-    cosine = jnp.matmul(x, y.T)
-    return 2 * jnp.arctan2(safe_sqrt(1 - cosine), safe_sqrt(1 + cosine))
+    return _angle(jnp.matmul(x, y.T))
 
 
 @offered("distance", made=True)

@@ -96,7 +96,7 @@ def over_all_anchors(how: Settings, loss: PairLoss, batch: Batch, hyper: tuple) 
         run = implementations.of_triplets(how, loss, size, given)
     else:
         means, asked = probed(loss, *arrays) if may_list or size is not None else ((), set())
-        run = implementations.of_pairs(how, size, means)
+        run = implementations.of_pairs(how, loss, size, given, means)
     loss = replace(loss, reaches="rows" in asked)
     rows = len(given.rows) if size is None else size
     loss = with_prepared_miner(rows, loss, given.x, given.columns, *given.sides, how.axis_name)
@@ -157,7 +157,8 @@ def _panel_height(how: Settings, batch: Batch, heavy: bool) -> Size | None:
     n, columns = max(1, len(batch.embeddings)), batch.embeddings if batch.references is None else batch.references
     if isinstance(how.block_size, int):
         return min(how.block_size, n)
-    if how.block_size is None:
+    if how.block_size is None or how.implementation == "dense":
         return None
     m = max(1, len(columns)) * devices.count(how.axis_name)
-    return anchors_in_panel(n, m, in_float32(how.memory_budget, batch.embeddings.dtype), heavy)
+    size = anchors_in_panel(n, m, in_float32(how.memory_budget, batch.embeddings.dtype), heavy)
+    return n if size is None and how.implementation != "auto" else size

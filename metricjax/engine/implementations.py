@@ -19,7 +19,9 @@ from metricjax.engine.panels import means_in_panels, sum_in_panels, sums_in_pane
 from metricjax.engine.positives import Side, with_short_lists
 from metricjax.engine.reductions import Reduction, joined, quotient, reduced, weighted
 from metricjax.engine.selected_triplets import sum_of_triplets
-from metricjax.engine.sizes import BUDGET, LIST, Size
+from metricjax.engine.sizes import BUDGET, LIST, Size, rows_in_swept_tile
+from metricjax.engine.statistics import Declared
+from metricjax.engine.two_sweeps import Ways, sum_of_rows
 
 __all__ = ["Given", "Settings", "of_classes", "of_pairs", "of_triplets"]
 
@@ -31,6 +33,7 @@ class Settings(NamedTuple):
     block_size: int | str | None = "auto"
     axis_name: Axis = None
     memory_budget: int = BUDGET
+    implementation: str = "auto"
 
 
 class Given(NamedTuple):
@@ -64,16 +67,30 @@ class Given(NamedTuple):
         return self.row, self.column
 
 
-def of_pairs(how: Settings, size: Size | None, means: tuple[Mean, ...]) -> Callable[..., Any]:
+def of_pairs(
+    how: Settings, loss: PairLoss, size: Size | None, given: Given, means: tuple[Mean, ...]
+) -> Callable[..., Any]:
     """The implementation for a row function whose Means of one anchor have the shapes of `means`."""
     if size is None:
         return _dense
     if not how.reduction.of_sums:
         return _means_in_panels
     numbers = all(mean.total.ndim == mean.count.ndim == 1 for mean in means)
-    if len(means) == 1 and numbers:
+    one = len(means) == 1 and numbers
+    if numbers and (one or how.reduction.of_numbers) and _is_swept(how, loss, given):
+        return partial(_in_sweeps, several=not one)
+    if one:
         return _sum_in_panels
     return _shares_in_panels if how.reduction.of_numbers else _sums_in_panels
+
+
+def _is_swept(how: Settings, loss: PairLoss, given: Given) -> bool:
+    """Whether statistics of rows are all that is needed, and S is symmetric: then two sweeps are faster than panels."""
+    plain = isinstance(loss.rows, Declared) and loss.score.symmetric and loss.same is loss.miner is None
+    alone = given.x is None and given.row.labels.ndim == 1
+    numbers = all(jnp.ndim(h) == 0 for h in jax.tree.leaves(given.hyper))
+    wanted = how.implementation == "sweeps" or (how.implementation, how.block_size) == ("auto", "auto")
+    return plain and alone and numbers and wanted
 
 
 def of_triplets(how: Settings, loss: PairLoss, size: Size | None, given: Given) -> Callable[..., Any]:
@@ -129,6 +146,13 @@ def _shares_in_panels(how: Settings, loss: PairLoss, size: Size, given: Given) -
     shares = tuple(given.weights / jnp.where(count > 0, count, 1) for count in counts)
     total = sum_in_panels(size, loss, *given.scored, shares, *given.sides).total
     return _of_sums(how, given, (Mean(total * sum(counts), sum(own, start=jnp.zeros_like(total))),))
+
+
+def _in_sweeps(how: Settings, loss: PairLoss, size: Size, given: Given, several: bool) -> Any:
+    tile = how.block_size if isinstance(how.block_size, int) else rows_in_swept_tile(len(given.columns))
+    ways = Ways(size, tile, how.implementation == "sweeps")
+    total, count = sum_of_rows(ways, loss, given.columns, given.hyper, given.weights, *given.sides)
+    return _of_sums(how, given, (Mean(total * count if several else total, count),))
 
 
 def _triplets_in_panels(how: Settings, loss: PairLoss, size: Size, given: Given) -> Any:

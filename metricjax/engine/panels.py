@@ -17,7 +17,7 @@ from metricjax.engine.positives import Side, with_short_lists
 from metricjax.engine.sizes import Size, parts_of
 from metricjax.engine.sweeps import added, as_one, gradient_sweep, rows_of, sum_and_tangent, sweep, weighted_sum
 
-__all__ = ["means_in_panels", "sum_in_panels", "sums_in_panels"]
+__all__ = ["gradients_in_panels", "means_in_panels", "sum_in_panels", "sums_in_panels"]
 
 
 def means_in_panels(size, loss, x, columns, hyper, row, column) -> tuple[Mean, ...]:
@@ -65,13 +65,11 @@ def sum_in_panels(size, loss, x, columns, hyper, weights, row, column) -> Mean:
 @partial(sum_in_panels.defjvp, symbolic_zeros=True)
 def _sum_in_panels_tangent(size, primals, tangents):
     loss, x, columns, hyper, weights, row, column = primals
-    gradients, means = as_one(partial(_gradients, size), loss, x, columns, hyper, list(weights), row, column)
-    if loss.mirrored and x is not None:
-        gradients = (gradients[0], None, gradients[2])
+    gradients, means = as_one(partial(gradients_in_panels, size), loss, x, columns, hyper, list(weights), row, column)
     return sum_and_tangent(means, weights, gradients, tangents[1:5])
 
 
-def _gradients(size, loss, x, columns, hyper, cotangents, row, column):
+def gradients_in_panels(size, loss, x, columns, hyper, cotangents, row, column):
     """`gradient_sweep` that differentiates the row function."""
 
     def all_panels(row, column):
@@ -85,7 +83,10 @@ def _gradients(size, loss, x, columns, hyper, cotangents, row, column):
             dx, *rest = pull(cotangents)
             return added(sums, tuple(rest)), dx, means
 
-        return gradient_sweep(panel, _height(size, loss, column), x, columns, hyper, cotangents, row)
+        gradients, means = gradient_sweep(panel, _height(size, loss, column), x, columns, hyper, cotangents, row)
+        if loss.mirrored and x is not None:
+            gradients = (gradients[0], None, gradients[2])
+        return gradients, means
 
     return with_short_lists(all_panels, row, column, loss.lengths)
 

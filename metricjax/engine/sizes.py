@@ -49,8 +49,10 @@ __all__ = [
     "rows_in_panel",
     "rows_in_sorted_tile",
     "rows_in_summed_tile",
+    "rows_in_swept_tile",
     "rows_in_table",
     "rows_in_tally",
+    "rows_in_tile_of_positives",
     "rows_led_at_once",
     "rows_sorted_at_once",
     "rows_sorted_on_host",
@@ -142,6 +144,16 @@ def _even_tiles(n: int, most: int) -> int:
     return n if n <= most else min(most, math.ceil(_even(n, most) / _TILE) * _TILE)
 
 
+def rows_in_swept_tile(n: int) -> ByPlatform:
+    """Rows, and columns, of a tile of scores above the diagonal, which fits a cache or fills the chip."""
+    return ByPlatform(math.ceil(_even(n, 512) / 8) * 8, _even_tiles(n, 2048))
+
+
+def rows_in_tile_of_positives(height: int) -> int:
+    """The same where only positives are looked at: a quarter, if it can be, as small tiles hold little else."""
+    return height // 4 if height % 4 == 0 else height
+
+
 def rows_sorted_at_once() -> int:
     """Rows of scores that are sorted side by side."""
     return 8
@@ -151,7 +163,7 @@ def rows_sorted_at_once() -> int:
 
 
 def references_in_block(m: int, d: int, k: int, budget: int = BUDGET) -> ByPlatform:
-    """References at a time of m, in a search for k of them: each block costs a sort of k, so of more, blocks are larger.
+    """References at a time of m, in a search for k of them: each block costs a sort of k.
 
     On accelerators blocks of one size, whose copies take half of the budget at most, and so do scores of 128 queries.
     """
@@ -162,8 +174,8 @@ def references_in_block(m: int, d: int, k: int, budget: int = BUDGET) -> ByPlatf
 def queries_in_panel(n: int, references: int, d: int, k: int, budget: int = BUDGET) -> ByPlatform:
     """Queries at a time of n, with scores of a block of references: panels of one size.
 
-    On CPUs of at most 2²¹ scores, or 2²⁴ where that is fewer than 128 rows. On accelerators they take what the references leave of the budget, with a few maxima
-    of scores and with candidates.
+    On CPUs of at most 2²¹ scores, or 2²⁴ where that is fewer than 128 rows. On accelerators they take what the
+    references leave of the budget, with a few maxima of scores and with candidates.
     """
     each = _SEARCHED * (references + references // 32 + candidates(n, references, k) * d)
     most = _whole_tiles(max(0, budget - _COPIED * d * references) // each)

@@ -27,6 +27,7 @@ __all__ = [
     "sweep",
     "weighted_sum",
     "with_prepared_miner",
+    "with_tangent",
 ]
 
 
@@ -135,14 +136,23 @@ def weighted_sum(means: tuple[Mean, ...], weights: tuple[Float[Array, " n"], ...
 
 def sum_and_tangent(means: tuple[Mean, ...], weights, gradients, tangents) -> tuple[Mean, Mean]:
     """`weighted_sum` and its tangent; of gradients and tangents, the last are those of the weights."""
-    total, count = weighted_sum(means, weights)
     gradients = (*gradients, tuple(mean.total for mean in means))
+    return with_tangent(weighted_sum(means, weights), means, gradients, tangents)
+
+
+def with_tangent(value: Mean, means: tuple[Mean, ...], gradients, tangents) -> tuple[Mean, Mean]:
+    """A sum of Means, whose count is Σ weight · count, and its tangent by the gradients of its total.
+
+    Of gradients and tangents, the last are those of the weights, which are one array for each Mean or for all.
+    """
     both = [both for both in zip(gradients, tangents, strict=True) if both[0] is not None]
     pairs = [pair for gradient, tangent in both for pair in _pairs_of_leaves(gradient, tangent)]
     # Left out where nothing is differentiated: then its gradient is not computed at all.
-    change = sum((jnp.sum(g * t) for g, t in pairs if not isinstance(t, SymbolicZero)), start=jnp.zeros_like(total))
-    counts = [jnp.sum(m.count * t) for m, t in zip(means, tangents[3], strict=True) if not isinstance(t, SymbolicZero)]
-    return Mean(total, count), Mean(change, sum(counts, start=jnp.zeros_like(count)))
+    some = lambda pairs: [jnp.sum(g * t) for g, t in pairs if not isinstance(t, SymbolicZero)]
+    of_weights = tangents[-1] if isinstance(tangents[-1], tuple) else (tangents[-1],) * len(means)
+    change, counts = some(pairs), some(zip((mean.count for mean in means), of_weights, strict=True))
+    zero = jnp.zeros_like(value.total)
+    return value, Mean(sum(change, start=zero), sum(counts, start=zero))
 
 
 def _pairs_of_leaves(gradient, tangent):

@@ -29,6 +29,7 @@ class Pairwise:
     precision: at which its products are taken (see `at`); None leaves it to whoever calls.
     product: `compare` is the plain product of embedded rows, x yᵀ, so that a search may round them and knows how far
         off that is.
+    of_product: None, or `compare(x, y)` is this function of each entry of x yᵀ: a gradient is then made of products.
 
     Called directly it is exact: products in float32 on every platform, unless another `precision` is asked for, of it
     or of the measure that calls it. Two made of the same parts are equal.
@@ -45,10 +46,12 @@ class Pairwise:
         scaled: Callable[[Array, Array], Array] | None = None,
         precision: str | None = None,
         product: bool = False,
+        of_product: Callable[[Array], Array] | None = None,
     ):
         functools.update_wrapper(self, compare)
         self.name = getattr(compare, "__name__", repr(compare))
         self.symmetric, self.precision, self.product = symmetric, precision, product
+        self.of_product = _as_it_is if product else by_content(of_product)
         self._functions = tuple(map(by_content, (embed, compare, scaled)))
         self.embed, self.compare = (at_precision(f, precision) for f in self._functions[:2])
         self.scaled = None if scaled is None else at_precision(self._functions[2], precision)
@@ -61,7 +64,8 @@ class Pairwise:
         if name in (None, self.precision):
             return self
         embed, compare, scaled = self._functions
-        return Pairwise(embed, compare, self.symmetric, getattr(self, "role", None), scaled, name, self.product)
+        role = getattr(self, "role", None)
+        return Pairwise(embed, compare, self.symmetric, role, scaled, name, self.product, self.of_product)
 
     def __call__(
         self,
@@ -85,7 +89,7 @@ class Pairwise:
 
     @property
     def _parts(self) -> tuple:
-        return *self._functions, self.symmetric, self.precision, self.product
+        return *self._functions, self.of_product, self.symmetric, self.precision, self.product
 
     def __hash__(self) -> int:
         return hash(self._parts)
@@ -114,6 +118,7 @@ def pairwise(
     scaled: Callable[[Array, Array], Array] | None = None,
     exact: bool = False,
     product: bool = False,
+    of_product: Callable[[Array], Array] | None = None,
 ) -> Callable[[Callable[[Array, Array], Array]], Pairwise]:
     """Make an all-pairs function of a `compare(x, y)`, and declare what a driver may know of it.
 
@@ -125,6 +130,7 @@ def pairwise(
       exact: a loss takes its products in float32 on every platform, unless another `precision` is asked of it: for what
         subtracts products from each other. Without it a loss takes JAX's default, which is faster on GPUs and TPUs.
       product: `compare(x, y)` is x yᵀ and nothing else, of rows as `embed` leaves them: GPUs and TPUs search it faster.
+      of_product: `compare(x, y)` is this function of each entry of x yᵀ: some losses then have faster gradients.
 
     >>> import jax.numpy as jnp, metricjax as mj
     >>> @mj.pairwise(embed=jnp.sign, kind="similarity")
@@ -135,7 +141,7 @@ def pairwise(
     """
 
     def made(compare: Callable[[Array, Array], Array]) -> Pairwise:
-        return Pairwise(embed, compare, symmetric, kind, scaled, EXACT if exact else None, product)
+        return Pairwise(embed, compare, symmetric, kind, scaled, EXACT if exact else None, product, of_product)
 
     return made
 

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from metricjax import distances
-from metricjax.anchors import HOW, AnchorOptions, Mean, over_pairs
+from metricjax.anchors import HOW, AnchorOptions, Mean, Statistic, over_pairs, over_statistics
 from metricjax.engine.reductions import Loss
 from metricjax.ground.numerics import a_row_for_none, logsumexp
 from metricjax.losses.pairs import hinge_mean
@@ -72,11 +72,15 @@ def lifted_structure(
     return over_pairs(_lifted_rows, embeddings, labels, margin, near, distance=distance, heavy=True, **options)
 
 
-def _generalized_rows(pairs, margin):
-    d_positive, positives, d_negative, negatives = pairs.apart
-    both = jnp.any(positives, axis=-1) & jnp.any(negatives, axis=-1)
-    lifted = logsumexp(d_positive, positives) + logsumexp(margin - d_negative, negatives)
-    return Mean(jnp.maximum(jnp.where(both, lifted, 0), 0), both)
+_GENERALIZED = {
+    "pull": Statistic("logsumexp", "positives", lambda distances, margin: distances),
+    "push": Statistic("logsumexp", "negatives", lambda distances, margin: margin - distances),
+}
+
+
+def _generalized(row, margin):
+    both = (row.positives > 0) & (row.negatives > 0)
+    return Mean(jnp.maximum(jnp.where(both, row.pull + row.push, 0), 0), both)
 
 
 def generalized_lifted_structure(
@@ -98,4 +102,4 @@ def generalized_lifted_structure(
     >>> float(generalized_lifted_structure(z, jnp.array([0, 0, 1])))  # 0 + 1 − 0.5
     0.5
     """
-    return over_pairs(_generalized_rows, embeddings, labels, margin, distance=distance, **options)
+    return over_statistics(_GENERALIZED, _generalized, embeddings, labels, margin, distance=distance, **options)

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from metricjax import distances, similarities
-from metricjax.anchors import AnchorOptions, Mean, over_pairs
+from metricjax.anchors import AnchorOptions, Mean, Statistic, over_pairs, over_statistics
 from metricjax.engine.miners import as_partial
 from metricjax.engine.reductions import Loss
 from metricjax.ground.checks import check_positive, check_rows
@@ -21,11 +21,18 @@ from metricjax.ground.pairwise import all_pairs
 __all__ = ["decoupled_contrastive", "n_pairs", "nca", "nt_xent", "supcon", "tuplet_margin"]
 
 
-def _nt_xent_rows(pairs, temperature):
-    positive_scores, positives, negative_scores, negatives = pairs.apart
-    rest = logsumexp(negative_scores / temperature, negatives)[:, None]
-    terms = jnp.where(positives, softplus(rest - positive_scores / temperature), 0)
-    return Mean(jnp.sum(terms, axis=-1), jnp.sum(positives, axis=-1))
+def _divided(scores, temperature, *_):
+    return scores / temperature
+
+
+_NT_XENT = {
+    "rest": Statistic("logsumexp", "negatives", _divided),
+    "terms": Statistic("sum", "positives", lambda s, rest, temperature: softplus(rest - s / temperature), ("rest",)),
+}
+
+
+def _mean_over_positives(row, *_):
+    return Mean(row.terms, row.positives)
 
 
 def nt_xent(
@@ -49,7 +56,8 @@ def nt_xent(
     0.3133
     """
     check_positive(temperature=temperature)
-    return over_pairs(_nt_xent_rows, embeddings, labels, temperature, similarity=similarity, **options)
+    declared = (_NT_XENT, _mean_over_positives)
+    return over_statistics(*declared, embeddings, labels, temperature, similarity=similarity, **options)
 
 
 def n_pairs(
@@ -73,19 +81,25 @@ def n_pairs(
     >>> float(n_pairs(z, jnp.array([0, 0, 1])))  # log(1 + 1/e)
     0.3133
     """
-    return over_pairs(_nt_xent_rows, embeddings, labels, 1.0, similarity=similarity, **options)
+    declared = (_NT_XENT, _mean_over_positives)
+    return over_statistics(*declared, embeddings, labels, 1.0, similarity=similarity, **options)
 
 
-def _decoupled_rows(pairs, temperature, sigma, log_mean):
-    positive_scores, positives, negative_scores, negatives = pairs.apart
-    counts = positives & jnp.any(negatives, axis=-1, keepdims=True)
-    rest = logsumexp(negative_scores / temperature, negatives)[:, None]
-    weights = 1.0
-    if sigma is not None:
-        exponents = lax.stop_gradient(positive_scores / sigma - log_mean)
-        weights = 2 - jnp.exp(jnp.where(counts, exponents, 0))
-    terms = jnp.where(counts, rest - weights * positive_scores / temperature, 0)
-    return Mean(jnp.sum(terms, axis=-1), jnp.sum(counts, axis=-1))
+def _pulled(scores, temperature, sigma, log_mean):
+    weights = 1.0 if sigma is None else 2 - jnp.exp(lax.stop_gradient(scores / sigma - log_mean))
+    return weights * scores / temperature
+
+
+_DECOUPLED = {
+    "rest": Statistic("logsumexp", "negatives", _divided),
+    "pulled": Statistic("sum", "positives", _pulled),
+}
+
+
+def _decoupled(row, *_):
+    counts = jnp.where(row.negatives > 0, row.positives, 0)
+    some = counts > 0
+    return Mean(jnp.where(some, counts * jnp.where(some, row.rest, 0) - row.pulled, 0), counts)
 
 
 def _log_exp_rows(pairs, sigma):
@@ -135,30 +149,42 @@ def decoupled_contrastive(
         own: dict[str, Any] = {**options, "reduction": _log_mean_exp}
         log_mean = over_pairs(_log_exp_rows, lax.stop_gradient(embeddings), labels, sigma, similarity=similarity, **own)
     hyper = (temperature, sigma, log_mean)
-    return over_pairs(_decoupled_rows, embeddings, labels, *hyper, similarity=similarity, **options)
+    return over_statistics(_DECOUPLED, _decoupled, embeddings, labels, *hyper, similarity=similarity, **options)
 
 
-def _supcon_rows(pairs, temperature, variant, grade):
-    """−Σ_p w_p log q_p for "out", −log Σ_p w_p q_p for "in"; q is the softmax over all, w_p 1/|P| or by grade."""
+_LOGITS = {"own": Statistic("logsumexp", "positives", _divided), "rest": Statistic("logsumexp", "negatives", _divided)}
+_SUPCON = {"out": _LOGITS | {"pulled": Statistic("sum", "positives", _divided)}, "in": _LOGITS}
+
+
+def _supcon(row, temperature, variant):
+    """−Σ_p w_p log q_p for "out", −log Σ_p w_p q_p for "in"; q is the softmax over all, w_p 1/|P|."""
+    number = jnp.maximum(row.positives, 1)
+    pulled = row.pulled / number if variant == "out" else row.own - jnp.log(number)
+    return _supcon_of(row.own, row.rest, pulled, row.positives > 0)
+
+
+def _supcon_of(own, rest, pulled, some):
+    own = jnp.where(some, own, 0)
+    everything = own + softplus(rest - own)
+    return Mean(jnp.where(some, everything - jnp.where(some, pulled, 0), 0), some)
+
+
+def _graded_rows(pairs, temperature, variant, grade):
+    """The same with w_p by grade."""
     positive_scores, positives, negative_scores, negatives = pairs.apart
-    dtype = positive_scores.dtype
-    if grade is None:
-        grades, total = positives.astype(dtype), jnp.sum(positives, axis=-1).astype(dtype)
-    else:
-        graded = pairs.pick(all_pairs(grade, pairs.labels, pairs.column_labels))
-        grades = jnp.where(positives, graded.astype(dtype), 0)
-        total = jnp.sum(grades, axis=-1)
+    graded = pairs.pick(all_pairs(grade, pairs.labels, pairs.column_labels))
+    grades = jnp.where(positives, graded.astype(positive_scores.dtype), 0)
+    total = jnp.sum(grades, axis=-1)
     some = total > 0
     weights = grades / jnp.where(some, total, 1)[:, None]
     logits = positive_scores / temperature
-    own = jnp.where(some, logsumexp(logits, positives), 0)
-    everything = own + softplus(logsumexp(negative_scores / temperature, negatives) - own)
     if variant == "out":
         pulled = jnp.sum(jnp.where(positives, weights * logits, 0), axis=-1)
     else:
         weighed = weights > 0
         pulled = logsumexp(logits + jnp.log(jnp.where(weighed, weights, 1)), weighed)
-    return Mean(jnp.where(some, everything - jnp.where(some, pulled, 0), 0), some)
+    rest = logsumexp(negative_scores / temperature, negatives)
+    return _supcon_of(logsumexp(logits, positives), rest, pulled, some)
 
 
 def _related(grade, a, b):
@@ -193,21 +219,27 @@ def supcon(
     check_positive(temperature=temperature)
     if variant not in ("out", "in"):
         raise ValueError(f"variant is {variant!r}; wanted 'out' or 'in', where the sum over positives stands")
-    if grade is not None:
-        check_function("grade", grade)
-        grade = as_partial(grade)
-        if options.get("same") is None:
-            options["same"] = Partial(_related, grade)
+    if grade is None:
+        declared = (_SUPCON[variant], _supcon)
+        return over_statistics(*declared, embeddings, labels, temperature, variant, similarity=similarity, **options)
+    check_function("grade", grade)
+    grade = as_partial(grade)
+    if options.get("same") is None:
+        options["same"] = Partial(_related, grade)
     hyper = (temperature, variant, grade)
-    return over_pairs(_supcon_rows, embeddings, labels, *hyper, similarity=similarity, **options)
+    return over_pairs(_graded_rows, embeddings, labels, *hyper, similarity=similarity, **options)
 
 
-def _nca_rows(pairs, temperature):
-    d_positive, positives, d_negative, negatives = pairs.apart
-    some = jnp.any(positives, axis=-1)
-    own = jnp.where(some, logsumexp(-d_positive / temperature, positives), 0)
-    rest = logsumexp(-d_negative / temperature, negatives)
-    return Mean(jnp.where(some, softplus(rest - own), 0), some)
+def _near(distances, temperature):
+    return -distances / temperature
+
+
+_NCA = {"own": Statistic("logsumexp", "positives", _near), "rest": Statistic("logsumexp", "negatives", _near)}
+
+
+def _nca(row, temperature):
+    some = row.positives > 0
+    return Mean(jnp.where(some, softplus(row.rest - jnp.where(some, row.own, 0)), 0), some)
 
 
 def nca(
@@ -232,15 +264,18 @@ def nca(
     0.3133
     """
     check_positive(temperature=temperature)
-    return over_pairs(_nca_rows, embeddings, labels, temperature, distance=distance, **options)
+    return over_statistics(_NCA, _nca, embeddings, labels, temperature, distance=distance, **options)
 
 
-def _tuplet_rows(pairs, margin, scale):
-    positive_scores, positives, negative_scores, negatives = pairs.apart
-    turned = positive_scores * jnp.cos(margin) + safe_sqrt(1 - jnp.square(positive_scores)) * jnp.sin(margin)
-    rest = logsumexp(scale * negative_scores, negatives)[:, None]
-    terms = jnp.where(positives, softplus(rest - scale * turned), 0)
-    return Mean(jnp.sum(terms, axis=-1), jnp.sum(positives, axis=-1))
+def _tuplet(scores, rest, margin, scale):
+    turned = scores * jnp.cos(margin) + safe_sqrt(1 - jnp.square(scores)) * jnp.sin(margin)
+    return softplus(rest - scale * turned)
+
+
+_TUPLET_MARGIN = {
+    "rest": Statistic("logsumexp", "negatives", lambda scores, margin, scale: scale * scores),
+    "terms": Statistic("sum", "positives", _tuplet, ("rest",)),
+}
 
 
 def tuplet_margin(
@@ -265,5 +300,5 @@ def tuplet_margin(
     1.2413
     """
     check_positive(scale=scale)
-    hyper = (margin, scale)
-    return over_pairs(_tuplet_rows, embeddings, labels, *hyper, similarity=similarities.cosine, **options)
+    declared = (_TUPLET_MARGIN, _mean_over_positives)
+    return over_statistics(*declared, embeddings, labels, margin, scale, similarity=similarities.cosine, **options)

@@ -9,19 +9,22 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from metricjax import similarities
-from metricjax.anchors import AnchorOptions, Mean, over_pairs
+from metricjax.anchors import AnchorOptions, Mean, Statistic, over_statistics
 from metricjax.engine.reductions import Loss
 from metricjax.ground.checks import check_positive
-from metricjax.ground.numerics import logsumexp, softplus
+from metricjax.ground.numerics import softplus
 
 __all__ = ["circle", "multi_similarity", "unified_pair"]
 
 
-def _multi_similarity_rows(pairs, alpha, beta, base):
-    positive_scores, positives, negative_scores, negatives = pairs.apart
-    pull = softplus(logsumexp(-alpha * (positive_scores - base), positives)) / alpha
-    push = softplus(logsumexp(beta * (negative_scores - base), negatives)) / beta
-    return Mean(pull + push, jnp.any(positives, axis=-1) | jnp.any(negatives, axis=-1))
+_MULTI_SIMILARITY = {
+    "pull": Statistic("logsumexp", "positives", lambda scores, alpha, beta, base: -alpha * (scores - base)),
+    "push": Statistic("logsumexp", "negatives", lambda scores, alpha, beta, base: beta * (scores - base)),
+}
+
+
+def _multi_similarity(row, alpha, beta, base):
+    return Mean(softplus(row.pull) / alpha + softplus(row.push) / beta, row.positives + row.negatives > 0)
 
 
 def multi_similarity(
@@ -46,16 +49,25 @@ def multi_similarity(
     0.6566
     """
     check_positive(alpha=alpha, beta=beta)
-    return over_pairs(_multi_similarity_rows, embeddings, labels, alpha, beta, base, similarity=similarity, **options)
+    hyper = (alpha, beta, base)
+    return over_statistics(
+        _MULTI_SIMILARITY, _multi_similarity, embeddings, labels, *hyper, similarity=similarity, **options
+    )
 
 
-def _unified_rows(pairs, scale, positive_margin, negative_margin, pull, push):
-    positive_scores, positives, negative_scores, negatives = pairs.apart
-    weight = lambda f, scores, margin: 1.0 if f is None else f(lax.stop_gradient(scores), margin)
-    pulled = weight(pull, positive_scores, positive_margin) * (positive_scores - positive_margin)
-    pushed = weight(push, negative_scores, negative_margin) * (negative_scores - negative_margin)
-    terms = softplus(logsumexp(-scale * pulled, positives) + logsumexp(scale * pushed, negatives))
-    return Mean(terms, jnp.any(positives, axis=-1) & jnp.any(negatives, axis=-1))
+def _weighed(scores, margin, weight):
+    """The distance from where a score should be, times its weight, which carries no gradient."""
+    return (scores - margin) * (1.0 if weight is None else weight(lax.stop_gradient(scores), margin))
+
+
+_UNIFIED = {
+    "pull": Statistic("logsumexp", "positives", lambda s, scale, at, _, pull, push: -scale * _weighed(s, at, pull)),
+    "push": Statistic("logsumexp", "negatives", lambda s, scale, _, at, pull, push: scale * _weighed(s, at, push)),
+}
+
+
+def _unified(row, *_):
+    return Mean(softplus(row.pull + row.push), (row.positives > 0) & (row.negatives > 0))
 
 
 def unified_pair(
@@ -88,7 +100,7 @@ def unified_pair(
     """
     check_positive(scale=scale)
     hyper = (scale, positive_margin, negative_margin, positive_weight, negative_weight)
-    return over_pairs(_unified_rows, embeddings, labels, *hyper, similarity=similarity, **options)
+    return over_statistics(_UNIFIED, _unified, embeddings, labels, *hyper, similarity=similarity, **options)
 
 
 def _circle_pull(scores, positive_margin):

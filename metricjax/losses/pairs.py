@@ -1,7 +1,7 @@
 """Losses that sum a term for each pair."""
 
 from collections.abc import Callable
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import jax.numpy as jnp
 from jax import lax
@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax import distances, similarities
-from metricjax.anchors import AnchorOptions, Mean, over_pairs, over_triplets
+from metricjax.anchors import AnchorOptions, Mean, Statistic, over_pairs, over_statistics, over_triplets
 from metricjax.engine.reductions import Loss
 from metricjax.ground.checks import check_positive, refuse_options
 from metricjax.ground.numerics import logsumexp
@@ -40,13 +40,27 @@ def hinge_mean(terms: Float[Array, "n m"], where: Bool[Array, "n m"], average: s
     return Mean(jnp.sum(jnp.where(where, terms, 0), axis=-1), jnp.sum(counted, axis=-1))
 
 
-def _contrastive_rows(pairs, margin, positive_margin, squared, average):
-    d_positive, positives, d_negative, negatives = pairs.apart
-    far = jnp.maximum(d_positive - positive_margin, 0)
-    near = jnp.maximum(margin - d_negative, 0)
-    if squared:
-        far, near = jnp.square(far) / 2, jnp.square(near) / 2
-    return hinge_mean(far, positives, average), hinge_mean(near, negatives, average)
+def _far(distances, margin, positive_margin, squared, _):
+    far = jnp.maximum(distances - positive_margin, 0)
+    return jnp.square(far) / 2 if squared else far
+
+
+def _near(distances, margin, positive_margin, squared, _):
+    near = jnp.maximum(margin - distances, 0)
+    return jnp.square(near) / 2 if squared else near
+
+
+_CONTRASTIVE = {
+    "far": Statistic("sum", "positives", _far),
+    "near": Statistic("sum", "negatives", _near),
+    "too_far": Statistic("sum", "positives", lambda *a: (_far(*a) > 0).astype(a[0].dtype)),
+    "too_near": Statistic("sum", "negatives", lambda *a: (_near(*a) > 0).astype(a[0].dtype)),
+}
+
+
+def _contrastive(row, margin, positive_margin, squared, average):
+    counts = (row.too_far, row.too_near) if average == "active" else (row.positives, row.negatives)
+    return Mean(row.far, counts[0]), Mean(row.near, counts[1])
 
 
 def contrastive(
@@ -72,8 +86,10 @@ def contrastive(
     >>> float(contrastive(z, jnp.array([0, 0, 1])))  # no positive is far, no negative nearer than 1
     0.0
     """
+    check_average(average)
     hyper = (margin, positive_margin, squared, average)
-    return over_pairs(_contrastive_rows, embeddings, labels, *hyper, distance=distance, by_pair=True, **options)
+    how: dict[str, Any] = {"distance": distance, "by_pair": True}
+    return over_statistics(_CONTRASTIVE, _contrastive, embeddings, labels, *hyper, **how, **options)
 
 
 def signal_to_noise(
@@ -162,12 +178,16 @@ def margin(
     return over_triplets(_margin_terms, triplets, embeddings, labels, *hyper, distance=distance, **options)
 
 
-def _threshold_rows(pairs, limit, ceiling, positive_weight, negative_weight):
-    s_positive, positives, s_negative, negatives = pairs.apart
-    low, high = positives & (s_positive <= limit), negatives & (s_negative >= ceiling)
-    pull = jnp.sum(jnp.where(low, limit - s_positive, 0), axis=-1)
-    push = jnp.sum(jnp.where(high, s_negative - ceiling, 0), axis=-1)
-    return Mean(positive_weight * pull, jnp.sum(low, axis=-1)), Mean(negative_weight * push, jnp.sum(high, axis=-1))
+_THRESHOLDS = {
+    "pull": Statistic("sum", "positives", lambda s, limit, *_: jnp.where(s <= limit, limit - s, 0)),
+    "push": Statistic("sum", "negatives", lambda s, limit, ceiling, *_: jnp.where(s >= ceiling, s - ceiling, 0)),
+    "low": Statistic("sum", "positives", lambda s, limit, *_: (s <= limit).astype(s.dtype)),
+    "high": Statistic("sum", "negatives", lambda s, limit, ceiling, *_: (s >= ceiling).astype(s.dtype)),
+}
+
+
+def _thresholds(row, limit, ceiling, positive_weight, negative_weight):
+    return Mean(positive_weight * row.pull, row.low), Mean(negative_weight * row.push, row.high)
 
 
 def threshold_consistent_margin(
@@ -193,7 +213,8 @@ def threshold_consistent_margin(
     0.9
     """
     hyper = (positive_margin, negative_margin, positive_weight, negative_weight)
-    return over_pairs(_threshold_rows, embeddings, labels, *hyper, similarity=similarity, by_pair=True, **options)
+    how: dict[str, Any] = {"similarity": similarity, "by_pair": True}
+    return over_statistics(_THRESHOLDS, _thresholds, embeddings, labels, *hyper, **how, **options)
 
 
 def _ranked_rows(pairs, margin, alpha, temperature, pull_temperature, balance):
