@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 import metricjax as mj
 from metricjax.prototypes import sample
+from tests.helpers.batches import slow_unless
 from tests.helpers.meshes import assert_same, axes, mesh_of, put
 
 C, D, COUNT, Y, OTHERS = 20, 5, 8, jnp.array([7, 2, 7, 11]), sorted(set(range(20)) - {2, 7, 11})
@@ -76,7 +77,7 @@ def value_and_gradient(name, z, y, w, **options):
     )
 
 
-@pytest.mark.parametrize("name", ["cosface", "adaface", "sphereface2", "proxy_anchor"])
+@pytest.mark.parametrize("name", slow_unless(("cosface",), ["cosface", "adaface", "sphereface2", "proxy_anchor"]))
 def test_the_loss_of_a_sample_is_that_of_its_prototypes(name):
     """And of the rows whose class is in it, of which the third may be none."""
     classes, everything, left = sample(KEYS[0], Y, C, COUNT), sample(KEYS[0], Y, C, C), jnp.array([0, 1, 3])

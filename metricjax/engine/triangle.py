@@ -24,7 +24,7 @@ from metricjax.engine.sweeps import added
 from metricjax.ground.pairwise import Pairwise
 from metricjax.ground.precision import at_precision
 
-__all__ = ["gradients_in_sweeps", "means_in_sweeps"]
+__all__ = ["Ordered", "Tile", "gradients_in_sweeps", "means_in_sweeps"]
 
 
 class Ordered(NamedTuple):
