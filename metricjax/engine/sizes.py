@@ -145,8 +145,11 @@ def _even_tiles(n: int, most: int) -> int:
 
 
 def rows_in_swept_tile(n: int) -> ByPlatform:
-    """Rows, and columns, of a tile of scores above the diagonal, which fits a cache or fills the chip."""
-    return ByPlatform(math.ceil(_even(n, 512) / 8) * 8, _even_tiles(n, 2048))
+    """Rows, and columns, of a tile of scores above the diagonal, which fits a cache or fills the chip.
+
+    At most some 256 tiles side by side: a program has a list of them.
+    """
+    return ByPlatform(math.ceil(_even(n, max(512, n // 256)) / 8) * 8, _even_tiles(n, max(2048, n // 256)))
 
 
 def rows_in_tile_of_positives(height: int) -> int:
