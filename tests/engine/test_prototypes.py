@@ -265,8 +265,8 @@ def test_states_are_those_of_one_device(name):
     assert_same(jax.jit(lambda *arrays: loss(*arrays, **how))(z, y, w, *case._extra()), one)
 
 
-@pytest.mark.parametrize("name", slow_unless(OFTEN, ["adaface", "proxy_anchor", "cosface", "sphereface2", "adacos", "uniface"]))
-    "name", slow_unless(OFTEN, ["adaface", "proxy_anchor", "cosface", "sphereface2", "uniface", "adacos"])
+@pytest.mark.parametrize(
+    "name", slow_unless(OFTEN, ["adaface", "proxy_anchor", "cosface", "sphereface2", "adacos", "uniface"])
 )
 def test_samples_on_eight_devices_equal_one_with_their_real_classes(name):
     """The last devices sample padding too, which counts nowhere, in default biases and scales neither."""
