@@ -15,10 +15,12 @@ differentiate, and return totals and counts of one entry a row: both are checked
 from collections.abc import Callable
 from typing import Any, Literal, TypedDict, Unpack
 
+import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
 from metricjax.engine.anchors import Batch, DeferredLoss, over_all_anchors, run_or_defer
-from metricjax.engine.implementations import Settings
+from metricjax.engine.implementations import Settings, sweeps_towers
 from metricjax.engine.miners import Triplets, as_miner, as_partial, as_selection
 from metricjax.engine.pairs import Mean, PairLoss, Pairs, WholeRows, static_or_traced
 from metricjax.engine.reductions import Loss, as_reduction
@@ -36,6 +38,7 @@ __all__ = [
     "over_anchors",
     "over_pairs",
     "over_statistics",
+    "over_towers",
     "over_triplets",
 ]
 
@@ -194,6 +197,42 @@ def over_statistics(
     rows = declared(statistics, finish)
     how: dict[str, Any] = {"similarity": similarity, "distance": distance, "by_pair": by_pair}
     return over_pairs(rows, embeddings, labels, *hyper, **how, **options)
+
+
+def over_towers(
+    statistics: dict[str, Statistic],
+    finish: Callable[..., Mean],
+    x: Float[Array, "n d"],
+    y: Float[Array, "n d"],
+    *hyper: Any,
+    similarity: Callable[[Array, Array], Array],
+    otherwise: Callable[[Array, Array], Loss],
+    **options: Any,
+) -> Loss:
+    """`over_statistics` of the rows of two towers, each compared with those of the other, of which row i matches.
+
+    That is the mean of both directions, in four products; `otherwise(x, y)` has to be the same, and is run where the
+    options or the platform do not allow for it.
+    """
+    number = jnp.arange(2 * len(x), dtype=jnp.int32)
+    labels = jnp.stack([number % max(1, len(x)), number // max(1, len(x))], axis=1)
+    given: Any = {**options, "same": _across}
+    given |= {name: jnp.tile(options[name], 2) for name in ("where", "weights") if options.get(name) is not None}
+    score, _ = _score(similarity, None, given)
+
+    def at_once(x, y):
+        batch, relations, how = _sorted_out(jnp.concatenate([x, y]), labels, given)
+        loss = PairLoss(declared(statistics, finish), score, True, towers=True, **relations)
+        return over_all_anchors(how, loss, batch, static_or_traced(hyper, batch.embeddings, bound=True))
+
+    if not sweeps_towers(score, len(x), options) or x.dtype != y.dtype:
+        return otherwise(x, y)
+    return lax.platform_dependent(x, y, cpu=at_once, default=otherwise)
+
+
+def _across(a: Array, b: Array) -> tuple[Array, Array]:
+    """A relation of [number, tower]."""
+    return (a[0] == b[0]) & (a[1] != b[1]), (a[0] != b[0]) & (a[1] != b[1])
 
 
 def over_triplets(

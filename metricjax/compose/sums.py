@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from metricjax.engine.anchors import DeferredLoss, deferring
 from metricjax.engine.pairs import Mean, Pairs, Static, as_means, static_or_traced
+from metricjax.engine.statistics import Declared, together
 from metricjax.ground.checks import refuse_options
 
 __all__ = ["one_number", "scales_of", "weighted_sum"]
@@ -77,10 +78,12 @@ def _joined(parts: list[tuple[Any, DeferredLoss]]) -> Any:
     if not others:
         return weight * first.value()
     each = tuple((part.loss.rows, len(part.hyper)) for _, part in parts)
+    declared = [(rows, count) for rows, count in each if isinstance(rows, Declared)]
+    rows, how = (together(declared), ()) if len(declared) == len(each) else (_joined_rows, (Static(each),))
     weights = static_or_traced(tuple(weight for weight, _ in parts), first.batch.embeddings)
     mirrored, heavy = all(part.loss.mirrored for _, part in parts), any(part.loss.heavy for _, part in parts)
-    loss = replace(first.loss, rows=_joined_rows, mirrored=mirrored, heavy=heavy)
-    hyper = (Static(each), *weights, *(h for _, part in parts for h in part.hyper))
+    loss = replace(first.loss, rows=rows, mirrored=mirrored, heavy=heavy)
+    hyper = (*how, *weights, *(h for _, part in parts for h in part.hyper))
     return replace(first, loss=loss, hyper=hyper).value()
 
 

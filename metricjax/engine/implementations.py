@@ -19,11 +19,12 @@ from metricjax.engine.panels import means_in_panels, sum_in_panels, sums_in_pane
 from metricjax.engine.positives import Side, with_short_lists
 from metricjax.engine.reductions import Reduction, joined, quotient, reduced, weighted
 from metricjax.engine.selected_triplets import sum_of_triplets
-from metricjax.engine.sizes import BUDGET, LIST, Size, rows_in_swept_tile
+from metricjax.engine.sizes import BUDGET, LIST, Size, anchors_in_panel, rows_in_swept_tile
 from metricjax.engine.statistics import Declared
 from metricjax.engine.two_sweeps import Ways, sum_of_rows
+from metricjax.ground.pairwise import Pairwise
 
-__all__ = ["Given", "Settings", "of_classes", "of_pairs", "of_triplets"]
+__all__ = ["Given", "Settings", "of_classes", "of_pairs", "of_triplets", "sweeps_towers"]
 
 
 class Settings(NamedTuple):
@@ -86,11 +87,17 @@ def of_pairs(
 
 def _is_swept(how: Settings, loss: PairLoss, given: Given) -> bool:
     """Whether statistics of rows are all that is needed, and S is symmetric: then two sweeps are faster than panels."""
-    plain = isinstance(loss.rows, Declared) and loss.score.symmetric and loss.same is loss.miner is None
-    alone = given.x is None and given.row.labels.ndim == 1
+    plain = isinstance(loss.rows, Declared) and loss.score.symmetric and loss.miner is None
+    alone = given.x is None and (loss.towers or (loss.same is None and given.row.labels.ndim == 1))
     numbers = all(jnp.ndim(h) == 0 for h in jax.tree.leaves(given.hyper))
     wanted = how.implementation == "sweeps" or (how.implementation, how.block_size) == ("auto", "auto")
     return plain and alone and numbers and wanted
+
+
+def sweeps_towers(score: Pairwise, n: int, options: dict[str, Any]) -> bool:
+    """Whether both directions between two towers of n rows can be swept at once, and are too large for a dense form."""
+    numbers = {"where", "weights", "precision", "memory_budget"}
+    return score.symmetric and anchors_in_panel(n, n) is not None and set(options) <= numbers
 
 
 def of_triplets(how: Settings, loss: PairLoss, size: Size | None, given: Given) -> Callable[..., Any]:
@@ -149,7 +156,8 @@ def _shares_in_panels(how: Settings, loss: PairLoss, size: Size, given: Given) -
 
 
 def _in_sweeps(how: Settings, loss: PairLoss, size: Size, given: Given, several: bool) -> Any:
-    tile = how.block_size if isinstance(how.block_size, int) else rows_in_swept_tile(len(given.columns))
+    rows = len(given.columns) // (2 if loss.towers else 1)
+    tile = how.block_size if isinstance(how.block_size, int) else rows_in_swept_tile(rows)
     ways = Ways(size, tile, how.implementation == "sweeps")
     total, count = sum_of_rows(ways, loss, given.columns, given.hyper, given.weights, *given.sides)
     return _of_sums(how, given, (Mean(total * count if several else total, count),))

@@ -54,7 +54,7 @@ class Mean(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    meta_fields=["rows", "score", "is_similarity", "mirrored", "heavy", "swap", "reaches"],
+    meta_fields=["rows", "score", "is_similarity", "mirrored", "heavy", "towers", "swap", "reaches"],
     data_fields=["same", "miner", "select"],
 )
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class PairLoss:
     rows: the row function, or with `select` the function of the terms of selected triplets.
     mirrored: score, terms and cotangent of the pair (i, j) are those of (j, i).
     heavy: it holds many arrays as large as the scores.
+    towers: the rows are those of one tower, then as many of another; `same` leaves out all pairs but those between.
     swap: of triplets, d_an is min(d_an, d_pn).
     reaches: the row function takes rows of its columns (found out by the driver).
     """
@@ -73,6 +74,7 @@ class PairLoss:
     is_similarity: bool
     mirrored: bool = False
     heavy: bool = False
+    towers: bool = False
     swap: bool = False
     reaches: bool = False
     same: Partial | None = None

@@ -3,18 +3,19 @@
 Written this way, a loss is both a row function, for the dense form and for panels, and what two sweeps need to know.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from metricjax.engine.pairs import Mean, as_means
 from metricjax.ground.functions import by_content, check_function
 from metricjax.ground.numerics import logsumexp
 
-__all__ = ["Declared", "Statistic", "declared"]
+__all__ = ["Declared", "Statistic", "declared", "together"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,52 @@ class Declared:
         return self.finish(SimpleNamespace(**values, positives=positives, negatives=negatives), *hyper)
 
 
+@dataclass(frozen=True)
+class _Own:
+    """A function of one of several losses, of whose hyper-parameters it gets its own; `known` arguments come before."""
+
+    f: Callable[..., Any]
+    known: int
+    first: int
+    count: int
+
+    def __call__(self, *arguments: Any) -> Any:
+        own = self.known + self.first
+        return self.f(*arguments[: self.known], *arguments[own : own + self.count])
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """The finish of several losses, (loss, first of its hyper-parameters, how many): their Means, times weights."""
+
+    parts: tuple[tuple[Declared, int, int], ...]
+
+    def __call__(self, row: Any, *numbers: Any) -> tuple[Mean, ...]:
+        means: list[Mean] = []
+        for k, (loss, first, count) in enumerate(self.parts):
+            values = {name: getattr(row, f"{name}_{k}") for name, _ in loss.statistics}
+            found = loss.finished(values, row.positives, row.negatives, numbers[first : first + count])
+            means += [Mean(numbers[k] * mean.total, mean.count) for mean in as_means(found)]
+        return tuple(means)
+
+
+def together(each: Sequence[tuple[Declared, int]]) -> Declared:
+    """Several losses with so many hyper-parameters each as one, of their weights and then all of these."""
+    statistics, parts, first = [], [], len(each)
+    for k, (loss, count) in enumerate(each):
+        for name, s in loss.statistics:
+            terms = _Own(s.terms, 1 + len(s.given), first, count)
+            statistics.append((f"{name}_{k}", replace(s, terms=terms, given=tuple(f"{of}_{k}" for of in s.given))))
+        parts.append((loss, first, count))
+        first += count
+    return Declared(_in_order(statistics), _Sum(tuple(parts)))
+
+
+def _in_order(statistics: list[tuple[str, Statistic]]) -> tuple[tuple[str, Statistic], ...]:
+    """Each after those that it is given."""
+    return tuple(sorted(statistics, key=lambda one: bool(one[1].given)))
+
+
 def declared(statistics: dict[str, Statistic], finish: Callable[..., Any]) -> Declared:
     """The statistics in an order in which each comes after those that it is given, once they are known to fit."""
     check_function("finish", finish)
@@ -76,4 +123,4 @@ def declared(statistics: dict[str, Statistic], finish: Callable[..., Any]) -> De
             "statistics wants one name at least, and none of 'positives' and 'negatives': these are counts"
         )
     known = [(name, Statistic(s.kind, s.of, by_content(s.terms), tuple(s.given))) for name, s in statistics.items()]
-    return Declared(tuple(sorted(known, key=lambda one: bool(one[1].given))), by_content(finish))
+    return Declared(_in_order(known), by_content(finish))

@@ -3,6 +3,8 @@
 S is symmetric: a tile serves its rows, and transposed the rows of its columns, so that the first sweep takes half a
 product of all rows with all rows, and the second one and a half. Nothing of size n · n is written. Rows stand in order
 of class: positives then lie in few tiles, and all others hold negatives only and need no masks.
+
+Of two towers, one after the other, only the tiles between them are looked at: again each serves the rows of both.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,23 +30,23 @@ __all__ = ["Ordered", "Tile", "gradients_in_sweeps", "means_in_sweeps"]
 
 
 class Ordered(NamedTuple):
-    """Rows in order of class, those that do not exist last, filled up to whole tiles.
+    """Rows in order of class, those that do not exist last, filled up to whole tiles; or both towers, each filled up.
 
-    place: where each of the rows that came stands. number: of its class. there: how many rows exist.
+    place: where each of the rows that came stands. number: of its class. exists: which do.
     positives, negatives: how many each row has.
     """
 
     x: Float[Array, "n d"]
     place: Int[Array, " r"]
     number: Int[Array, " n"]
-    there: Int[Array, ""]
+    exists: Bool[Array, " n"]
     positives: Float[Array, " n"]
     negatives: Float[Array, " n"]
 
 
 def means_in_sweeps(height: int, loss: PairLoss, columns, hyper, column: Side) -> tuple[Mean, ...]:
     """The Means of all rows, in one sweep."""
-    rows = _ordered(height, columns, column)
+    rows = _laid_out(height, loss, columns, column)
     return _as_they_came(rows, _means(loss, rows, _values(height, loss, rows, hyper)[0], hyper))
 
 
@@ -53,7 +55,7 @@ def gradients_in_sweeps(height: int, loss: PairLoss, columns, hyper, cotangents:
 
     `cotangents` makes those of the totals of all rows, of the Means.
     """
-    rows = _ordered(height, columns, column)
+    rows = _laid_out(height, loss, columns, column)
     values, slopes = _values(height, loss, rows, hyper)
     totals = lambda *a: (lambda means: ([m.total for m in means], means))(_means(loss, rows, *a))
     _, pull, means = jax.vjp(totals, values, hyper, has_aux=True)
@@ -65,6 +67,23 @@ def gradients_in_sweeps(height: int, loss: PairLoss, columns, hyper, cotangents:
             of_values[given] += of_values[name] * change
     dx, more = _second_sweep(height, loss, rows, hyper, values, of_values)
     return (dx[rows.place], added(more, of_hyper)), came
+
+
+def _laid_out(height: int, loss: PairLoss, columns, column: Side) -> Ordered:
+    return (_towers if loss.towers else _ordered)(height, columns, column)
+
+
+def _towers(height: int, columns, column: Side) -> Ordered:
+    """Row i of either tower is of class i."""
+    n, d = len(columns) // 2, columns.shape[1]
+    filled = lambda a: jnp.pad(a.reshape(2, n, -1), [(0, 0), (0, -n % height), (0, 0)])
+    x, exists = filled(columns), filled(column.where)[..., 0]
+    number = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), exists.shape)
+    place = jnp.concatenate([first + jnp.arange(n, dtype=jnp.int32) for first in (0, x.shape[1])])
+    others = jnp.sum(exists, axis=1, keepdims=True, dtype=jnp.int32) - 1
+    positives, negatives = exists, jnp.where(exists, others, 0)
+    counts = (a.reshape(-1).astype(columns.dtype) for a in (positives, negatives))
+    return Ordered(x.reshape(-1, d), place, number.reshape(-1), exists.reshape(-1), *counts)
 
 
 def _ordered(height: int, columns, column: Side) -> Ordered:
@@ -81,7 +100,7 @@ def _ordered(height: int, columns, column: Side) -> Ordered:
     positives = jnp.where(exists, ends[1] - ends[0] - 1, 0).astype(columns.dtype)
     negatives = jnp.where(exists, there - 1, 0).astype(columns.dtype) - positives
     x = jnp.pad(columns[order], [(0, len(number) - n), (0, 0)])
-    return Ordered(x, place, number, there, positives, negatives)
+    return Ordered(x, place, number, exists, positives, negatives)
 
 
 def _as_they_came(rows: Ordered, means: tuple[Mean, ...]) -> tuple[Mean, ...]:
@@ -121,14 +140,25 @@ class Tile(NamedTuple):
         return lax.dynamic_update_slice_in_dim(a, part, start, axis=0)
 
 
-def _swept(height: int, rows: Ordered, step: Callable[[Any, Tile], Any], carry: Any, positives_only: bool = False):
+def _swept(
+    height: int,
+    loss: PairLoss,
+    rows: Ordered,
+    step: Callable[[Any, Tile], Any],
+    carry: Any,
+    positives_only: bool = False,
+):
     """`step(carry, tile)` for every tile that has a row, or every one that may hold positives.
 
     First come those with the same classes on both sides, or with rows that do not exist, which need masks.
     """
-    i, j = (side.astype(np.int32) for side in np.triu_indices(len(rows.x) // height))
-    mixed = (rows.number[(i + 1) * height - 1] >= rows.number[j * height]) | ((j + 1) * height > rows.there)
-    kind = jnp.where(j * height < rows.there, jnp.where(mixed, 0, 1), 2)
+    count = len(rows.x) // height
+    between = (a.ravel() for a in np.meshgrid(np.arange(count // 2), np.arange(count // 2, count), indexing="ij"))
+    i, j = (side.astype(np.int32) for side in (between if loss.towers else np.triu_indices(count)))
+    number, exists = rows.number.reshape(count, height), rows.exists.reshape(count, height)
+    some, all_ = (jnp.logical_and(of[i], of[j]) for of in (jnp.any(exists, axis=1), jnp.all(exists, axis=1)))
+    meet = (number[i, -1] >= number[j, 0]) & (number[j, -1] >= number[i, 0])
+    kind = jnp.where(some, jnp.where(meet | ~all_, 0, 1), 2)
     tiles = jnp.stack([jnp.asarray(i), jnp.asarray(j)])[:, jnp.argsort(kind)]
     first, last = (jnp.sum(kind <= most, dtype=jnp.int32) for most in (0, 1))
 
@@ -136,9 +166,9 @@ def _swept(height: int, rows: Ordered, step: Callable[[Any, Tile], Any], carry: 
         start = tiles[:, which] * height
         same = differ = None
         if mixed:
-            index = [start[side] + jnp.arange(height, dtype=jnp.int32) for side in (0, 1)]
-            pairs = (index[0][:, None] < index[1][None]) & (index[1] < rows.there)[None]
-            alike = rows.number[index[0]][:, None] == rows.number[index[1]][None]
+            i, j = (start[side] + jnp.arange(height, dtype=jnp.int32) for side in (0, 1))
+            pairs = (i[:, None] < j[None]) & rows.exists[i][:, None] & rows.exists[j][None]
+            alike = rows.number[i][:, None] == rows.number[j][None]
             same, differ = alike & pairs, ~alike & pairs
         return step(carry, Tile(start[0], start[1], height, same, differ))
 
@@ -178,7 +208,7 @@ def _values(height: int, loss: PairLoss, rows: Ordered, hyper) -> tuple[dict[str
         return found
 
     now = {name: start[name] for name, s in statistics.items() if not s.given}
-    found = _swept(height, rows, first, varying(now, (rows.x, hyper)))
+    found = _swept(height, loss, rows, first, varying(now, (rows.x, hyper)))
     values = {name: _log(*a) if statistics[name].kind == "logsumexp" else a for name, a in found.items()}
     later = {name: s for name, s in statistics.items() if s.given}
     if not later:
@@ -204,7 +234,7 @@ def _values(height: int, loss: PairLoss, rows: Ordered, hyper) -> tuple[dict[str
     sums = {(name, at): zeros for name, s in later.items() for at in ("", *s.given)}
     positives_only = all(s.of == "positives" for s in later.values())
     height = sizes.rows_in_tile_of_positives(height) if positives_only else height
-    sums = _swept(height, rows, then, varying(sums, (rows.x, hyper)), positives_only)
+    sums = _swept(height, loss, rows, then, varying(sums, (rows.x, hyper)), positives_only)
     values |= {name: sums[name, ""] for name in later}
     return values, {name: {of: sums[name, of] for of in s.given} for name, s in later.items()}
 
@@ -238,7 +268,7 @@ def _log(top, total):
 def _second_sweep(height: int, loss: PairLoss, rows: Ordered, hyper, values, cotangents) -> tuple[Array, Any]:
     """The gradient of the rows, and of the hyper-parameters as far as terms depend on them."""
     statistics = dict(loss.rows.statistics)  # type: ignore[attr-defined]
-    some = {name: jnp.isfinite(values[name]) for name in statistics}
+    some = {name: values[name] != -jnp.inf if s.kind == "logsumexp" else True for name, s in statistics.items()}
     cotangents = {name: jnp.where(some[name], cotangents[name], 0) for name in statistics}
     levels = {name: jnp.where(some[name], values[name], 0) for name in statistics}
 
@@ -269,7 +299,7 @@ def _second_sweep(height: int, loss: PairLoss, rows: Ordered, hyper, values, cot
 
     zero = lambda a: jnp.zeros_like(a) if jnp.issubdtype(a.dtype, jnp.inexact) else jnp.zeros((), rows.x.dtype)
     zeros = jax.tree.map(zero, (rows.x, hyper))
-    return _swept(height, rows, step, varying(zeros, (rows.x, hyper)))
+    return _swept(height, loss, rows, step, varying(zeros, (rows.x, hyper)))
 
 
 def _compared(score: Pairwise, tile: Tile, x, y) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:

@@ -237,7 +237,7 @@ def hyperspherical_energy(
     check_rows("prototypes", prototypes)
     check_options("hyperspherical_energy", options, OtherRowOptions)
     distance = distances.geodesic if angular else distances.chord
-    return over_other_rows(_energy_rows, prototypes, power, distance=distance, **options)
+    return over_other_rows(_energy_rows, prototypes, power, distance=distance, by_pair=True, **options)
 
 
 def _greatest_rows(pairs):

@@ -10,12 +10,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from metricjax import distances, similarities
-from metricjax.anchors import HOW, Mean, over_pairs
+from metricjax.anchors import HOW, Mean, Statistic, over_pairs, over_towers
 from metricjax.engine.devices import row_ids, summed
 from metricjax.engine.pairs import static_or_traced
 from metricjax.engine.reductions import Loss, quotient, reduced, weighted
+from metricjax.engine.statistics import declared
 from metricjax.ground.checks import check_options, check_per_row, check_positive, check_rows, refuse_options
-from metricjax.ground.numerics import existing, logsumexp, normalize, safe_sqrt, softplus, spoilt, widen
+from metricjax.ground.numerics import existing, normalize, safe_sqrt, softplus, spoilt, widen
 from metricjax.ground.precision import Precision, exact_product
 from metricjax.losses.regularizers import over_other_rows
 
@@ -44,11 +45,16 @@ class ViewOptions(TypedDict, total=False):
     axis_name: str | tuple[str, ...] | None
 
 
-def _info_nce_rows(pairs, scale):
-    logits = scale * pairs.scores
-    own = jnp.sum(jnp.where(pairs.positives, logits, 0), axis=-1)
-    some = jnp.any(pairs.positives, axis=-1)
-    return Mean(jnp.where(some, softplus(logsumexp(logits, pairs.negatives) - own), 0), some)
+def _scaled(scores, scale):
+    return scale * scores
+
+
+def _info_nce(row, scale):
+    return Mean(jnp.where(row.positives > 0, softplus(row.rest - row.own), 0), row.positives > 0)
+
+
+_OWN_AND_REST = {"own": Statistic("sum", "positives", _scaled), "rest": Statistic("logsumexp", "negatives", _scaled)}
+_INFO_NCE = (_OWN_AND_REST, _info_nce)
 
 
 def info_nce(
@@ -73,7 +79,7 @@ def info_nce(
     """
     check_positive(temperature=temperature)
     scale = 1 / jnp.asarray(temperature)
-    return _over_views(_info_nce_rows, x, y, scale, similarity=similarity, options=options)
+    return _over_views(declared(*_INFO_NCE), x, y, scale, similarity=similarity, options=options)
 
 
 def clip(
@@ -95,9 +101,14 @@ def clip(
     0.3133
     """
     check_positive(scale=scale)
-    forth = _over_views(_info_nce_rows, x, y, scale, similarity=similarity, options=options)
-    back = _over_views(_info_nce_rows, y, x, scale, similarity=similarity, options=options)
-    return jax.tree.map(lambda a, b: (a + b) / 2, forth, back)
+
+    def each(x, y):
+        forth = _over_views(declared(*_INFO_NCE), x, y, scale, similarity=similarity, options=options)
+        back = _over_views(declared(*_INFO_NCE), y, x, scale, similarity=similarity, options=options)
+        return jax.tree.map(lambda a, b: (a + b) / 2, forth, back)
+
+    _check_views(x, y, options)
+    return over_towers(*_INFO_NCE, x, y, scale, similarity=similarity, otherwise=each, **options)
 
 
 def _siglip_rows(pairs, scale, bias):

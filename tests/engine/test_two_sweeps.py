@@ -158,6 +158,23 @@ def test_memory_is_a_few_arrays_like_the_embeddings(name):
     assert step.lower(z).compile().memory_analysis().temp_size_in_bytes < 4 * n * d * 4 + 12 * 2**20
 
 
+@pytest.mark.parametrize("n", [300, 517])
+def test_both_directions_between_two_towers_at_once(n, x64):
+    """Value, gradients of all that has one, and second derivatives, are those of one direction after the other."""
+    x, y, along = rows(n), rows(n), rows(n)
+    where = jnp.asarray(RNG.random(n) < 0.8)
+
+    def derivatives(w, where, **options):
+        f = lambda x, y, scale: L.clip(x, y, scale=scale, weights=w, where=where, **options)
+        curved = jax.jvp(jax.grad(lambda x: f(x, y, 5.0)), (x,), (along,))[1]
+        return jax.value_and_grad(f, (0, 1, 2))(x, y, jnp.asarray(5.0)), curved
+
+    for options in ((weights(n), where), (None, None)):
+        at_once = jax.jit(derivatives)(*options)
+        agree(at_once, jax.jit(lambda *a: derivatives(*a, block_size=128))(*options), 1e-10)
+    assert "tensor<304x304xf64>" in jax.jit(lambda x: L.clip(x, y)).lower(x).as_text() or n != 300
+
+
 def test_every_declared_loss_is_here():
     """Any loss that is run by its statistics in the tests of every loss."""
     z, y = jnp.ones((4, 3)), jnp.arange(4) // 2
@@ -173,6 +190,17 @@ def test_every_declared_loss_is_here():
         for name in PAIRS:
             jax.eval_shape(lambda z, name=name: PAIRS[name](z, y), z)
     assert {name.split("-")[0] for name in found} == {name.split("-")[0] for name in LOSSES}
+
+
+def test_several_in_one_sum_share_their_tiles(x64):
+    """In sweeps, too: with statistics that are given others, and several Means."""
+    parts = (L.supcon, L.circle, L.nt_xent, L.threshold_consistent_margin)
+    both = mj.weighted_sum(*parts, weights=(1.0, 0.5, 2.0, 3.0))
+    given = (rows(), weights(37), jnp.asarray(LABELS["some classes"]), jnp.ones(37, bool))
+    agree(program(both, **SWEPT)(*given), program(both)(*given))
+    z, y = jax.ShapeDtypeStruct((1024, 16), jnp.float32), jnp.arange(1024) // 4
+    text = jax.jit(jax.grad(lambda z: both(z, y))).lower(z).as_text()
+    assert "tensor<512x512xf32>" in text
 
 
 # --- one's own ------------------------------------------------------------------------------------------------------
