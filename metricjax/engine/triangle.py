@@ -226,7 +226,9 @@ def _values(height: int, loss: PairLoss, rows: Ordered, hyper) -> tuple[dict[str
                     return jnp.sum(_marked(terms, tile.masked(statistic)), axis=axis)
 
                 more, pull = jax.vjp(total, *given)
-                for at, part in zip(("", *statistic.given), (more, *pull(jnp.ones_like(more))), strict=True):
+                for at, part in zip(
+                    ("", *statistic.given), (more, *pull(varying(jnp.ones_like(more), more))), strict=True
+                ):
                     sums = found[name, at]
                     found = found | {(name, at): tile.with_part(sums, begin, tile.part(sums, begin) + part)}
         return found
@@ -291,8 +293,8 @@ def _second_sweep(height: int, loss: PairLoss, rows: Ordered, hyper, values, cot
                     total += jnp.sum(terms * tile.part(cotangents[name], start, axis))
             return total
 
-        _, back = jax.vjp(loss_of_pairs, scores, hyper)
-        of_scores, of_hyper = back(jnp.ones((), scores.dtype))
+        total, back = jax.vjp(loss_of_pairs, scores, hyper)
+        of_scores, of_hyper = back(varying(jnp.ones_like(total), total))
         for (start, _), part in zip(tile.sides(), pull(of_scores), strict=True):
             dx = tile.with_part(dx, start, tile.part(dx, start) + part)
         return dx, added(dhyper, of_hyper)

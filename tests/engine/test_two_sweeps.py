@@ -12,6 +12,7 @@ from metricjax.engine import sizes
 from metricjax.engine.pairs import Mean
 from metricjax.engine.statistics import Declared
 from tests.helpers.cases import PAIRS
+from tests.helpers.meshes import SPLIT, axes, mesh_of, put
 from tests.helpers.refusals import refuses
 
 L = mj.losses
@@ -134,6 +135,19 @@ def test_what_sweeps_cannot_do_runs_in_panels(x64):
         agree(loops(z, y, **options, **SWEPT), loops(z, y, block_size=None, **options))
     count = lambda **options: L.contrastive(z, y, reduction=mj.with_count, **options)
     agree(count(**SWEPT), count())
+
+
+@axes
+@pytest.mark.parametrize("name", ["nt_xent", "contrastive"])
+def test_each_device_by_itself(name, axis):
+    """Inside `shard_map` without `axis_name`: what is carried through the loops varies over the devices."""
+    mesh, y = mesh_of(axis), jnp.asarray(np.random.default_rng(1).integers(0, 9, 8 * 24))
+    z = jnp.asarray(RNG.standard_normal((8 * 24, 5)), jnp.float32)
+    slope = lambda **how: lambda z, y: jax.grad(lambda z: LOSSES[name](z, y, **how))(z)
+    split = jax.jit(jax.shard_map(slope(**SWEPT), mesh=mesh, in_specs=(SPLIT, SPLIT), out_specs=SPLIT))
+    alone = jax.jit(slope(block_size=None))
+    each = [alone(z[i : i + 24], y[i : i + 24]) for i in range(0, len(z), 24)]
+    np.testing.assert_allclose(split(*put(mesh, z, y)), np.concatenate(each), atol=1e-6)
 
 
 def test_auto_sweeps_on_cpus_and_not_where_it_was_not_seen_to_be_faster():
