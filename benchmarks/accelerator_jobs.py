@@ -174,9 +174,11 @@ def differences(data, kept):
 
 
 def pairs(name: str, n: int, d: int, sizes: Sizes) -> Job:
-    """Value and gradient with the defaults, with panels of fixed heights and dense, and torch's."""
+    """Value and gradient with the defaults, with panels of fixed heights, in two sweeps and dense, and torch's."""
     loss = LOSSES[name]
     fixed = {f"{size} rows": gradient(loss, size) for size in sizes.blocks if size <= n}
+    if name in ("supcon", "circle"):  # which are declared
+        fixed["sweeps"] = gradient(partial(loss, implementation="sweeps"))
     if n <= sizes.most_dense:
         fixed[DENSE] = gradient(loss, None)
     forms = {PRODUCTS: products_of_rows, DEFAULT: gradient(loss), **fixed}
