@@ -46,7 +46,7 @@ def invariants(kind):
     for name, test in vars(test_every_loss).items():
         marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
         others = {mark.args[0]: mark.args[1] for mark in marks}
-        if any(isinstance(case, kind) for case in others.pop("case", ())):
+        if any(isinstance(case.values[0], kind) for case in others.pop("case", ())):
             for values in itertools.product(*others.values()):
                 given = [pair for names, value in zip(others, values, strict=True) for pair in named(names, value)]
                 marks = () if "oracle" in name else pytest.mark.slow

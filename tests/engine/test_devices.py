@@ -14,7 +14,7 @@ from jax.sharding import AxisType
 import metricjax as mj
 from tests.helpers import two_processes
 from tests.helpers.batches import slow_unless
-from tests.helpers.cases import CLASSES, PAIRS, PATHS
+from tests.helpers.cases import CLASSES, OFTEN, PAIRS, PATHS
 from tests.helpers.meshes import SPLIT, WHOLE, assert_same, axes, mesh_of, put
 
 Z = jnp.asarray(np.random.default_rng(0).standard_normal((32, 4)), jnp.float32)
@@ -35,12 +35,12 @@ def check(case, axis, size, weighted, **options):
     assert_same(over(jax.grad(local), SPLIT)(*arrays), one[1])
 
 
-@pytest.mark.parametrize("name", slow_unless(PATHS, PAIRS))
+@pytest.mark.parametrize("name", slow_unless(OFTEN, PAIRS))
 def test_eight_devices_equal_one(name):
     check(PAIRS[name], AxisType.Explicit, 3, weighted=name != "contrastive")
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", slow_unless(OFTEN, PATHS))
 def test_eight_devices_equal_one_in_dense_form(name):
     check(PAIRS[name], AxisType.Auto, None, weighted=name != "contrastive")
 

@@ -10,16 +10,13 @@ from jax.sharding import AxisType
 import metricjax as mj
 from tests.helpers import oracle, oracle_classes
 from tests.helpers.batches import D, batch, class_paths, close, inputs, slow_unless
-from tests.helpers.cases import CLASS_PATHS, CLASSES
+from tests.helpers.cases import CLASS_PATHS, CLASSES, OFTEN
 from tests.helpers.meshes import assert_same, mesh_of, put
 from tests.helpers.programs import run
 
 
 def weighted(case):
     return {} if "weights" in case.lacks else {"weights": jnp.linspace(0.5, 2.0, 14)}
-
-
-OFTEN = ("softmax", "sphereface", "sub_center_arcface", "adaface", "proxy_anchor")  # the others on CI alone
 
 
 # --- blocks ---------------------------------------------------------------------------------------------------------

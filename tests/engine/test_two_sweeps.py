@@ -11,6 +11,7 @@ import metricjax as mj
 from metricjax.engine import sizes
 from metricjax.engine.pairs import Mean
 from metricjax.engine.statistics import Declared
+from tests.helpers.batches import slow_unless
 from tests.helpers.cases import PAIRS
 from tests.helpers.meshes import SPLIT, axes, mesh_of, put
 from tests.helpers.refusals import refuses
@@ -89,7 +90,7 @@ def test_degenerate_batches(name, x64):
     assert jnp.isnan(value) and jnp.all(jnp.isnan(dz))
 
 
-@pytest.mark.parametrize("name", ["nt_xent", "circle", "contrastive"])
+@pytest.mark.parametrize("name", slow_unless(["nt_xent"], ["nt_xent", "circle", "contrastive"]))
 def test_other_derivatives_and_vmap(name, x64):
     """Of hyper-parameters; forwards; of the gradient, both ways; with each of several margins or temperatures."""
     loss, y, z, along = LOSSES[name], jnp.asarray(LABELS["some classes"]), rows(), rows()
@@ -172,7 +173,7 @@ def test_memory_is_a_few_arrays_like_the_embeddings(name):
     assert step.lower(z).compile().memory_analysis().temp_size_in_bytes < 4 * n * d * 4 + 12 * 2**20
 
 
-@pytest.mark.parametrize("n", [300, 517])
+@pytest.mark.parametrize("n", [300, pytest.param(517, marks=pytest.mark.slow)])
 def test_both_directions_between_two_towers_at_once(n, x64):
     """Value, gradients of all that has one, and second derivatives, are those of one direction after the other."""
     x, y, along = rows(n), rows(n), rows(n)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import oracle
-from tests.helpers.cases import CLASS_PATHS, CLASSES, PAIRS, PATHS
+from tests.helpers.cases import CLASS_PATHS, CLASSES, OFTEN, PAIRS, PATHS, VIEWS
 
 N, D, C = 14, 6, 5
 
@@ -43,18 +43,22 @@ def masks(labels):
     return positives, negatives, dense(positives), dense(negatives)
 
 
-pairs = pytest.mark.parametrize("case", PAIRS.values(), ids=PAIRS)
-paths = pytest.mark.parametrize("case", [PAIRS[name] for name in PATHS], ids=PATHS)
-classes = pytest.mark.parametrize("case", CLASSES.values(), ids=CLASSES)
-class_paths = pytest.mark.parametrize("case", [CLASSES[name] for name in CLASS_PATHS], ids=CLASS_PATHS)
-
-
 def slow_unless(ways, cases):
     """The names of all cases, of which those that take the way of another are slow."""
     return [name if name in ways else pytest.param(name, marks=pytest.mark.slow) for name in cases]
 
 
-def pairs_with(option):
+def each_of(names, often=None):
+    """Run a test for the losses of these names, of which those that are not among `often`, if given, are slow."""
+    cases = {**PAIRS, **CLASSES, **VIEWS}
+    slow = lambda name: [pytest.mark.slow] if often is not None and name not in often else []
+    return pytest.mark.parametrize("case", [pytest.param(cases[name], id=name, marks=slow(name)) for name in names])
+
+
+pairs, classes = each_of(PAIRS), each_of(CLASSES)
+paths, class_paths = each_of(PATHS, OFTEN), each_of(CLASS_PATHS, OFTEN)
+
+
+def pairs_with(option, often=None):
     """The losses over pairs that take `option`."""
-    cases = {name: case for name, case in PAIRS.items() if option not in case.lacks}
-    return pytest.mark.parametrize("case", cases.values(), ids=cases)
+    return each_of([name for name, case in PAIRS.items() if option not in case.lacks], often)

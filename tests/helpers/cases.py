@@ -320,6 +320,14 @@ CLASS_PATHS = (
 )  # fmt: skip
 
 
+# Of the ways, those that are gone on every run: CI goes all of them.
+OFTEN = (
+    "contrastive", "triplet", "triplet-all", "triplet-swap-all", "margin-by-class", "supcon", "angular",
+    "lifted_structure", "histogram", "centroid_triplet",
+    "softmax", "sphereface", "sub_center_arcface", "curricularface", "adaface", "proxy_anchor", "center",
+)  # fmt: skip
+
+
 class ViewCase(NamedTuple):
     """A loss of two views, or a regulariser. takes: its arrays. varied: hyper-parameters and values of them."""
 

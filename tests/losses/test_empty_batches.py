@@ -8,7 +8,7 @@ from jax.sharding import AxisType
 
 import metricjax as mj
 from tests.helpers.batches import slow_unless
-from tests.helpers.cases import CLASS_PATHS, CLASSES, PAIRS, PATHS, VIEWS
+from tests.helpers.cases import CLASS_PATHS, CLASSES, OFTEN, PAIRS, PATHS, VIEWS
 
 D = 4
 NOTHING, NO_LABELS = jnp.zeros((0, D)), jnp.zeros(0, jnp.int32)
@@ -35,7 +35,7 @@ def assert_zero_with_gradients(losses, *arguments):
         assert_zero(gradient, arguments)
 
 
-@pytest.mark.parametrize("name", slow_unless(PATHS, PAIRS))
+@pytest.mark.parametrize("name", slow_unless(OFTEN, PAIRS))
 def test_pair_loss(name):
     case = PAIRS[name]
     sizes = (None, 4) if case in PANELS else (None,)
@@ -45,7 +45,7 @@ def test_pair_loss(name):
         assert_zero_with_gradients([over(size) for size in sizes], Z, NOTHING)
 
 
-@pytest.mark.parametrize("name", slow_unless(CLASS_PATHS, CLASSES))
+@pytest.mark.parametrize("name", slow_unless(OFTEN, CLASSES))
 def test_class_loss(name):
     case = CLASSES[name]
     prototypes = jnp.stack([Z[:3], Z[3:]], axis=1) if case.several else Z[:3]

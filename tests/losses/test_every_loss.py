@@ -7,7 +7,7 @@ returns a total and a count for each row, is asked of the losses of `PATHS` and 
 it: the order and the size of the batch, masks against smaller batches, reductions and their gradients, `vmap`, `jit`,
 derivatives of a higher order, tracing once, panels of one row, and lists of positives.
 
-Tests share compiled programs: see `tests.helpers.programs`.
+Tests share compiled programs: see `tests.helpers.programs`. Of the ways, `OFTEN` is run each time, and the rest on CI.
 """
 
 import chex
@@ -28,12 +28,13 @@ from tests.helpers.batches import (
     class_paths,
     classes,
     close,
+    each_of,
     inputs,
     pairs,
     pairs_with,
     paths,
 )
-from tests.helpers.cases import CLASS_PATHS, CLASSES, PAIRS, PATHS, SCALED, VIEWS
+from tests.helpers.cases import CLASS_PATHS, CLASSES, OFTEN, PAIRS, PATHS, SCALED, VIEWS
 from tests.helpers.programs import run, usual, value_and_grad
 
 BOTH = {**PAIRS, **CLASSES}
@@ -44,13 +45,8 @@ def is_a_way(case):
     return any(case is BOTH[name] for name in WAYS)
 
 
-def of(names):
-    """Run a test for the losses of these names; those over classes get prototypes as well."""
-    cases = {**BOTH, **VIEWS}
-    return pytest.mark.parametrize("case", [cases[name] for name in names], ids=names)
-
-
-every, every_path, every_but_alike = of([*BOTH]), of(WAYS), of([*PAIRS, *CLASS_PATHS])
+every, every_way = each_of(BOTH), each_of(BOTH, WAYS)
+every_path, every_but_alike = each_of(WAYS, OFTEN), each_of([*PAIRS, *CLASS_PATHS], OFTEN)
 
 
 # --- values ---------------------------------------------------------------------------------------------------------
@@ -70,7 +66,7 @@ def with_references(seed):
     return {"references": references, "reference_labels": labels, "reference_where": jnp.arange(9) % 4 != 1}
 
 
-@pairs_with("references")
+@pairs_with("references", PATHS)
 def test_pair_loss_over_references_equals_the_oracle(case):
     (z, y, _), given = batch(1), with_references(2)
     value, gradients = run(case, z, y, block_size=5, weights=jnp.ones(N), **given)
@@ -83,7 +79,7 @@ def test_pair_loss_over_references_equals_the_oracle(case):
         chex.assert_trees_all_close((value, gradients), dense, rtol=2e-5, atol=5e-6)
 
 
-@pairs_with("same")
+@pairs_with("same", PATHS)
 def test_custom_label_relation(case):
     z, y, _ = batch(3)
     several = jnp.stack([y == 0, y == 1, (y == 2) | (y == 0), y >= 3], axis=1)
@@ -96,7 +92,7 @@ def nearest_negatives(distances, positives, negatives):
     return positives, negatives & (distances < 1)
 
 
-@pairs_with("miner")
+@pairs_with("miner", PATHS)
 def test_miner_equals_the_oracle_on_what_it_keeps(case):
     z, y, _ = batch(4)
     expected = case.expected(z, y, mined=lambda distance: distance < 1)
@@ -115,7 +111,7 @@ def test_classes_too_large_for_lists_of_positives(case):
         close(case(z, y, block_size=block_size), expected, rtol=1e-4)
 
 
-@of([name for name in PATHS if "same" not in PAIRS[name].lacks])
+@each_of([name for name in PATHS if "same" not in PAIRS[name].lacks], OFTEN)
 def test_lists_of_positives_equal_whole_rows(case):
     rng = np.random.default_rng(6)
     y = jnp.asarray(rng.permutation(LIST + 8) // 6)
@@ -315,7 +311,7 @@ def arrays_of(case, seed):
     return tuple(arrays[taken] for taken in case.takes)
 
 
-@pytest.mark.parametrize("case", VIEWS.values(), ids=VIEWS)
+@each_of(VIEWS)
 def test_nan_in_a_row_of_a_view_is_seen(case):
     x, *rest = arrays_of(case, 21)
     there = jnp.arange(N) != 3
@@ -344,7 +340,7 @@ def check_scales(f, z, prototypes=None):
         close(np.asarray(scaled_gradient, np.float64) * scale / most, gradient / most, rtol=1e-3, atol=1e-4)
 
 
-@of([name for name in BOTH if name not in SCALED])
+@each_of([name for name in BOTH if name not in SCALED])
 def test_the_scale_of_embeddings_does_not_count(case):
     z, y, *prototypes = inputs(case, 24)
 
@@ -355,7 +351,7 @@ def test_the_scale_of_embeddings_does_not_count(case):
     check_scales(f, z, *prototypes)
 
 
-@of([name for name in VIEWS if name not in SCALED])
+@each_of([name for name in VIEWS if name not in SCALED])
 def test_the_scale_of_views_does_not_count(case):
     x, *rest = arrays_of(case, 24)
     others = [a for a in rest if jnp.issubdtype(a.dtype, jnp.floating)]
@@ -444,7 +440,7 @@ def test_jit_equals_eager(case):
     chex.assert_trees_all_close(jax.jit(lambda *a: case(*a))(*arguments), case(*arguments), rtol=1e-6)
 
 
-@of([name for name in (*PATHS, *CLASS_PATHS) if BOTH[name].varied])
+@each_of([name for name in WAYS if BOTH[name].varied], OFTEN)
 def test_vmap_over_a_hyper_parameter_equals_a_loop(case):
     """In dense form and in panels; the programs of every loss trace the hyper-parameter and differentiate it."""
     arguments = inputs(case, 11)
@@ -494,7 +490,7 @@ def test_bfloat16_is_close_to_float32(case):
         close(gradient, wanted, rtol=1e-2, atol=1e-2 * np.abs(wanted).max())
 
 
-@every
+@every_way
 def test_float64_stays_and_gradients_match_finite_differences(case, x64):
     z, y, *rest = inputs(case, 16, dtype=np.float64)
     still = dict(getattr(case, "still", {}))
