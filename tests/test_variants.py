@@ -117,7 +117,11 @@ def assert_same(found, alone):
 
 
 @pytest.mark.parametrize(
-    ("at_once", "devices", "count"), [(1, 1, 7), (2, 1, 7), (100, 1, 7), (1, 8, 5), (2, 3, 7), (100, 8, 5)]
+    ("at_once", "devices", "count"),
+    [
+        *[(1, 1, 7), (2, 3, 7), (100, 8, 5)],
+        *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(2, 1, 7), (100, 1, 7), (1, 8, 5)]),
+    ],
 )
 def test_variants_are_what_each_is_alone(alone, at_once, devices, count):
     found = variants.train(TASK, VARIANTS[:count], STEPS, every=EVERY, at_once=at_once, devices=jax.devices()[:devices])

@@ -150,6 +150,7 @@ def test_a_program_for_two_platforms_has_both_sizes():
     assert {(256, 4096), (1024, 4096)} <= found
 
 
+@pytest.mark.slow
 def test_derivatives_and_vmap_go_through_the_choice_of_a_platform():
     z = jax.random.normal(jax.random.key(0), (1100, 4))
     w = jax.random.normal(jax.random.key(1), (60_000, 4))

@@ -11,7 +11,8 @@ import pytest
 
 import metricjax as mj
 from tests.helpers import oracle, oracle_classes
-from tests.helpers.cases import PAIRS
+from tests.helpers.batches import slow_unless
+from tests.helpers.cases import PAIRS, PATHS
 
 RNG = np.random.default_rng(0)
 Y = jnp.array([0, 1, 2, 0, 1, 2, 0, 1])
@@ -117,7 +118,7 @@ def test_scores_in_the_last_bin(labels, debug_nans):
     close(loss, gap)
 
 
-@pytest.mark.parametrize("name", OVER_REFERENCES)
+@pytest.mark.parametrize("name", slow_unless(PATHS, OVER_REFERENCES))
 def test_weights_give_the_weighted_mean(name):
     """[n] weights times [n, 1] losses broadcast to [n, n], whose mean is the mean loss times the mean weight."""
     row = jnp.array([0, 0, 0, 1, 2, 2, 3, 3])

@@ -355,7 +355,7 @@ test_wrong_arguments_are_named = refuses(WRONG)
 # --- devices and memory ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("axis", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("name", slow_unless(OVER_DEVICES, NAMES))
 def test_eight_devices_equal_one(name, axis):
     """Value and gradient, of hyper-parameters too; the gradient taken outside `shard_map` and inside."""

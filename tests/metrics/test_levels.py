@@ -31,7 +31,7 @@ LEVELS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sized", [(2**12, 2**16), (512, 64), (4, 64)])
 @pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("scores", SCORES)
