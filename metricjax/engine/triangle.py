@@ -139,6 +139,9 @@ class Tile(NamedTuple):
     def with_part(self, a: Array, start, part: Array) -> Array:
         return lax.dynamic_update_slice_in_dim(a, part, start, axis=0)
 
+    def plus(self, a: Array, start, part: Array) -> Array:
+        return self.with_part(a, start, self.part(a, start) + part)
+
 
 def _swept(
     height: int,
@@ -194,12 +197,26 @@ def _looked_at(loss: PairLoss, tile: Tile, given: bool | None = None) -> Iterato
 
 def _values(height: int, loss: PairLoss, rows: Ordered, hyper) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:
     """The statistics of all rows; and of those that are given others, their slopes by these."""
-    statistics = dict(loss.rows.statistics)  # type: ignore[attr-defined]
+    statistics = loss.rows.statistics  # type: ignore[attr-defined]
+    values = _first_sweep(height, loss, rows, hyper, {name: s for name, s in statistics if not s.given})
+    later = {name: s for name, s in statistics if s.given}
+    if not later:
+        return values, {}
+    sums = _sums_given(height, loss, rows, hyper, values, later)
+    slopes = {name: {of: sums[name, of] for of in s.given} for name, s in later.items()}
+    return values | {name: sums[name, ""] for name in later}, slopes
+
+
+def _scores(loss: PairLoss, rows: Ordered, tile: Tile) -> Float[Array, "t t"]:
+    return loss.score.compare(*(tile.part(rows.x, start) for start, _ in tile.sides()))
+
+
+def _first_sweep(height: int, loss: PairLoss, rows: Ordered, hyper, statistics: dict[str, Statistic]):
     zeros = jnp.zeros(len(rows.x), rows.x.dtype)
     start = {name: (zeros - jnp.inf, zeros) if s.kind == "logsumexp" else zeros for name, s in statistics.items()}
 
-    def first(found, tile):
-        scores = loss.score.compare(tile.part(rows.x, tile.row), tile.part(rows.x, tile.column))
+    def step(found, tile):
+        scores = _scores(loss, rows, tile)
         for name, statistic in _looked_at(loss, tile, given=False):
             terms = lax.optimization_barrier(_terms(statistic, tile, scores, {}, hyper, None, 0))  # made once
             add = _with_exponents if statistic.kind == "logsumexp" else _with_terms
@@ -207,15 +224,15 @@ def _values(height: int, loss: PairLoss, rows: Ordered, hyper) -> tuple[dict[str
                 found = found | {name: add(found[name], tile, begin, terms, tile.masked(statistic), axis)}
         return found
 
-    now = {name: start[name] for name, s in statistics.items() if not s.given}
-    found = _swept(height, loss, rows, first, varying(now, (rows.x, hyper)))
-    values = {name: _log(*a) if statistics[name].kind == "logsumexp" else a for name, a in found.items()}
-    later = {name: s for name, s in statistics.items() if s.given}
-    if not later:
-        return values, {}
+    found = _swept(height, loss, rows, step, varying(start, (rows.x, hyper)))
+    return {name: _log(*a) if statistics[name].kind == "logsumexp" else a for name, a in found.items()}
 
-    def then(found, tile):
-        scores = loss.score.compare(tile.part(rows.x, tile.row), tile.part(rows.x, tile.column))
+
+def _sums_given(height: int, loss: PairLoss, rows: Ordered, hyper, values, statistics: dict[str, Statistic]):
+    """Of sums that are given others: each, under (name, ""), and its derivatives by these, under (name, of)."""
+
+    def step(found, tile):
+        scores = _scores(loss, rows, tile)
         for name, statistic in _looked_at(loss, tile, given=True):
             for begin, axis in tile.sides():
                 given = [tile.part(values[of], begin) for of in statistic.given]
@@ -226,19 +243,16 @@ def _values(height: int, loss: PairLoss, rows: Ordered, hyper) -> tuple[dict[str
                     return jnp.sum(_marked(terms, tile.masked(statistic)), axis=axis)
 
                 more, pull = jax.vjp(total, *given)
-                for at, part in zip(
-                    ("", *statistic.given), (more, *pull(varying(jnp.ones_like(more), more))), strict=True
-                ):
-                    sums = found[name, at]
-                    found = found | {(name, at): tile.with_part(sums, begin, tile.part(sums, begin) + part)}
+                slopes = pull(varying(jnp.ones_like(more), more))
+                for of, part in zip(("", *statistic.given), (more, *slopes), strict=True):
+                    found = found | {(name, of): tile.plus(found[name, of], begin, part)}
         return found
 
-    sums = {(name, at): zeros for name, s in later.items() for at in ("", *s.given)}
-    positives_only = all(s.of == "positives" for s in later.values())
+    zeros = jnp.zeros(len(rows.x), rows.x.dtype)
+    start = {(name, of): zeros for name, s in statistics.items() for of in ("", *s.given)}
+    positives_only = all(s.of == "positives" for s in statistics.values())
     height = sizes.rows_in_tile_of_positives(height) if positives_only else height
-    sums = _swept(height, loss, rows, then, varying(sums, (rows.x, hyper)), positives_only)
-    values |= {name: sums[name, ""] for name in later}
-    return values, {name: {of: sums[name, of] for of in s.given} for name, s in later.items()}
+    return _swept(height, loss, rows, step, varying(start, (rows.x, hyper)), positives_only)
 
 
 def _marked(terms: Array, where: Array | None) -> Array:
@@ -246,7 +260,7 @@ def _marked(terms: Array, where: Array | None) -> Array:
 
 
 def _with_terms(sums, tile: Tile, start, terms, where, axis: int):
-    return tile.with_part(sums, start, tile.part(sums, start) + jnp.sum(_marked(terms, where), axis=axis))
+    return tile.plus(sums, start, jnp.sum(_marked(terms, where), axis=axis))
 
 
 def _with_exponents(found, tile: Tile, start, terms, where, axis: int):
@@ -296,7 +310,7 @@ def _second_sweep(height: int, loss: PairLoss, rows: Ordered, hyper, values, cot
         total, back = jax.vjp(loss_of_pairs, scores, hyper)
         of_scores, of_hyper = back(varying(jnp.ones_like(total), total))
         for (start, _), part in zip(tile.sides(), pull(of_scores), strict=True):
-            dx = tile.with_part(dx, start, tile.part(dx, start) + part)
+            dx = tile.plus(dx, start, part)
         return dx, added(dhyper, of_hyper)
 
     zero = lambda a: jnp.zeros_like(a) if jnp.issubdtype(a.dtype, jnp.inexact) else jnp.zeros((), rows.x.dtype)
