@@ -13,7 +13,7 @@ differentiate, and return totals and counts of one entry a row: both are checked
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 import jax.numpy as jnp
 from jax import lax
@@ -22,11 +22,11 @@ from jaxtyping import Array, Bool, Float, Shaped
 from metricjax.engine.anchors import Batch, DeferredLoss, over_all_anchors, run_or_defer
 from metricjax.engine.implementations import Settings, sweeps_towers
 from metricjax.engine.miners import Triplets, as_miner, as_partial, as_selection
-from metricjax.engine.pairs import Mean, PairLoss, Pairs, WholeRows, static_or_traced
+from metricjax.engine.pairs import Mean, PairLoss, Pairs, WholeRows, static_or_traced, unwrapped
 from metricjax.engine.reductions import Loss, as_reduction
 from metricjax.engine.statistics import Statistic, declared
 from metricjax.ground.checks import check_batch, check_budget, check_fits, check_options
-from metricjax.ground.functions import by_content, check_function
+from metricjax.ground.functions import by_content, check_function, jitted
 from metricjax.ground.pairwise import Pairwise, as_pairwise
 from metricjax.ground.precision import Precision
 
@@ -47,13 +47,8 @@ def __dir__() -> list[str]:
     return __all__
 
 
-HOW = (
-    "block_size",
-    "memory_budget",
-    "precision",
-    "axis_name",
-    "implementation",
-)  # options that say how a loss is run, not on what
+# Options that say how a loss is run, not on what.
+HOW = ("block_size", "memory_budget", "precision", "axis_name", "implementation")
 IMPLEMENTATIONS = ("auto", "dense", "panels", "sweeps")
 
 
@@ -206,28 +201,36 @@ def over_towers(
     y: Float[Array, "n d"],
     *hyper: Any,
     similarity: Callable[[Array, Array], Array],
-    otherwise: Callable[[Array, Array], Loss],
+    otherwise: Callable[..., Loss],
     **options: Any,
 ) -> Loss:
     """`over_statistics` of the rows of two towers, each compared with those of the other, of which row i matches.
 
-    That is the mean of both directions, in four products; `otherwise(x, y)` has to be the same, and is run where the
-    options or the platform do not allow for it.
+    That is the mean of both directions, in four products. `otherwise(x, y, *hyper, similarity=..., **options)` has to
+    be the same, and is run where the options or the platform do not allow for it.
     """
-    number = jnp.arange(2 * len(x), dtype=jnp.int32)
-    labels = jnp.stack([number % max(1, len(x)), number // max(1, len(x))], axis=1)
-    given: Any = {**options, "same": _across}
-    given |= {name: jnp.tile(options[name], 2) for name in ("where", "weights") if options.get(name) is not None}
-    score, _ = _score(similarity, None, given)
+    score, _ = _score(similarity, None, cast(AnchorOptions, options))
+    if not sweeps_towers(score, len(x), options) or x.dtype != y.dtype:
+        return otherwise(x, y, *hyper, similarity=similarity, **options)
+    how = tuple((name, options[name]) for name in HOW if name in options and name != "precision")  # which score has
+    arrays = {name: options[name] for name in ("where", "weights") if options.get(name) is not None}
+    traced = static_or_traced(hyper, x, bound=True)
+    return _of_towers((declared(statistics, finish), score, otherwise, how), x, y, traced, arrays)
+
+
+@jitted
+def _of_towers(static, x, y, hyper, arrays):
+    rows, score, otherwise, how = static
 
     def at_once(x, y):
-        batch, relations, how = _sorted_out(jnp.concatenate([x, y]), labels, given)
-        loss = PairLoss(declared(statistics, finish), score, True, towers=True, **relations)
-        return over_all_anchors(how, loss, batch, static_or_traced(hyper, batch.embeddings, bound=True))
+        number = jnp.arange(2 * len(x), dtype=jnp.int32)
+        labels = jnp.stack([number % len(x), number // len(x)], axis=1)
+        given = {**dict(how), **{name: jnp.tile(a, 2) for name, a in arrays.items()}, "same": _across}
+        batch, relations, settings = _sorted_out(jnp.concatenate([x, y]), labels, given)
+        return over_all_anchors(settings, PairLoss(rows, score, True, towers=True, **relations), batch, hyper)
 
-    if not sweeps_towers(score, len(x), options) or x.dtype != y.dtype:
-        return otherwise(x, y)
-    return lax.platform_dependent(x, y, cpu=at_once, default=otherwise)
+    each = lambda x, y: otherwise(x, y, *unwrapped(hyper), similarity=score, **dict(how), **arrays)
+    return lax.platform_dependent(x, y, cpu=at_once, default=each)
 
 
 def _across(a: Array, b: Array) -> tuple[Array, Array]:

@@ -122,5 +122,5 @@ def declared(statistics: dict[str, Statistic], finish: Callable[..., Any]) -> De
         raise ValueError(
             "statistics wants one name at least, and none of 'positives' and 'negatives': these are counts"
         )
-    known = [(name, Statistic(s.kind, s.of, by_content(s.terms), tuple(s.given))) for name, s in statistics.items()]
+    known = [(name, replace(s, terms=by_content(s.terms), given=tuple(s.given))) for name, s in statistics.items()]
     return Declared(_in_order(known), by_content(finish))

@@ -22,6 +22,7 @@ __all__ = [
     "added",
     "as_one",
     "gradient_sweep",
+    "no_gradients",
     "rows_of",
     "sum_and_tangent",
     "sweep",
@@ -105,11 +106,15 @@ def gradient_sweep(panel: Callable, size: Size, x, columns, hyper, cotangents, r
             sums, dx = (sums[0].at[row.ids].add(dx), sums[1]), None
         return sums, (dx, means)
 
-    # Of a key or an integer any zero will do, as nothing is added.
-    zero = lambda a: jnp.zeros_like(a) if jnp.issubdtype(a.dtype, jnp.inexact) else jnp.zeros((), columns.dtype)
-    zeros = jax.tree.map(zero, (columns, hyper))
+    zeros = no_gradients((columns, hyper), columns.dtype)
     sums, (dx, means) = sweep(step, varying(zeros, columns), size, (x, cotangents, row))
     return (dx, *sums), means
+
+
+def no_gradients(tree: Any, dtype: Any) -> Any:
+    """Zeros that gradients of the tree are added to; of a key or an integer any zero will do, as nothing is added."""
+    zero = lambda a: jnp.zeros_like(a) if jnp.issubdtype(a.dtype, jnp.inexact) else jnp.zeros((), dtype)
+    return jax.tree.map(zero, tree)
 
 
 def added(sums: Any, more: Any) -> Any:

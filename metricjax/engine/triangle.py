@@ -22,7 +22,7 @@ from metricjax.engine.devices import varying
 from metricjax.engine.pairs import Mean, PairLoss, as_means, unwrapped, with_fixed_count
 from metricjax.engine.positives import Side
 from metricjax.engine.statistics import Statistic
-from metricjax.engine.sweeps import added
+from metricjax.engine.sweeps import added, no_gradients
 from metricjax.ground.pairwise import Pairwise
 from metricjax.ground.precision import at_precision
 
@@ -313,8 +313,7 @@ def _second_sweep(height: int, loss: PairLoss, rows: Ordered, hyper, values, cot
             dx = tile.plus(dx, start, part)
         return dx, added(dhyper, of_hyper)
 
-    zero = lambda a: jnp.zeros_like(a) if jnp.issubdtype(a.dtype, jnp.inexact) else jnp.zeros((), rows.x.dtype)
-    zeros = jax.tree.map(zero, (rows.x, hyper))
+    zeros = no_gradients((rows.x, hyper), rows.x.dtype)
     return _swept(height, loss, rows, step, varying(zeros, (rows.x, hyper)))
 
 

@@ -101,14 +101,16 @@ def clip(
     0.3133
     """
     check_positive(scale=scale)
-
-    def each(x, y):
-        forth = _over_views(declared(*_INFO_NCE), x, y, scale, similarity=similarity, options=options)
-        back = _over_views(declared(*_INFO_NCE), y, x, scale, similarity=similarity, options=options)
-        return jax.tree.map(lambda a, b: (a + b) / 2, forth, back)
-
     _check_views(x, y, options)
-    return over_towers(*_INFO_NCE, x, y, scale, similarity=similarity, otherwise=each, **options)
+    return over_towers(*_INFO_NCE, x, y, scale, similarity=similarity, otherwise=_forth_and_back, **options)
+
+
+def _forth_and_back(x, y, scale, *, similarity, **options):
+    each = [
+        _over_views(declared(*_INFO_NCE), *views, scale, similarity=similarity, options=options)
+        for views in ((x, y), (y, x))
+    ]
+    return jax.tree.map(lambda a, b: (a + b) / 2, *each)
 
 
 def _siglip_rows(pairs, scale, bias):
