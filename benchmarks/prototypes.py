@@ -34,7 +34,7 @@ def three_products(x, w):
 def step(loss, form: str, classes: int, count: int, key, x, y, w):
     """Value, and the gradients of embeddings and of the prototypes that took part."""
     if form != "sampled":
-        f = lambda x, w: loss(x, y, w, block_size=None if form == "dense" else min(len(w), 2**21 // len(x)))
+        f = lambda x, w: loss(x, y, w, block_size=None if form == "dense" else min(len(w), 2**20 // len(x)))
         return jax.value_and_grad(f, (0, 1))(x, w)
     ids = mj.prototypes.sample(key, y, classes, count)
     return jax.value_and_grad(lambda x, w: loss(x, y, w, classes=ids), (0, 1))(x, w[ids])

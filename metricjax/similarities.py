@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metricjax.ground.numerics import inverse_length, normalize
+from metricjax.ground.numerics import gradients_of_product, inverse_length, normalize
 from metricjax.ground.pairwise import pairwise
 from metricjax.ground.precision import in_force
 
@@ -52,11 +52,10 @@ def _cosines_forward(precision, x, y):
 
 def _cosines_backward(precision, kept, cotangent):
     x, y, inverse = kept
-    product = partial(jnp.matmul, precision=precision)
-    to_products = cotangent * inverse[None]
-    along = product(x.T, to_products).T
     unit = y * inverse[:, None]
-    return product(to_products, y), along - jnp.sum(along * unit, axis=-1, keepdims=True) * unit
+    of_x, of_unit = gradients_of_product(partial(jnp.matmul, precision=precision), cotangent, x, unit)
+    along = of_unit * inverse[:, None]
+    return of_x, along - jnp.sum(along * unit, axis=-1, keepdims=True) * unit
 
 
 _cosines_at.defvjp(_cosines_forward, _cosines_backward)

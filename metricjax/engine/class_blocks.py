@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from metricjax.engine.devices import varying
 from metricjax.engine.pairs import unwrapped
 from metricjax.engine.sizes import Size, of_platform
+from metricjax.engine.sweeps import of_finished
 from metricjax.ground.numerics import logsumexp, widen
 from metricjax.ground.pairwise import Pairwise
 
@@ -93,10 +94,16 @@ class OtherClasses:
 
     def logits(self, x, w, own, real, rows, hyper):
         """Logits [n, b] of some classes, and which of them count for which row."""
+        return self.logits_of(self.compared(x, w, hyper), own, real, rows, hyper)
+
+    def compared(self, x, w, hyper):
+        """Scores [n, b] of some classes."""
+        return self.scores(x, w, unwrapped(hyper)[2:])
+
+    def logits_of(self, scores, own, real, rows, hyper):
         ignore_above, _, *own_hyper = unwrapped(hyper)
-        scores = self.scores(x, w, own_hyper)
         # As floats, which a CPU compares faster beside floats; a position far outside the block may be rounded.
-        counts = jnp.arange(scores.shape[1], dtype=x.dtype)[None] != own.astype(x.dtype)[:, None]
+        counts = jnp.arange(scores.shape[1], dtype=scores.dtype)[None] != own.astype(scores.dtype)[:, None]
         counts = counts if real is None else counts & real[None]
         counts = counts if ignore_above is None else counts & (scores <= ignore_above)
         return self.others(scores, *(a[:, None] for a in rows), *own_hyper), counts
@@ -180,15 +187,17 @@ def _backward(others: OtherClasses, kept, cotangents):
     def step(carry, start, size):
         sums, whole = carry
         w, *here = others.block(start, size, prototypes, own, real)
-        logits = lambda x, w, rows, hyper: others.logits(x, w, *here, rows, hyper)
-        z, pull, counts = jax.vjp(logits, x, w, rows, hyper, has_aux=True)
+        scores, of_ends = jax.vjp(others.compared, x, w, hyper)
+        logits = lambda scores, rows, hyper: others.logits_of(scores, *here, rows, hyper)
+        z, pull, counts = jax.vjp(logits, scores, rows, hyper, has_aux=True)
         dz = jnp.zeros_like(z)
         if others.exponential:
             dz += to_log[:, None] * jnp.exp(jnp.where(counts, z - finite, -jnp.inf))
         if others.plain:
             dz += jnp.where(counts, to_plain[0][:, None], 0)
-        dx, dw, *rest = pull(dz)
-        sums = jax.tree.map(jnp.add, sums, (dx, *rest))
+        of_scores, drows, dhyper = pull(dz)
+        dx, dw, of_pool = of_finished(of_ends, of_scores, start >= 0)
+        sums = jax.tree.map(jnp.add, sums, (dx, drows, jax.tree.map(jnp.add, dhyper, of_pool)))
         put = lambda a, block: lax.dynamic_update_slice_in_dim(a, block, start, axis=0)
         return sums, jax.tree.map(put, whole, dw)
 

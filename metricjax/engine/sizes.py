@@ -126,7 +126,7 @@ def classes_in_block(n: int, d: int, c: int, budget: int = BUDGET, pooled: int =
         return None
     of_class = pooled * (n + d) * _OF_POOLED or n * _OF_SCORE + d * _OF_FEATURE
     affordable = _affordable(of_class, budget)
-    return ByPlatform(min(c, max(64, 2**21 // n // 64 * 64)), _even_tiles(c, affordable))
+    return ByPlatform(min(c, max(64, 2**20 // n // 64 * 64)), _even_tiles(c, affordable))
 
 
 def _whole_tiles(rows: int) -> int:

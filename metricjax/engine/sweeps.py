@@ -23,6 +23,7 @@ __all__ = [
     "as_one",
     "gradient_sweep",
     "no_gradients",
+    "of_finished",
     "rows_of",
     "sum_and_tangent",
     "sweep",
@@ -121,6 +122,15 @@ def added(sums: Any, more: Any) -> Any:
     """The sums of two gradients; that of integers and keys, which a bound function may hold, stays 0."""
     is_none = lambda a: a.dtype == jax.dtypes.float0
     return jax.tree.map(lambda a, b: a if is_none(b) else a + b, sums, more)
+
+
+def of_finished(f: Callable[[Array], Any], a: Array, always: Any) -> Any:
+    """`f(a)`, where `always` is true, though the compiler does not know it.
+
+    XLA for CPUs makes an array again for each of its uses, but what it hands to a branch it makes once.
+    """
+    zeros = lambda a: varying(jax.tree.map(lambda b: jnp.zeros(b.shape, b.dtype), jax.eval_shape(f, a)), a)
+    return lax.platform_dependent(a, cpu=lambda a: lax.cond(always, f, zeros, a), default=f)
 
 
 # --- a sum and its tangent, which is the gradient times the tangent -------------------------------------------------

@@ -22,7 +22,8 @@ from metricjax.engine.devices import varying
 from metricjax.engine.pairs import Mean, PairLoss, as_means, unwrapped, with_fixed_count
 from metricjax.engine.positives import Side
 from metricjax.engine.statistics import Statistic
-from metricjax.engine.sweeps import added, no_gradients
+from metricjax.engine.sweeps import added, no_gradients, of_finished
+from metricjax.ground.numerics import gradients_of_product
 from metricjax.ground.pairwise import Pairwise
 from metricjax.ground.precision import at_precision
 
@@ -321,15 +322,8 @@ def _compared(score: Pairwise, tile: Tile, x, y) -> tuple[Array, Callable[[Array
     """The scores of a tile, and a function from their gradient to that of rows and of columns."""
     if score.of_product is None:
         scores, pull = jax.vjp(score.compare, x, y)
-        return scores, lambda change: _of_finished(tile, pull, change)
+        return scores, lambda change: of_finished(pull, change, tile.row >= 0)
     product = at_precision(jnp.matmul, score.precision)
     scores, pull = jax.vjp(score.of_product, product(x, y.T))
-    # A CPU takes a product of what is transposed in memory; one that transposes takes it twice as long.
-    of_ends = lambda change: (product(change, y), product(lax.optimization_barrier(change.T), x))
-    return scores, lambda change: _of_finished(tile, of_ends, *pull(change))
-
-
-def _of_finished(tile: Tile, f: Callable[[Array], Any], a: Array) -> Any:
-    """`f(a)`. XLA for CPUs makes an array again for each of its uses, but what it hands to a branch it makes once."""
-    zeros = lambda a: varying(jax.tree.map(lambda b: jnp.zeros(b.shape, b.dtype), jax.eval_shape(f, a)), a)
-    return lax.platform_dependent(a, cpu=lambda a: lax.cond(tile.row >= 0, f, zeros, a), default=f)
+    of_ends = lambda change: gradients_of_product(product, change, x, y)
+    return scores, lambda change: of_finished(of_ends, pull(change)[0], tile.row >= 0)

@@ -3,6 +3,7 @@
 Everything computes in at least float32: bfloat16 and float16 are widened, float64 stays.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ __all__ = [
     "computing_dtype",
     "existing",
     "finite_rows",
+    "gradients_of_product",
     "inverse_length",
     "lifted",
     "logsumexp",
@@ -53,6 +55,14 @@ def finite_rows(x: Float[Array, "... d"]) -> Bool[Array, "..."]:
     """Which rows hold neither NaN nor infinity."""
     zeros = jnp.zeros((x.shape[-1], 1), x.dtype)  # times these, NaN and infinity are NaN
     return jnp.matmul(x, zeros, precision=lax.Precision.HIGHEST)[..., 0] == 0  # several times faster than `isfinite`
+
+
+def gradients_of_product(product: Callable[[Array, Array], Array], change: Float[Array, "n m"], x, y):
+    """Those of x and y in `product(x, y.T)`, from its own.
+
+    A CPU takes a product of what is transposed in memory; one that transposes takes it twice as long.
+    """
+    return product(change, y), product(lax.optimization_barrier(change.T), x)
 
 
 @jax.custom_jvp
