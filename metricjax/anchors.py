@@ -49,7 +49,7 @@ def __dir__() -> list[str]:
 
 # Options that say how a loss is run, not on what.
 HOW = ("block_size", "memory_budget", "precision", "axis_name", "implementation")
-IMPLEMENTATIONS = ("auto", "dense", "panels", "sweeps")
+IMPLEMENTATIONS = ("auto", "dense", "panels", "sweeps", "kernel")
 
 
 class AnchorOptions(TypedDict, total=False):
@@ -96,7 +96,7 @@ class AnchorOptions(TypedDict, total=False):
     block_size: int | Literal["auto"] | None
     memory_budget: int
     precision: Precision
-    implementation: Literal["auto", "dense", "panels", "sweeps"]
+    implementation: Literal["auto", "dense", "panels", "sweeps", "kernel"]
     axis_name: str | tuple[str, ...] | None
 
 

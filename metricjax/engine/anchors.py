@@ -123,7 +123,8 @@ def _given(how: Settings, score: Pairwise, batch: Batch, hyper: tuple) -> Given:
     hyper = jax.tree.map(lambda a: lax.optimization_barrier(a) if is_float(a) else a, hyper)
     x, columns, weights, hyper, row, column = varying((x, columns, weights, hyper, row, column))
     rows_are_columns = batch.references is None and how.axis_name is None
-    return Given(came, None if rows_are_columns else x, columns, hyper, weights, row, column, spoil)
+    in_bfloat16 = batch.embeddings.dtype == jnp.bfloat16
+    return Given(came, None if rows_are_columns else x, columns, hyper, weights, row, column, spoil, in_bfloat16)
 
 
 def _without_empty_sides(batch: Batch) -> Batch:

@@ -22,6 +22,7 @@ __all__ = [
     "mine",
     "of_all",
     "placed",
+    "result",
     "row_ids",
     "summed",
     "varying",
@@ -60,6 +61,11 @@ def mine(tree: Any, n: int, axis: Axis) -> Any:
 def summed(tree: Any, axis: Axis) -> Any:
     """Sums over devices, the same everywhere."""
     return tree if axis is None else lax.psum(tree, axis)
+
+
+def result(shape: tuple[int, ...], like: Array) -> jax.ShapeDtypeStruct:
+    """What a kernel returns: an array of this shape, that varies over devices as another does."""
+    return jax.ShapeDtypeStruct(shape, like.dtype, manual_axis_type=jax.typeof(like).mat)
 
 
 def placed(a: Float[Array, "n ..."], axis: Axis) -> Float[Array, "all ..."]:

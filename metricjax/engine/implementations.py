@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from metricjax.engine.class_blocks import dense, in_blocks, take, take_in_place
 from metricjax.engine.devices import Axis, summed
+from metricjax.engine.kernels.choice import kernels_for
 from metricjax.engine.pairs import Mean, PairLoss, chosen_triplets, means_of
 from metricjax.engine.panels import means_in_panels, sum_in_panels, sums_in_panels
 from metricjax.engine.positives import Side, with_short_lists
@@ -43,6 +44,7 @@ class Given(NamedTuple):
     came: how many rows came; an empty batch is given one.
     x: embedded rows; None where the columns are the rows.
     spoil: NaN if a row that exists holds NaN or infinity, else 0.
+    in_bfloat16: rows came in bfloat16.
     """
 
     came: int
@@ -53,6 +55,7 @@ class Given(NamedTuple):
     row: Side
     column: Side
     spoil: Float[Array, ""]
+    in_bfloat16: bool
 
     @property
     def rows(self) -> Float[Array, "n d"]:
@@ -90,7 +93,7 @@ def _is_swept(how: Settings, loss: PairLoss, given: Given) -> bool:
     plain = isinstance(loss.rows, Declared) and loss.score.symmetric and loss.miner is None
     alone = given.x is None and (loss.towers or (loss.same is None and given.row.labels.ndim == 1))
     numbers = all(jnp.ndim(h) == 0 for h in jax.tree.leaves(given.hyper))
-    wanted = how.implementation == "sweeps" or (how.implementation, how.block_size) == ("auto", "auto")
+    wanted = how.implementation in ("sweeps", "kernel") or (how.implementation, how.block_size) == ("auto", "auto")
     return plain and alone and numbers and wanted
 
 
@@ -158,7 +161,8 @@ def _shares_in_panels(how: Settings, loss: PairLoss, size: Size, given: Given) -
 def _in_sweeps(how: Settings, loss: PairLoss, size: Size, given: Given, several: bool) -> Any:
     rows = len(given.columns) // (2 if loss.towers else 1)
     tile = how.block_size if isinstance(how.block_size, int) else rows_in_swept_tile(rows)
-    ways = Ways(size, tile, how.implementation == "sweeps")
+    kernels = kernels_for(loss, given.columns, given.in_bfloat16) if how.implementation == "kernel" else None
+    ways = Ways(size, tile, how.implementation == "sweeps", kernels)
     total, count = sum_of_rows(ways, loss, given.columns, given.hyper, given.weights, *given.sides)
     return _of_sums(how, given, (Mean(total * count if several else total, count),))
 

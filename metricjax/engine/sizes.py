@@ -21,14 +21,17 @@ __all__ = [
     "LISTS_OF_MATCHES",
     "LISTS_OF_ROWS",
     "RANKED_TOGETHER",
+    "ROWS_IN_TILE_OF_TPU",
     "SEARCHED_GROUP",
     "SORTED_ROW",
     "ByPlatform",
     "Size",
+    "Tiling",
     "anchors_in_panel",
     "candidates",
     "classes_in_block",
     "columns_in_group",
+    "features_in_tile_of_tpu",
     "gallery_in_block",
     "ids_to_compare",
     "impostors_held",
@@ -58,6 +61,7 @@ __all__ = [
     "rows_sorted_on_host",
     "scores_sorted_at_once",
     "seeds_at_once",
+    "tiling_in_kernel",
 ]
 
 LIST = 64  # positives of an anchor that are listed, and looked at one by one; with more, all columns are
@@ -69,6 +73,7 @@ CANDIDATES_FROM = 512  # queries for which a search finds candidates by rounded 
 BUDGET = 3 * 2**30  # bytes that a panel or block may take on accelerators
 _OF_SCORE, _OF_POOLED = 24, 36  # bytes that go with a score: its gradient, masks, and what a loss makes of it
 _OF_FEATURE = 12  # bytes of a feature of a prototype: a copy, its gradient, and that of the scores
+ROWS_IN_TILE_OF_TPU = 512  # and columns, of a kernel
 _TILE = 128  # rows and columns that matrix units take at once
 _COPIED, _SEARCHED = 12, 6  # bytes that go with a feature of references, and with a score, in a search
 
@@ -150,6 +155,43 @@ def rows_in_swept_tile(n: int) -> ByPlatform:
     At most some 256 tiles side by side: a program has a list of them.
     """
     return ByPlatform(math.ceil(_even(n, max(512, n // 256)) / 8) * 8, _even_tiles(n, max(2048, n // 256)))
+
+
+class Tiling(NamedTuple):
+    """Of a GPU's program: rows and columns of a tile, warps, stages, and whether columns are also read transposed.
+
+    TF32 products want both operands contiguous along what is summed over.
+    """
+
+    height: int
+    width: int
+    warps: int
+    stages: int
+    transposed: bool = False
+
+
+def tiling_in_kernel(operands: str, d: int, products: int, heavy: bool, small: bool) -> Tiling | None:
+    """The tile of a sweep that takes so many products of d features; None where registers are too few for a kernel.
+
+    The fastest that were found on an H100, of 128 features, and smaller ones for a `heavy` loss, that holds more in
+    registers. A `small` GPU has less than 160 KiB for a program.
+    """
+    parts = math.ceil(d / _TILE)
+    if operands == "bfloat16" and parts <= (2 if small else 4):
+        width = (64 if heavy else 128) // (1 if parts == 1 else 2 if parts == 2 else 4)
+        return Tiling(64, width, 4 if parts <= 2 else 8, 2)
+    if parts > 1:
+        return None
+    if operands == "exact":
+        return Tiling(64, 16 if small else 32, 4, 2)
+    if small:
+        return Tiling(64, 32, 4, 2, transposed=products > 1)
+    return Tiling(128, 64, 8, 3) if products == 1 else Tiling(128, 32, 8, 3, transposed=True)
+
+
+def features_in_tile_of_tpu(heavy: bool) -> int:
+    """The most that rows of a TPU's kernel may have, so that tiles of scores and embeddings fit into its memory."""
+    return 512 if heavy else 1024
 
 
 def rows_in_tile_of_positives(height: int) -> int:

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from metricjax.engine import panels
+from metricjax.engine.kernels.choice import Kernels
+from metricjax.engine.kernels.row_sweeps import RowSweeps
 from metricjax.engine.order import Ordered
 from metricjax.engine.pairs import Mean, PairLoss, as_means, unwrapped, with_fixed_count
 from metricjax.engine.positives import Side
@@ -44,15 +47,24 @@ class Sweeps(Protocol):
 
 
 class Ways(NamedTuple):
-    """Rows of a panel and of a tile, and whether platforms other than CPUs are to sweep too."""
+    """Rows of a panel and of a tile, whether platforms other than CPUs are to sweep too, and the kernels, if any."""
 
     panel: Size
     tile: Size
     everywhere: bool
+    kernels: Kernels | None = None
 
-    def taken(self, in_sweeps: Callable[[int], Any], in_panels: Callable[[], Any]) -> Any:
-        swept = lambda: of_platform(self.tile, in_sweeps)
-        return swept() if self.everywhere else lax.platform_dependent(cpu=swept, default=in_panels)
+    def taken(self, loss: PairLoss, of_hyper: bool, in_sweeps: Callable[[Sweeps], Any], in_panels: Callable[[], Any]):
+        """What the platform runs: a kernel if it has one; else sweeps in XLA or panels."""
+        in_xla = lambda: of_platform(self.tile, lambda height: in_sweeps(Triangle(height, loss)))
+        others = in_xla if self.everywhere else in_panels
+        if self.kernels is None:
+            return in_xla() if self.everywhere else lax.platform_dependent(cpu=in_xla, default=others)
+        kernels = {
+            platform: lambda backend=backend: in_sweeps(RowSweeps(backend, loss, of_hyper))
+            for platform, backend in self.kernels.backends().items()
+        }
+        return lax.platform_dependent(**{"cpu": in_xla, "default": others} | kernels)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -62,8 +74,8 @@ def sum_of_rows(ways: Ways, loss, columns, hyper, weights, row, column) -> Mean:
     Of several Means, each total is divided by its own count before they are added.
     """
     in_panels = lambda loss, *arrays: panels.means_in_panels(ways.panel, loss, None, *arrays)
-    in_sweeps = lambda height, loss, columns, hyper, _, column: _means(Triangle(height, loss), columns, hyper, column)
-    return _joined(_either(ways, in_sweeps, in_panels, loss, columns, hyper, row, column), weights)[0]
+    in_sweeps = lambda sweeps, columns, hyper, row, column: _means(sweeps, columns, hyper, column)
+    return _joined(_either(ways, False, in_sweeps, in_panels, loss, columns, hyper, row, column), weights)[0]
 
 
 @partial(sum_of_rows.defjvp, symbolic_zeros=True)
@@ -76,18 +88,23 @@ def _sum_of_rows_tangent(ways, primals, tangents):
         (_, *gradients), means = panels.gradients_in_panels(ways.panel, loss, None, columns, hyper, shares, row, column)
         return tuple(gradients), means
 
-    def in_sweeps(height, loss, columns, hyper, weights, row, column):
-        shares = lambda means: _joined(means, weights)[1]
-        return _gradients(Triangle(height, loss), columns, hyper, shares, column)
+    def in_sweeps(sweeps, columns, hyper, weights, row, column):
+        return _gradients(sweeps, columns, hyper, lambda means: _joined(means, weights)[1], column)
 
-    gradients, means = _either(ways, in_sweeps, in_panels, *primals)
+    is_zero = lambda t: isinstance(t, SymbolicZero)
+    of_hyper = not all(map(is_zero, jax.tree.leaves(tangents[2], is_leaf=is_zero)))
+    gradients, means = _either(ways, of_hyper, in_sweeps, in_panels, *primals)
     value, _, of_weights = _joined(means, weights)
     return with_tangent(value, means, (*gradients, of_weights), tangents[1:4])
 
 
-def _either(ways: Ways, in_sweeps: Callable, in_panels: Callable, *given: Any) -> Any:
+def _either(ways: Ways, of_hyper: bool, in_sweeps: Callable, in_panels: Callable, *given: Any) -> Any:
     """What the platform is faster at. Its own derivatives are those of panels: sweeps have no reverse mode."""
-    found = jax.custom_jvp(lambda *a: ways.taken(lambda height: in_sweeps(height, *a), lambda: in_panels(*a)))
+
+    def run(loss, *arrays):
+        return ways.taken(loss, of_hyper, lambda sweeps: in_sweeps(sweeps, *arrays), lambda: in_panels(loss, *arrays))
+
+    found = jax.custom_jvp(run)
     found.defjvp(lambda primals, tangents: jax.jvp(in_panels, primals, tangents))
     return found(*given)
 
