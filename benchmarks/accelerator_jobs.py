@@ -173,15 +173,28 @@ def differences(data, kept):
     return {form: {"differs": abs(v - own) / abs(own)} for form, v in others.items()} if own else {}
 
 
+DECLARED = ("supcon", "circle")  # of the losses here, those that can be swept
+
+
+def kernels(name: str) -> dict[str, Callable]:
+    """The fused kernel of a declared loss, at each precision that it has."""
+    at = {"kernel": None, "kernel, bfloat16": "bfloat16", "kernel, exact": "exact"} if name in DECLARED else {}
+    swept = partial(LOSSES[name], implementation="kernel")
+    return {form: gradient(partial(swept, precision=precision)) for form, precision in at.items()}
+
+
 def pairs(name: str, n: int, d: int, sizes: Sizes) -> Job:
-    """Value and gradient with the defaults, with panels of fixed heights, in two sweeps and dense, and torch's."""
+    """Value and gradient with the defaults, with panels of fixed heights, in two sweeps, in a kernel and dense.
+
+    And torch's.
+    """
     loss = LOSSES[name]
     fixed = {f"{size} rows": gradient(loss, size) for size in sizes.blocks if size <= n}
-    if name in ("supcon", "circle"):  # which are declared
+    if name in DECLARED:
         fixed["sweeps"] = gradient(partial(loss, implementation="sweeps"))
     if n <= sizes.most_dense:
         fixed[DENSE] = gradient(loss, None)
-    forms = {PRODUCTS: products_of_rows, DEFAULT: gradient(loss), **fixed}
+    forms = {PRODUCTS: products_of_rows, DEFAULT: gradient(loss), **fixed, **kernels(name)}
     job = Job(f"{name} {n:,} × {d}", rows_and_labels(n, d), forms)
     job = job._replace(base=PRODUCTS, amount=(f"{d} features", n * n), fixed=tuple(fixed), kept=value, seen=differences)
     if n > sizes.most_dense:
@@ -203,7 +216,7 @@ def errors(name: str, n: int, d: int) -> Job:
         return {form: of_both(*found) for form, found in kept.items()}
 
     at = {f"precision {name}": gradient(partial(loss, precision=name)) for name in ("default", "high", "highest")}
-    forms = {DEFAULT: gradient(loss), **at}
+    forms = {DEFAULT: gradient(loss), **at, **kernels(name)}
     to_host = lambda result: tuple(np.asarray(a, np.float64) for a in result)
     return Job(f"errors of {name} {n} × {d}", rows_and_labels(n, d), forms, kept=to_host, seen=seen, timed=False)
 

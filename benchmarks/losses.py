@@ -3,7 +3,8 @@
     python -m benchmarks.losses [--shapes 4096x128 4096x512] [--losses ... | further]
 
 mm3 is the time of S = X Xᵀ, S X and Xᵀ S and nothing else. "default" is what runs without any option: two sweeps for
-declared losses on a CPU, panels for others and elsewhere; "autodiff" is the dense form, differentiated by JAX.
+declared losses on a CPU, panels for others and elsewhere; "autodiff" is the dense form, differentiated by JAX; on GPUs
+and TPUs "kernel" is the fused kernel of those that have one.
 """
 
 import argparse
@@ -52,11 +53,13 @@ def from_catalogue(name: str):
 OF_PAIRS = {name: from_catalogue(name) for name, entry in CATALOGUE.items() if entry.kind == "pairs"}
 FURTHER = {name: loss for name, loss in OF_PAIRS.items() if loss not in LOSSES.values()}
 FURTHER["three in one sum"] = mj.weighted_sum(mj.losses.supcon, mj.losses.multi_similarity, mj.losses.circle)
-LINE = (
-    "{shape}  {loss:20} mm3 {mm3_ms:6.1f} ms   default {default:5.2f}   panels {panels:5.2f}   "
-    "autodiff {autodiff:5.2f}   temporaries {temporaries_MiB:6.1f} MiB"
-)
-FORMS = {"default": {}, "panels": {"implementation": "panels"}, "autodiff": {"block_size": None}}
+LINE = "{shape}  {loss:20} mm3 {mm3_ms:6.1f} ms   {ratios}   temporaries {temporaries_MiB:6.1f} MiB"
+
+
+def forms() -> dict[str, dict]:
+    """The forms of each loss, by their options."""
+    found = {"default": {}, "panels": {"implementation": "panels"}, "autodiff": {"block_size": None}}
+    return found if jax.default_backend() == "cpu" else found | {"kernel": {"implementation": "kernel"}}
 
 
 @jax.jit
@@ -84,19 +87,21 @@ def main():
         z, y = batch(*map(int, shape.split("x")), args.per_class)
         for name in FURTHER if args.losses == ["further"] else args.losses:
             rows.append({"shape": shape, "loss": name, **measured((LOSSES | FURTHER)[name], z, y, args.rounds)})
-            print(LINE.format(**rows[-1]), flush=True)
+            ratios = "   ".join(f"{form} {rows[-1][form]:5.2f}" for form in forms())
+            print(LINE.format(**rows[-1], ratios=ratios), flush=True)
     drawn = [{**row, "name": f"{row['loss']}, {row['shape']}"} for row in rows]
     legend = {"default": "by default", "panels": "in panels", "autodiff": "dense, differentiated by JAX"}
+    legend |= {form: f"in a {form}" for form in forms() if form not in legend}
     save("losses", rows, bars(drawn, "name", legend, "value and gradient, multiples of three products", log=True))
 
 
 def measured(loss, z, y, rounds: int) -> dict[str, float]:
     """Times of value and gradient as multiples of mm3, and the temporaries of the default form."""
     gradient = lambda how: jax.jit(jax.value_and_grad(lambda z: loss(z, y, **how)))
-    forms = {form: gradient(how) for form, how in FORMS.items()}
-    seconds = fastest({"mm3": partial(three_products, z)} | {form: partial(f, z) for form, f in forms.items()}, rounds)
-    ratios = {form: seconds[form] / seconds["mm3"] for form in FORMS}
-    return {"mm3_ms": 1e3 * seconds["mm3"], **ratios, "temporaries_MiB": temporaries(forms["default"], z) / 2**20}
+    made = {form: gradient(how) for form, how in forms().items()}
+    seconds = fastest({"mm3": partial(three_products, z)} | {form: partial(f, z) for form, f in made.items()}, rounds)
+    ratios = {form: seconds[form] / seconds["mm3"] for form in made}
+    return {"mm3_ms": 1e3 * seconds["mm3"], **ratios, "temporaries_MiB": temporaries(made["default"], z) / 2**20}
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory [--batches 4096 16384 65536]
 
-"dense" is the same loss with `block_size=None`, "panels" with `implementation="panels"`. `optax.ntxent` is added where
-Optax is installed.
+"dense" is the same loss with `block_size=None`, "panels" with `implementation="panels"`, and on GPUs and TPUs "kernel"
+with `implementation="kernel"`. `optax.ntxent` is added where Optax is installed.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from benchmarks.losses import LOSSES
 from benchmarks.report import save, temporaries
 
 D = 128
-OTHERS = ("supcon, dense", "optax.ntxent", "supcon, panels")
+OTHERS = ("supcon, dense", "optax.ntxent", "supcon, panels", "supcon, kernel")
 
 
 def main():
@@ -27,6 +27,8 @@ def main():
     forms = {name: lambda z, y, loss=loss: loss(z, y) for name, loss in LOSSES.items()}
     forms[OTHERS[0]] = lambda z, y: LOSSES["supcon"](z, y, block_size=None)
     forms[OTHERS[2]] = lambda z, y: LOSSES["supcon"](z, y, implementation="panels")
+    if jax.default_backend() != "cpu":
+        forms[OTHERS[3]] = lambda z, y: LOSSES["supcon"](z, y, implementation="kernel")
     packages = []
     if importlib.util.find_spec("optax"):
         from optax.losses import ntxent

@@ -78,9 +78,12 @@ class AnchorOptions(TypedDict, total=False):
         name of JAX ("default", "high", "highest", "BF16_BF16_F32_X3" …), a `jax.lax.Precision` or a
         `jax.lax.DotAlgorithmPreset`. None is JAX's default for similarities, which is fast on GPUs and TPUs, and
         "exact" for distances, which are differences of products.
-    implementation: "auto", "dense", "panels", or "sweeps": a loss of declared statistics (`over_statistics`) takes its
-        gradient in two sweeps over the pairs of rows, each pair once, where labels are compared by equality, without
-        references, miner and devices, and with a default reduction; "auto" does so on CPUs. Others run in panels.
+    implementation: "auto", "dense", "panels", "sweeps" or "kernel". A loss of declared statistics (`over_statistics`)
+        takes its gradient in two sweeps over the pairs of rows, where labels are compared by equality, without
+        references, miner and devices, and with a default reduction; "auto" does so on CPUs. On NVIDIA GPUs and TPUs
+        "kernel" does it in fused kernels, for similarities and distances that are functions of x·y, of at most 128
+        features (512 with `precision="bfloat16"`, or if embeddings come in bfloat16, whose products are then of
+        bfloat16 numbers; TPUs take 512); elsewhere it is "auto". What cannot be swept runs in panels.
     axis_name: mesh axis (or axes) inside `jax.shard_map`, over which embeddings, labels, masks, weights and references
         are split by rows; the value and gradient are those of one device. `mj.over_mesh` writes the `shard_map`.
     """

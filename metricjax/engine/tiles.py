@@ -1,6 +1,6 @@
 """What the pairs of a tile of scores add to the statistics of rows, and to gradients: for XLA and for kernels alike.
 
-Numbers of the rows on one side of a tile [t, t] have an axis of length 1 where the other side stands.
+Numbers of the rows on one side of a tile [t, u] have an axis of length 1 where the other side stands.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +22,10 @@ Found = Array | tuple[Array, Array]  # of a sum; of a log-sum-exp the largest te
 class Masks(NamedTuple):
     """Which pairs of a tile are positive, and which negative; None where all are negatives."""
 
-    positives: Bool[Array, "t t"] | None = None
-    negatives: Bool[Array, "t t"] | None = None
+    positives: Bool[Array, "t u"] | None = None
+    negatives: Bool[Array, "t u"] | None = None
 
-    def of(self, statistic: Statistic) -> Bool[Array, "t t"] | None:
+    def of(self, statistic: Statistic) -> Bool[Array, "t u"] | None:
         return self.positives if statistic.of == "positives" else self.negatives
 
     def seen(self, statistics: Sequence[Named]) -> Iterator[Named]:
@@ -52,8 +52,8 @@ def nothing_found(statistic: Statistic, zeros: Array) -> Found:
 
 def added_to(
     found: Found,
-    terms: Float[Array, "t t"],
-    where: Bool[Array, "t t"] | None,
+    terms: Float[Array, "t u"],
+    where: Bool[Array, "t u"] | None,
     axis: int,
     exp: Callable[[Array], Array] = jnp.exp,
 ) -> Found:
@@ -75,7 +75,7 @@ def log_of(found: tuple[Array, Array]) -> Array:
 
 
 def with_slopes(
-    statistic: Statistic, scores: Float[Array, "t t"], given: list[Array], hyper: tuple, where: Any, axis: int
+    statistic: Statistic, scores: Float[Array, "t u"], given: list[Array], hyper: tuple, where: Any, axis: int
 ) -> tuple[Array, ...]:
     """What a tile adds to a sum that is given other statistics, and to its derivatives by each of these."""
 
@@ -88,7 +88,7 @@ def with_slopes(
 
 def loss_of_pairs(
     statistics: Sequence[Named],
-    scores: Float[Array, "t t"],
+    scores: Float[Array, "t u"],
     hyper: tuple,
     masks: Masks,
     ends: Sequence[End],

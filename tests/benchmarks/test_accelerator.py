@@ -15,6 +15,7 @@ import pytest
 from benchmarks import accelerator
 from benchmarks.accelerator_jobs import SEED, Job
 from benchmarks.report import medians
+from tests.helpers.lowering import lowered
 
 ROOT = pathlib.Path(__file__).parents[2]
 LARGE = accelerator.all_jobs(False, pathlib.Path())
@@ -24,10 +25,10 @@ WORDS = ["--rounds", "1", "--budget", "400"]
 @pytest.mark.parametrize("job", LARGE, ids=lambda job: job.name)
 def test_every_program_lowers_for_gpus_and_tpus(job, standard_promotion):
     shapes = jax.eval_shape(job.make, SEED)
-    traced = [jax.jit(job.make).trace(SEED), *(jax.jit(form).trace(*shapes) for form in job.forms.values())]
     for platform in ("cuda", "tpu"):
-        for program in traced:
-            program.lower(lowering_platforms=(platform,))
+        lowered(platform, job.make, SEED)
+        for form in job.forms.values():
+            lowered(platform, form, *shapes)
 
 
 def test_all_of_it_runs_in_small(tmp_path):

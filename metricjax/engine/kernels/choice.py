@@ -10,7 +10,7 @@ from metricjax.engine.kernels.row_sweeps import Backend, Operands
 from metricjax.engine.pairs import PairLoss
 from metricjax.ground.precision import in_force
 
-__all__ = ["Kernels", "kernels_for"]
+__all__ = ["INTERPRETED", "Kernels", "kernels_for"]
 
 INTERPRETED: Literal["cuda", "tpu"] | None = None  # for tests: the backend that CPUs interpret
 

@@ -5,7 +5,6 @@ That backend is deprecated since JAX 0.11: where it is missing there is no kerne
 
 import functools
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +16,12 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from metricjax.engine.devices import result, varying
-from metricjax.engine.kernels.row_sweeps import Operands, Spans, Sweep, Tile, laid, masks_of, spans, store
+from metricjax.engine.kernels.row_sweeps import Operands, Spans, Sweep, Tile, laid, masks_of, product, spans, store
 from metricjax.engine.sizes import Tiling, tiling_in_kernel
 from metricjax.engine.tiles import Masks
 
 try:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from jax.experimental.pallas import triton
+    from jax.experimental.pallas import triton
 except ImportError:
     triton = None  # type: ignore[assignment]
 
@@ -78,12 +75,12 @@ class Nvidia:
         )(*(a for a, _ in inputs))
         return found
 
-    def product(self, a: Array, b: Array, contracted: tuple[int, int]) -> Array:
-        exact = lax.Precision.HIGHEST if self.interpret else lax.DotAlgorithmPreset.TF32_TF32_F32_X3
-        precision = exact if self.interpret or self.operands == "exact" else lax.Precision.DEFAULT  # TF32 of float32
-        numbers = (((contracted[0],), (contracted[1],)), ((), ()))
-        wide = jnp.promote_types(a.dtype, jnp.float32)
-        return lax.dot_general(a, b, numbers, precision=precision, preferred_element_type=wide)
+    @property
+    def precision(self) -> lax.Precision | lax.DotAlgorithmPreset:
+        """Of products; the default is TF32 for float32."""
+        if self.interpret:
+            return lax.Precision.HIGHEST
+        return lax.DotAlgorithmPreset.TF32_TF32_F32_X3 if self.operands == "exact" else lax.Precision.DEFAULT
 
     def _tiling(self, d: int, products: int) -> Tiling | None:
         return tiling_in_kernel(self.operands, d, products, self.heavy, _are_small())
@@ -120,13 +117,13 @@ class _Kernel:
         parts = [pl.ds(first, self.features) for first in range(0, x_own.shape[1], self.features)]
         held = math.prod(x_own.shape) * x_own.dtype.itemsize <= _IN_REGISTERS
         x = [x_own[:, part] for part in parts] if held else None
-        product = self.backend.product
+        multiply = functools.partial(product, precision=self.backend.precision)
 
         def visit(mixed: bool, j, sums):
             columns = pl.ds(j * width, width)
             y = [x_all[columns, part] for part in parts]
             rows = [x_own[:, part] for part in parts] if x is None else x
-            scores = functools.reduce(jnp.add, (product(a, b, (1, 1)) for a, b in zip(rows, y, strict=True)))
+            scores = functools.reduce(jnp.add, (multiply(a, b, (1, 1)) for a, b in zip(rows, y, strict=True)))
             classes, numbers = jax.tree.map(lambda ref: ref[:, columns], others)
             masks = Masks()
             if mixed:
@@ -137,8 +134,8 @@ class _Kernel:
             def times(w):
                 w = w.astype(x_all.dtype)
                 if xt_all is None:
-                    return tuple(product(w, b, (1, 0)) for b in y)
-                return tuple(product(w, xt_all[part, columns], (1, 1)) for part in parts)
+                    return tuple(multiply(w, b, (1, 0)) for b in y)
+                return tuple(multiply(w, xt_all[part, columns], (1, 1)) for part in parts)
 
             return self.sweep.step(sums, Tile(scores, masks, own_numbers, numbers, hyper, times))
 

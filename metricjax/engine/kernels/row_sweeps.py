@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checka
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from metricjax.engine.devices import varying
@@ -17,8 +18,23 @@ from metricjax.engine.pairs import PairLoss, unwrapped
 from metricjax.engine.positives import Side
 from metricjax.engine.sweeps import no_gradients
 from metricjax.engine.tiles import End, Masks, Named, added_to, log_of, loss_of_pairs, nothing_found, with_slopes
+from metricjax.ground.numerics import computing_dtype
 
-__all__ = ["Backend", "Laid", "Operands", "RowSweeps", "Spans", "Sweep", "Tile", "laid", "masks_of", "spans", "store"]
+__all__ = [
+    "Backend",
+    "Laid",
+    "Operands",
+    "RowSweeps",
+    "Spans",
+    "Sweep",
+    "Tile",
+    "Zeros",
+    "laid",
+    "masks_of",
+    "product",
+    "spans",
+    "store",
+]
 
 Operands: TypeAlias = Literal["bfloat16", "default", "tensorfloat32", "exact"]
 """Of products: bfloat16 numbers; as XLA rounds on the platform by default; TF32 or better; all of float32."""
@@ -67,7 +83,7 @@ class Sweep(NamedTuple):
     def hyper_of(self, scalars: Any) -> tuple:
         """Hyper-parameters, out of those of `Laid`."""
         leaves, structure = jax.tree.flatten(self.hyper)
-        return unwrapped(jax.tree.unflatten(structure, [scalars[k] for k in range(len(leaves))]))
+        return jax.tree.unflatten(structure, [scalars[k] for k in range(len(leaves))])
 
 
 @runtime_checkable
@@ -101,7 +117,7 @@ class RowSweeps:
         def step(found, tile):
             scores = self._of_product(tile.product)
             for name, s in tile.masks.seen(statistics):
-                terms = s.terms(scores, *tile.hyper)
+                terms = s.terms(scores, *unwrapped(tile.hyper))
                 found = found | {name: added_to(found[name], terms, tile.masks.of(s), 1, self.backend.exp)}
             return found
 
@@ -114,7 +130,7 @@ class RowSweeps:
             scores = self._of_product(tile.product)
             for name, s in tile.masks.seen(statistics):
                 given = [tile.own[of] for of in s.given]
-                more = with_slopes(s, scores, given, tile.hyper, tile.masks.of(s), 1)
+                more = with_slopes(s, scores, given, unwrapped(tile.hyper), tile.masks.of(s), 1)
                 for of, part in zip(("", *s.given), more, strict=True):
                     found = found | {(name, of): found[name, of] + part}
             return found
@@ -132,7 +148,7 @@ class RowSweeps:
 
             def of_pairs(product, hyper):
                 scores = self._of_product(product)
-                return loss_of_pairs(statistics, scores, hyper, tile.masks, ends, self.backend.exp)
+                return loss_of_pairs(statistics, scores, unwrapped(hyper), tile.masks, ends, self.backend.exp)
 
             given = (tile.product, tile.hyper) if self.of_hyper else (tile.product,)
             total, pull = jax.vjp(of_pairs if self.of_hyper else lambda p: of_pairs(p, tile.hyper), *given)
@@ -161,7 +177,7 @@ def _joined(top: Float[Array, "k n 1"], total: Float[Array, "k n 1"]) -> tuple[A
     """The largest term and Σ e^{term − largest} of each row, from those of some of its pairs each."""
     highest = jnp.max(top, axis=0)
     finite = jnp.where(jnp.isfinite(highest), highest, 0)
-    return highest[:, 0], jnp.sum(total * jnp.exp(top - finite), axis=0)[:, 0]
+    return highest[:, 0], jnp.sum(total * jnp.exp(top - finite[None]), axis=0)[:, 0]
 
 
 # --- what backends have in common -----------------------------------------------------------------------------------
@@ -188,6 +204,12 @@ def laid(sweep: Sweep, operands: Operands, features: int) -> Laid:
     scalars = [jnp.asarray(leaf, x.dtype) for leaf in jax.tree.leaves(sweep.hyper)]
     stacked = jnp.stack(scalars) if scalars else jnp.zeros(1, x.dtype)
     return varying(Laid(x.astype(jnp.bfloat16) if operands == "bfloat16" else x, stacked, own, others))
+
+
+def product(a: Array, b: Array, over: tuple[int, int], precision: Any) -> Array:
+    """Of two tiles, over these axes; of bfloat16 numbers the sums are of 32 bits."""
+    numbers = (((over[0],), (over[1],)), ((), ()))
+    return lax.dot_general(a, b, numbers, precision=precision, preferred_element_type=computing_dtype(a.dtype))
 
 
 def store(refs: Any, values: Any) -> None:

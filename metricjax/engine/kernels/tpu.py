@@ -13,7 +13,7 @@ from jax.experimental.pallas import tpu
 from jaxtyping import Array
 
 from metricjax.engine.devices import result, varying
-from metricjax.engine.kernels.row_sweeps import Operands, Sweep, Tile, laid, masks_of, spans, store
+from metricjax.engine.kernels.row_sweeps import Operands, Sweep, Tile, laid, masks_of, product, spans, store
 from metricjax.engine.sizes import ROWS_IN_TILE_OF_TPU, features_in_tile_of_tpu
 from metricjax.engine.tiles import Masks
 
@@ -60,12 +60,11 @@ class Tpu:
         (found,) = sequential_vmap(run)(*(a for a, _ in inputs))  # scalar memory takes no batch
         return jax.tree.map(lambda a: a[None], found)
 
-    def product(self, a: Array, b: Array, contracted: tuple[int, int]) -> Array:
+    @property
+    def precision(self) -> lax.Precision:
+        """Of products; the default is one of bfloat16 numbers."""
         rounded = self.operands in ("bfloat16", "default") and not self.interpret
-        precision = lax.Precision.DEFAULT if rounded else lax.Precision.HIGHEST
-        numbers = (((contracted[0],), (contracted[1],)), ((), ()))
-        wide = jnp.promote_types(a.dtype, jnp.float32)
-        return lax.dot_general(a, b, numbers, precision=precision, preferred_element_type=wide)
+        return lax.Precision.DEFAULT if rounded else lax.Precision.HIGHEST
 
 
 def _kernel(backend: Tpu, sweep: Sweep, scalars, spans, x, y, own, others, sums) -> None:
@@ -83,8 +82,8 @@ def _kernel(backend: Tpu, sweep: Sweep, scalars, spans, x, y, own, others, sums)
             row = i * height + lax.broadcasted_iota(jnp.int32, (height, height), 0)
             column = j * height + lax.broadcasted_iota(jnp.int32, (height, height), 1)
             masks = masks_of(row, column, own_class, classes)
-        scores = backend.product(x[...], y[...], (1, 1))
-        times = lambda w: (backend.product(w.astype(y.dtype), y[...], (1, 0)),)
+        scores = product(x[...], y[...], (1, 1), backend.precision)
+        times = lambda w: (product(w.astype(y.dtype), y[...], (1, 0), backend.precision),)
         tile = Tile(scores, masks, own_numbers, numbers, sweep.hyper_of(scalars), times)
         store(sums, sweep.step(jax.tree.map(lambda ref: ref[...], sums), tile))
 
