@@ -32,7 +32,7 @@ from metricjax.ground.precision import at_precision
 __all__ = ["Triangle"]
 
 
-class Tile(NamedTuple):
+class _Tile(NamedTuple):
     """One tile: where its rows and columns begin."""
 
     row: Int[Array, ""]
@@ -125,10 +125,10 @@ class Triangle:
         zeros = no_gradients((rows.x, hyper), rows.x.dtype)
         return self._swept(rows, step, varying(zeros, (rows.x, hyper)))
 
-    def _scores(self, rows: Ordered, tile: Tile) -> Float[Array, "t t"]:
+    def _scores(self, rows: Ordered, tile: _Tile) -> Float[Array, "t t"]:
         return self.loss.score.compare(*(tile.part(rows.x, start) for start, _ in tile.sides()))
 
-    def _swept(self, rows: Ordered, step: Callable[[Any, Tile], Any], carry: Any, positives_only: bool = False) -> Any:
+    def _swept(self, rows: Ordered, step: Callable[[Any, _Tile], Any], carry: Any, positives_only: bool = False) -> Any:
         """`step(carry, tile)` for every tile that has a row, or every one that may hold positives.
 
         First come those with the same classes on both sides, or with rows that do not exist, which need masks.
@@ -151,13 +151,13 @@ class Triangle:
                 pairs = (i[:, None] < j[None]) & rows.exists[i][:, None] & rows.exists[j][None]
                 alike = rows.number[i][:, None] == rows.number[j][None]
                 masks = Masks(alike & pairs, ~alike & pairs)
-            return step(carry, Tile(start[0], start[1], height, masks))
+            return step(carry, _Tile(start[0], start[1], height, masks))
 
         carry = lax.fori_loop(0, first, partial(visit, True), carry)
         return carry if positives_only else lax.fori_loop(first, last, partial(visit, False), carry)
 
 
-def _compared(score: Pairwise, tile: Tile, x, y) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
+def _compared(score: Pairwise, tile: _Tile, x, y) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
     """The scores of a tile, and a function from their gradient to that of rows and of columns."""
     if score.of_product is None:
         scores, pull = jax.vjp(score.compare, x, y)

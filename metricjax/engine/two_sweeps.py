@@ -25,7 +25,7 @@ from metricjax.engine.sweeps import added, with_tangent
 from metricjax.engine.tiles import End, Named
 from metricjax.engine.triangle import Triangle
 
-__all__ = ["Ways", "sum_of_rows"]
+__all__ = ["Sweeps", "Ways", "sum_of_rows"]
 
 
 @runtime_checkable
