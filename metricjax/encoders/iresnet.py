@@ -117,7 +117,7 @@ class IResNet(nnx.Module):
         x = self.stem_prelu(self.stem_norm(self.stem(images)))
         for blocks in self.stages:
             x = through(blocks, x, self.remat)
-        x = self.norm(x).reshape(len(x), -1)
+        x = self.norm(x).reshape(x.shape[0], -1)
         if self.dropout is not None:
             x = self.dropout(x)
         return self.head_norm(self.head(x))

@@ -106,7 +106,7 @@ class MobileFaceNet(nnx.Module):
         """Embeddings before they are projected, for losses that look at their length."""
         x = through(self.blocks, self.stem_depthwise(self.stem(images)), self.remat)
         x = self.weigh(self.widen(x))
-        return self.head_norm(self.head(x.reshape(len(x), -1)))
+        return self.head_norm(self.head(x.reshape(x.shape[0], -1)))
 
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
         return sphere.project(self.features(images))

@@ -75,7 +75,7 @@ class SmallConvNet(nnx.Module):
         x = images
         for conv in self.convs:
             x = jax.nn.relu(conv(x))
-        return self.head(x.reshape(len(x), -1))
+        return self.head(x.reshape(x.shape[0], -1))
 
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
         return sphere.project(self.features(images))

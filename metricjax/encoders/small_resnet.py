@@ -79,7 +79,7 @@ class SmallResNet(nnx.Module):
         """Embeddings before they are projected, for losses that look at their length."""
         x = through(self.blocks, self.stem(images), self.remat)
         x = jax.nn.silu(self.norm(x))
-        return self.head(x.reshape(len(x), -1))
+        return self.head(x.reshape(x.shape[0], -1))
 
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
         return sphere.project(self.features(images))

@@ -103,9 +103,9 @@ class ViT(nnx.Module):
 
     def features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
         """Embeddings before they are projected, for losses that look at their length."""
-        tokens = widen(self.patches(images)).reshape(len(images), *self.positions.shape)
+        tokens = widen(self.patches(images)).reshape(images.shape[0], *self.positions.shape)
         x = self.norm(through(self.blocks, tokens + self.positions[...][None], self.remat))
-        x = self.joined_norm(self.joined(x.reshape(len(x), -1)))
+        x = self.joined_norm(self.joined(x.reshape(x.shape[0], -1)))
         return self.head_norm(self.head(x))
 
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n d"]:

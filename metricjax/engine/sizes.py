@@ -20,6 +20,7 @@ __all__ = [
     "LIST",
     "LISTS_OF_MATCHES",
     "LISTS_OF_ROWS",
+    "QUERIES_IF_UNKNOWN",
     "RANKED_TOGETHER",
     "ROWS_IN_TILE_OF_TPU",
     "SEARCHED_GROUP",
@@ -70,6 +71,7 @@ SEARCHED_GROUP = 64  # entries of a row in a group whose largest is looked at fi
 COUNTED_LIMITS, COUNTED_DISTANCES = 4, 32  # counted in one sum
 SORTED_ROW = 4096  # entries of a row that accelerators sort at once in a search
 CANDIDATES_FROM = 512  # queries for which a search finds candidates by rounded products first
+QUERIES_IF_UNKNOWN = 128  # of a search that is exported for any number of them
 BUDGET = 3 * 2**30  # bytes that a panel or block may take on accelerators
 _OF_SCORE, _OF_POOLED = 24, 36  # bytes that go with a score: its gradient, masks, and what a loss makes of it
 _OF_FEATURE = 12  # bytes of a feature of a prototype: a copy, its gradient, and that of the scores

@@ -97,8 +97,8 @@ def check_rows(name: str, x: Any, features: int | None = None) -> None:
         raise ValueError(f"{name} has {x.shape[1]} features, the embeddings have {features}; they must agree")
 
 
-def check_labels(name: str, labels: Any, rows: int, any_kind: bool = False) -> None:
-    """`labels` holds one integer per row; with `any_kind` any dtype and trailing shape."""
+def check_labels(name: str, labels: Any, rows: Any, any_kind: bool = False) -> None:
+    """`labels` holds one integer for each of `rows`, whose number an export may leave open; `any_kind` takes any dtype."""
     check_array(name, labels, "an array with one label per row")
     if labels.ndim < 1 or labels.shape[0] != rows:
         raise ValueError(f"{name} has shape {labels.shape}; wanted one label for each of the {rows} rows")

@@ -185,10 +185,10 @@ def _check(gallery: Gallery, name: str, rows: Any, ids: Any) -> None:
     check_rows(name, rows)
     if rows.shape[1] != gallery.sums.shape[1]:
         raise ValueError(f"{name} has {rows.shape[1]} features, the gallery {gallery.sums.shape[1]}; they must agree")
-    _check_ids(ids, len(rows))
+    _check_ids(ids, rows.shape[0])
 
 
-def _check_ids(ids: Any, rows: int) -> None:
+def _check_ids(ids: Any, rows: Any) -> None:
     check_labels("ids", ids, rows)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(f"ids has dtype {ids.dtype}; wanted integers")
@@ -202,16 +202,17 @@ def _check_ids(ids: Any, rows: int) -> None:
 def _places(gallery: Gallery, ids: Int[Array, " n"]) -> Int[Array, " n"]:
     """Where the people `ids` are; the capacity for those who are not there, and for −1.
 
-    The gallery is never sorted: a few ids are compared with all of it, more are sorted to look up everybody in them.
+    The gallery is never sorted: a few ids, or an unknown number of them, are compared with all of it; more are sorted
+    to look up everybody in them.
     """
-    capacity = len(gallery.ids)
+    n, capacity = ids.shape[0], len(gallery.ids)
     numbers = jnp.arange(capacity, dtype=jnp.int32)
-    if len(ids) <= sizes.ids_to_compare():
+    if not isinstance(n, int) or n <= sizes.ids_to_compare():
         return lax.map(lambda i: jnp.min(jnp.where((gallery.ids == i) & (i >= 0), numbers, capacity)), ids)
     asked = jnp.sort(jnp.append(ids, jnp.iinfo(jnp.int32).max))  # which is nobody's id: no index is too large
     at = jnp.searchsorted(asked, gallery.ids)
-    at = jnp.where((asked[at] == gallery.ids) & (gallery.ids >= 0), at, len(asked))
-    places = jnp.full(len(asked), capacity, jnp.int32).at[at].min(numbers, mode="drop")
+    at = jnp.where((asked[at] == gallery.ids) & (gallery.ids >= 0), at, n + 1)
+    places = jnp.full(n + 1, capacity, jnp.int32).at[at].min(numbers, mode="drop")
     return places[jnp.searchsorted(asked, ids)]
 
 

@@ -59,6 +59,8 @@ def top_k(
     that near-ties may swap with another block size. The k closest references are in the k groups with the largest
     maxima: nothing but those is sorted.
 
+    It exports with a free number of queries (`jax.export.symbolic_shape`), which then come 128 at a time.
+
     On GPUs and TPUs, many queries with `similarities.cosine` or `dot` (or one's own, by `mj.pairwise(product=True)`)
     get 2k + 16 candidates of each block by products of rows in bfloat16. Those are scored in float32, and a bound on
     the error proves that none of the others is closer. Where it does not, as among many near-duplicates, all scores of
@@ -81,8 +83,8 @@ def top_k(
     if not (block_size == "auto" or (isinstance(block_size, int) and block_size > 0)):
         raise ValueError(f"block_size is {block_size!r}; wanted 'auto' or a positive int")
     check_budget(memory_budget)
-    if exclude_self and len(queries) != len(references):
-        came = f"{len(queries)} queries and {len(references)} references"
+    if exclude_self and queries.shape[0] != len(references):
+        came = f"{queries.shape[0]} queries and {len(references)} references"
         raise ValueError(f"exclude_self is True for {came}; wanted queries that are the references")
     most = devices.count(axis_name) * len(references) - exclude_self
     if not isinstance(k, int):
@@ -95,7 +97,7 @@ def top_k(
 
 @jitted
 def _top_k(options: Options, queries, references, where) -> Neighbours:
-    n, m, axis_name = len(queries), len(references), options.axis_name
+    n, m, axis_name = queries.shape[0], len(references), options.axis_name
     sound = finite_rows(queries)
     x = of_all(options.score.embed(existing(widen(queries), sound)), axis_name)
     depth = options.k + options.exclude_self  # one more, as the query itself may be left out

@@ -4,7 +4,6 @@ On a CPU a panel stays in the cache, and whatever can no longer be among the bes
 panels that fill the chip, read each twice, and sort little: groups of groups, so that no row that is sorted is long.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -58,21 +57,21 @@ def by_platform(f: Callable[[bool], Any]) -> Any:
 
 
 def _among(options: Options, k: int, x, references, where, on_cpu: bool) -> Neighbours:
-    n, (m, d) = len(x), references.shape
+    n, (m, d) = x.shape[0], references.shape
     of_platform = lambda size: size.cpu if on_cpu else size.accelerator
     budget = sizes.in_float32(options.memory_budget, x.dtype)
     budget //= 1 if options.score.product else 2  # other scores may hold copies of their own
     size = options.block_size
     size = min(m, of_platform(sizes.references_in_block(m, d, k, budget)) if size == "auto" else int(size))
-    x = _in_panels(x, of_platform(sizes.queries_in_panel(n, size, d, k, budget)))
+    rows = n if isinstance(n, int) else sizes.QUERIES_IF_UNKNOWN
+    x = _in_panels(x, of_platform(sizes.queries_in_panel(rows, size, d, k, budget)))
     existence = jnp.ones(m, bool) if where is None else where
     nothing = jnp.full((*x.shape[:2], k), -jnp.inf, x.dtype), jnp.full((*x.shape[:2], k), -1, jnp.int32)
 
     def block(best, start, size):
         """The best of those so far and of the references from `start` on."""
-        rows, exist = (lax.dynamic_slice_in_dim(a, start, size) for a in (references, existence))
-        rows = rows.astype(x.dtype)
-        step = (_in_cache if on_cpu else _on_chip)(options, n, k, rows, exist, start)
+        these, exist = (lax.dynamic_slice_in_dim(a, start, size) for a in (references, existence))
+        step = (_in_cache if on_cpu else _on_chip)(options, rows, k, these.astype(x.dtype), exist, start)
         return lax.map(lambda panel: step(*panel), (x, best))
 
     best = Neighbours(*varying(nothing, (x, references)))
@@ -87,8 +86,9 @@ def _among(options: Options, k: int, x, references, where, on_cpu: bool) -> Neig
 
 def _in_panels(x, height: int):
     """Rows in panels of one size, the last filled up with zeros."""
-    count = math.ceil(len(x) / max(1, height))
-    return jnp.pad(x, [(0, count * height - len(x)), (0, 0)]).reshape(count, height, x.shape[1])
+    n, d = x.shape
+    count = -(-n // max(1, height))
+    return jnp.pad(x, [(0, count * height - n), (0, 0)]).reshape(count, height, d)
 
 
 def _embedded(options: Options, rows, real):

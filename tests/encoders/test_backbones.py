@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -239,3 +240,23 @@ def test_dropout_is_for_training():
     model.eval()
     first, second = twice(model, images)
     np.testing.assert_array_equal(first, second)
+
+
+# --- export ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*SMALL, "small_convnet"])
+def test_export_with_a_free_batch(name):
+    """One program for any number of images."""
+    if name == "small_convnet":
+        model, shape = encoders.SmallConvNet(5, (9, 6, 3), rngs=nnx.Rngs(0)), (9, 6, 3)
+    else:
+        model, shape = SMALL[name][0](rngs=nnx.Rngs(0)), SMALL[name][1]
+    model.eval()
+    graph, state = nnx.split(model)
+    (n,) = jax.export.symbolic_shape("n")
+    embed = jax.jit(lambda images: nnx.merge(graph, state)(images))
+    exported = jax.export.export(embed)(jax.ShapeDtypeStruct((n, *shape), jnp.float32))
+    for count in (1, 6):
+        images = jax.random.uniform(jax.random.key(count), (count, *shape), minval=-1)
+        np.testing.assert_allclose(exported.call(images), embed(images), atol=1e-6)
