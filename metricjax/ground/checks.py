@@ -98,7 +98,7 @@ def check_rows(name: str, x: Any, features: int | None = None) -> None:
 
 
 def check_labels(name: str, labels: Any, rows: Any, any_kind: bool = False) -> None:
-    """`labels` holds one integer for each of `rows`, whose number an export may leave open; `any_kind` takes any dtype."""
+    """`labels` holds one integer for each of the rows, whose number an export may leave open."""
     check_array(name, labels, "an array with one label per row")
     if labels.ndim < 1 or labels.shape[0] != rows:
         raise ValueError(f"{name} has shape {labels.shape}; wanted one label for each of the {rows} rows")
