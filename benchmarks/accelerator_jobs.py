@@ -174,11 +174,12 @@ def differences(data, kept):
 
 
 DECLARED = ("supcon", "circle")  # of the losses here, those that can be swept
+FUSED = (*DECLARED, "triplet, batch-hard")  # those that have a kernel
 
 
 def kernels(name: str) -> dict[str, Callable]:
-    """The fused kernel of a declared loss, at each precision that it has."""
-    at = {"kernel": None, "kernel, bfloat16": "bfloat16", "kernel, exact": "exact"} if name in DECLARED else {}
+    """The fused kernel of a loss, at each precision that it has."""
+    at = {"kernel": None, "kernel, bfloat16": "bfloat16", "kernel, exact": "exact"} if name in FUSED else {}
     swept = partial(LOSSES[name], implementation="kernel")
     return {form: gradient(partial(swept, precision=precision)) for form, precision in at.items()}
 

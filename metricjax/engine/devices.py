@@ -63,9 +63,9 @@ def summed(tree: Any, axis: Axis) -> Any:
     return tree if axis is None else lax.psum(tree, axis)
 
 
-def result(shape: tuple[int, ...], like: Array) -> jax.ShapeDtypeStruct:
+def result(shape: tuple[int, ...], dtype: Any, like: Array) -> jax.ShapeDtypeStruct:
     """What a kernel returns: an array of this shape, that varies over devices as another does."""
-    return jax.ShapeDtypeStruct(shape, like.dtype, manual_axis_type=jax.typeof(like).mat)
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(like).mat)
 
 
 def placed(a: Float[Array, "n ..."], axis: Axis) -> Float[Array, "all ..."]:

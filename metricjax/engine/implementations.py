@@ -14,12 +14,12 @@ from jaxtyping import Array, Float
 
 from metricjax.engine.class_blocks import dense, in_blocks, take, take_in_place
 from metricjax.engine.devices import Axis, summed
-from metricjax.engine.kernels.choice import kernels_for
+from metricjax.engine.kernels.choice import kernels_for, kernels_for_statistics
 from metricjax.engine.pairs import Mean, PairLoss, chosen_triplets, means_of
 from metricjax.engine.panels import means_in_panels, sum_in_panels, sums_in_panels
 from metricjax.engine.positives import Side, with_short_lists
 from metricjax.engine.reductions import Reduction, joined, quotient, reduced, weighted
-from metricjax.engine.selected_triplets import sum_of_triplets
+from metricjax.engine.selected_triplets import TripletWays, sum_of_triplets
 from metricjax.engine.sizes import BUDGET, LIST, Size, anchors_in_panel, rows_in_swept_tile
 from metricjax.engine.statistics import Declared
 from metricjax.engine.two_sweeps import Ways, sum_of_rows
@@ -90,11 +90,16 @@ def of_pairs(
 
 def _is_swept(how: Settings, loss: PairLoss, given: Given) -> bool:
     """Whether statistics of rows are all that is needed, and S is symmetric: then two sweeps are faster than panels."""
-    plain = isinstance(loss.rows, Declared) and loss.score.symmetric and loss.miner is None
-    alone = given.x is None and (loss.towers or (loss.same is None and given.row.labels.ndim == 1))
+    plain = isinstance(loss.rows, Declared) and loss.score.symmetric
     numbers = all(jnp.ndim(h) == 0 for h in jax.tree.leaves(given.hyper))
     wanted = how.implementation in ("sweeps", "kernel") or (how.implementation, how.block_size) == ("auto", "auto")
-    return plain and alone and numbers and wanted
+    return plain and _are_alike(loss, given) and numbers and wanted
+
+
+def _are_alike(loss: PairLoss, given: Given) -> bool:
+    """Whether rows are the columns, and the order of classes tells which pairs are positive and which negative."""
+    alike = loss.towers or (loss.same is None and given.row.labels.ndim == 1)
+    return given.x is None and alike and loss.miner is None
 
 
 def sweeps_towers(score: Pairwise, n: int, options: dict[str, Any]) -> bool:
@@ -161,14 +166,17 @@ def _shares_in_panels(how: Settings, loss: PairLoss, size: Size, given: Given) -
 def _in_sweeps(how: Settings, loss: PairLoss, size: Size, given: Given, several: bool) -> Any:
     rows = len(given.columns) // (2 if loss.towers else 1)
     tile = how.block_size if isinstance(how.block_size, int) else rows_in_swept_tile(rows)
-    kernels = kernels_for(loss, given.columns, given.in_bfloat16) if how.implementation == "kernel" else None
+    asked = how.implementation == "kernel"
+    kernels = kernels_for_statistics(loss, given.columns, given.hyper, given.in_bfloat16) if asked else None
     ways = Ways(size, tile, how.implementation == "sweeps", kernels)
     total, count = sum_of_rows(ways, loss, given.columns, given.hyper, given.weights, *given.sides)
     return _of_sums(how, given, (Mean(total * count if several else total, count),))
 
 
 def _triplets_in_panels(how: Settings, loss: PairLoss, size: Size, given: Given) -> Any:
-    return _of_sums(how, given, (sum_of_triplets(size, loss, *given.scored, given.weights, *given.sides),))
+    extremes = how.implementation == "kernel" and loss.select.extremes and _are_alike(loss, given)  # type: ignore[union-attr]
+    ways = TripletWays(size, kernels_for(loss.score, given.columns, given.in_bfloat16) if extremes else None)
+    return _of_sums(how, given, (sum_of_triplets(ways, loss, *given.scored, given.weights, *given.sides),))
 
 
 def _of_anchors(how: Settings, given: Given, means: tuple[Mean, ...]) -> Any:

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import jax
 from jax.tree_util import Partial
@@ -63,7 +63,7 @@ class Miner:
         return self.keep(distances, positives, negatives, *reach)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["select", "one"], meta_fields=["every"])
+@partial(jax.tree_util.register_dataclass, data_fields=["select", "one"], meta_fields=["every", "extremes"])
 @dataclass(frozen=True)
 class Selection:
     """A selection of triplets, `select(distances, positives, negatives) -> Triplets`, and how else it can be run.
@@ -77,11 +77,14 @@ class Selection:
         columns [n]` selects that of one positive of each row, so that positives can be taken one after the other.
         Values bound to the selection are bound to it, too.
       every: it selects every triplet of a positive and a negative, which a loss may sum without listing them.
+      extremes: it selects one triplet for each anchor, with the farthest or the closest positive and negative (in this
+        order), the first of equal ones: a fused kernel then finds them.
     """
 
     select: Any
     one: Any = None
     every: bool = False
+    extremes: tuple[Literal["farthest", "closest"], Literal["farthest", "closest"]] | None = None
 
     role: ClassVar[str] = "triplets"
 

@@ -17,7 +17,18 @@ from jaxtyping import Array
 
 from metricjax.ground.functions import own_functions
 
-__all__ = ["EXACT", "AtPrecision", "Precision", "as_precision", "asked", "at_precision", "exact_product", "in_force"]
+__all__ = [
+    "EXACT",
+    "AtPrecision",
+    "Precision",
+    "are_ampere",
+    "as_precision",
+    "asked",
+    "at_precision",
+    "compute_capabilities",
+    "exact_product",
+    "in_force",
+]
 
 Precision: TypeAlias = str | lax.Precision | lax.DotAlgorithmPreset | None
 """What JAX knows: a name such as "default", "high", "highest" or "BF16_BF16_F32_X3", or the enum's value. Or EXACT."""
@@ -90,7 +101,16 @@ def _exact(f: Callable[..., Any], arrays: Any) -> str:
 
 
 @functools.cache
+def compute_capabilities() -> tuple[str, ...]:
+    """Of the GPUs here."""
+    return tuple(str(device.compute_capability) for device in jax.local_devices() if device.platform in ("gpu", "cuda"))
+
+
+def are_ampere(capabilities: tuple[str, ...]) -> bool:
+    """Whether all of them are NVIDIA's, Ampere or newer."""
+    return all(v.replace(".", "").isdigit() and float(v) >= 8 for v in capabilities)
+
+
 def _have_tensor_cores() -> bool:
-    """Whether all GPUs here are NVIDIA's, Ampere or newer: XLA refuses the six products on others."""
-    versions = [str(device.compute_capability) for device in jax.local_devices() if device.platform in ("gpu", "cuda")]
-    return bool(versions) and all(v.replace(".", "").isdigit() and float(v) >= 8 for v in versions)
+    """Whether all GPUs here, if any, have them: XLA refuses the six products on others."""
+    return bool(compute_capabilities()) and are_ampere(compute_capabilities())

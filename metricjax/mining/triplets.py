@@ -45,7 +45,7 @@ def _one_each(positive: Int[Array, " n"], negative: Int[Array, " n"], positives,
     return Triplets(jnp.arange(positive.size, dtype=jnp.int32), positive, negative, valid)
 
 
-@selection()
+@selection(extremes=("farthest", "closest"))
 def batch_hard(
     distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]
 ) -> Triplets:
@@ -59,7 +59,7 @@ def batch_hard(
     return _one_each(_farthest(distances, positives), _closest(distances, negatives), positives, negatives)
 
 
-@selection()
+@selection(extremes=("closest", "closest"))
 def easy_positive_hard_negative(
     distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]
 ) -> Triplets:

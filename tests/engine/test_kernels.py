@@ -9,19 +9,17 @@ import pytest
 from jax.sharding import AxisType
 
 import metricjax as mj
-from metricjax.engine.kernels import choice
+from metricjax.engine.kernels import choice, nvidia
 from metricjax.engine.kernels.row_sweeps import spans
 from metricjax.engine.order import in_order
-from metricjax.engine.pairs import PairLoss
 from metricjax.engine.positives import Side
 from metricjax.engine.sizes import tiling_in_kernel
-from metricjax.engine.statistics import declared
-from tests.engine.test_two_sweeps import LOSSES, STATISTICS, _finish, agree, mine, program, weights
+from tests.engine.test_two_sweeps import LOSSES, agree, mine, program, weights
 from tests.helpers.batches import slow_unless
 from tests.helpers.lowering import lowered
 from tests.helpers.meshes import SPLIT, mesh_of, put
 
-OFTEN = ("supcon", "nt_xent", "contrastive")
+OFTEN = ("supcon", "nt_xent")
 NOT_OF_PRODUCTS = ("nca", "signal_to_noise", "generalized_lifted_structure")
 GIVEN = ("nt_xent", "n_pairs", "tuplet_margin")  # of which sums are given log-sum-exps
 FUSED = [name for name in LOSSES if name not in NOT_OF_PRODUCTS]
@@ -69,6 +67,7 @@ def test_degenerate_batches(rows_of_backend, x64):
     agree(fused(*one), dense(*one))
 
 
+@pytest.mark.slow
 def test_other_derivatives_and_vmap(rows_of_backend, x64):
     """Of a temperature; of the gradient; with each of several temperatures, and of several batches."""
     z, (y, *_) = batch(rows_of_backend)
@@ -83,6 +82,29 @@ def test_other_derivatives_and_vmap(rows_of_backend, x64):
     agree(jax.jit(lambda: derivatives(**KERNEL))(), jax.jit(lambda: derivatives(block_size=None))(), 1e-9)
 
 
+HARDEST = {
+    "hardest": {},
+    "squared euclidean is no function of the product": {"distance": mj.distances.squared_euclidean},
+    "easy positives": {"triplets": mj.mining.easy_positive_hard_negative, "distance": mj.distances.cosine},
+    "swapped, soft": {"swap": True, "margin": None},
+}
+
+
+@pytest.mark.parametrize("name", slow_unless(["hardest"], HARDEST))
+def test_the_hardest_pairs_of_each_row(name, rows_of_backend, x64):
+    """The same triplets, the first of equal ones too; and the same derivatives, of second order as well."""
+    z, labels = batch(rows_of_backend)
+    z = jnp.concatenate([z[:-9], z[:9]])  # twins, which are equally far from all others
+    loss = partial(mj.losses.triplet, **HARDEST[name])
+    fused, dense = program(loss, **KERNEL), program(loss, block_size=None)
+    for y in labels:
+        for where in (jnp.ones(len(z), bool), jnp.asarray(RNG.random(len(z)) < 0.8)):
+            agree(fused(z, weights(len(z)), y, where), dense(z, weights(len(z)), y, where))
+    curved = lambda **o: jax.jvp(jax.grad(lambda z: loss(z, labels[0], **o)), (z,), (z[::-1],))
+    agree(jax.jit(lambda: curved(**KERNEL))(), jax.jit(lambda: curved(block_size=None))(), 1e-9)
+
+
+@pytest.mark.slow
 def test_several_in_one_sum_and_a_loss_of_ones_own(rows_of_backend, x64):
     z, (y, *_) = batch(rows_of_backend)
     both = mj.weighted_sum(mj.losses.supcon, mj.losses.nt_xent, weights=(1.0, 2.0))
@@ -90,6 +112,7 @@ def test_several_in_one_sum_and_a_loss_of_ones_own(rows_of_backend, x64):
         agree(jax.jit(slope(loss, y))(z), jax.jit(slope(loss, y, block_size=None))(z))
 
 
+@pytest.mark.slow
 def test_wide_embeddings_in_parts_and_operands_of_16_bits(rows_of_backend):
     """Products of bfloat16 numbers, if asked for or if embeddings come as such; their sums are of 32 bits."""
     z, (y, *_) = batch(rows_of_backend, 300)
@@ -120,7 +143,7 @@ lowering = pytest.mark.parametrize("platform", ["cuda", "tpu"])
 
 
 @lowering
-@pytest.mark.parametrize("name", slow_unless(OFTEN, FUSED))
+@pytest.mark.parametrize("name", slow_unless(["supcon"], FUSED))
 def test_they_lower(name, platform):
     """Two sweeps, or three where a sum is given others; at any precision; with a learned number."""
     expected = 3 if name in GIVEN else 2
@@ -129,6 +152,7 @@ def test_they_lower(name, platform):
         assert kernels(platform, f, Z) == expected
 
 
+@pytest.mark.slow
 @lowering
 def test_they_lower_with_a_learned_number_several_batches_and_on_each_device(platform):
     supcon, several = mj.losses.supcon, Z.update(shape=(3, *Z.shape))
@@ -143,6 +167,14 @@ def test_they_lower_with_a_learned_number_several_batches_and_on_each_device(pla
 
 
 @lowering
+def test_the_hardest_lower(platform):
+    triplet = mj.losses.triplet
+    assert kernels(platform, slope(triplet, Y), Z) == 1
+    assert kernels(platform, slope(triplet, Y, miner=mj.mining.multi_similarity()), Z) == 0
+    assert kernels(platform, slope(triplet, Y, triplets=mj.mining.semi_hard), Z) == 0
+
+
+@lowering
 def test_what_has_no_kernel_runs_as_without(platform):
     supcon = mj.losses.supcon
     assert kernels(platform, slope(supcon, Y), Z.update(shape=(1024, 2048))) == 0
@@ -151,6 +183,7 @@ def test_what_has_no_kernel_runs_as_without(platform):
     assert kernels(platform, slope(mj.losses.nca, Y), Z) == 0
 
 
+@pytest.mark.slow
 def test_on_each_device_by_itself(monkeypatch):
     monkeypatch.setattr(choice, "INTERPRETED", "cuda")
     mesh, n = mesh_of(AxisType.Auto), 8 * 140
@@ -170,12 +203,20 @@ OPERANDS = {
 
 @pytest.mark.parametrize(("precision", "wanted"), OPERANDS.items())
 def test_products_are_never_less_exact_than_asked(precision, wanted):
-    loss = PairLoss(declared(STATISTICS, _finish), mj.similarities.cosine.at(precision), True)
-    of = lambda dtype, in_bfloat16: choice.kernels_for(loss, jnp.zeros((4, 3), dtype), in_bfloat16)
+    score = mj.similarities.cosine.at(precision)
+    of = lambda dtype, in_bfloat16: choice.kernels_for(score, jnp.zeros((4, 3), dtype), in_bfloat16)
     assert of(jnp.float32, False).operands == wanted
     assert of(jnp.float32, True).operands == ("bfloat16" if precision is None else wanted)
     with jax.default_matmul_precision("highest"):
         assert of(jnp.float32, True).operands == ("exact" if precision is None else wanted)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "widest"), [((), 128), (("9.0",), 128), (("8.9",), 128), (("7.5",), 0), (("gfx90a",), 0)]
+)
+def test_old_gpus_and_those_of_others_have_none(capabilities, widest, monkeypatch):
+    monkeypatch.setattr(nvidia, "compute_capabilities", lambda: capabilities)
+    assert [d for d in (128, 129) if nvidia.Nvidia("default", heavy=False).fits(d)] == [widest] * (widest > 0)
 
 
 def test_spans_tell_which_tiles_need_masks():

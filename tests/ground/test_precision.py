@@ -135,7 +135,8 @@ def test_tensor_cores_are_those_of_ampere_and_newer(monkeypatch, versions, have)
             self.compute_capability = version
 
     monkeypatch.setattr(jax, "local_devices", lambda: list(map(Device, versions)))
-    assert precision._have_tensor_cores.__wrapped__() is have
+    monkeypatch.setattr(precision, "compute_capabilities", precision.compute_capabilities.__wrapped__)
+    assert precision._have_tensor_cores() is have
 
 
 def test_one_distance_at_two_precisions_is_two_and_at_one_is_one():

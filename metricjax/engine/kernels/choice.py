@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from metricjax.engine.kernels.row_sweeps import Backend, Operands
 from metricjax.engine.pairs import PairLoss
+from metricjax.ground.pairwise import Pairwise
 from metricjax.ground.precision import in_force
 
-__all__ = ["INTERPRETED", "Kernels", "kernels_for"]
+__all__ = ["INTERPRETED", "Kernels", "kernels_for", "kernels_for_statistics"]
 
 INTERPRETED: Literal["cuda", "tpu"] | None = None  # for tests: the backend that CPUs interpret
 
@@ -40,17 +42,23 @@ class Kernels(NamedTuple):
         return {platform: backend for platform, backend in found.items() if backend.fits(self.features)}
 
 
-def kernels_for(loss: PairLoss, columns: Array, in_bfloat16: bool) -> Kernels | None:
-    """The kernels for a declared loss of these rows, which came in bfloat16 or not; None where there are none.
+def kernels_for_statistics(loss: PairLoss, columns: Array, hyper: tuple, in_bfloat16: bool) -> Kernels | None:
+    """The kernels for a declared loss of these rows, which came in bfloat16 or not; None where there are none."""
+    numbers = all(jnp.issubdtype(h.dtype, jnp.floating) for h in jax.tree.leaves(hyper))  # and no random keys
+    statistics = loss.rows.statistics  # type: ignore[attr-defined]
+    heavy = len(statistics) > 3 or any(s.given for _, s in statistics) or not loss.score.product
+    return kernels_for(loss.score, columns, in_bfloat16, heavy) if numbers and not loss.towers else None
+
+
+def kernels_for(score: Pairwise, columns: Array, in_bfloat16: bool, heavy: bool = False) -> Kernels | None:
+    """The kernels for scores of these rows; None where there are none.
 
     Products of bfloat16 numbers are taken if these are asked for, or if embeddings come as such and nothing is asked.
     """
-    if loss.towers or loss.score.of_product is None or not (columns.dtype == jnp.float32 or INTERPRETED):
+    if score.of_product is None or not (columns.dtype == jnp.float32 or INTERPRETED is not None):
         return None
-    precision = loss.score.precision or in_force()
+    precision = score.precision or in_force()
     operands: Operands = "bfloat16" if in_bfloat16 else "default"
     if precision is not None:
         operands = _OPERANDS.get(precision, "exact")
-    statistics = loss.rows.statistics  # type: ignore[attr-defined]
-    heavy = len(statistics) > 3 or any(s.given for _, s in statistics) or not loss.score.product
     return Kernels(operands, columns.shape[1], heavy, INTERPRETED)

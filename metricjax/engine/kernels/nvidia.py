@@ -19,6 +19,7 @@ from metricjax.engine.devices import result, varying
 from metricjax.engine.kernels.row_sweeps import Operands, Spans, Sweep, Tile, laid, masks_of, product, spans, store
 from metricjax.engine.sizes import Tiling, tiling_in_kernel
 from metricjax.engine.tiles import Masks
+from metricjax.ground.precision import are_ampere, compute_capabilities
 
 try:
     from jax.experimental.pallas import triton
@@ -30,6 +31,7 @@ __all__ = ["Nvidia"]
 _FEATURES = 128  # of a part of embeddings that is multiplied at a time
 _PROGRAMS = 200  # that a chip is to have at least; columns are shared among as many as that takes
 _IN_REGISTERS = 2**16  # bytes of embeddings that a program keeps
+_LARGE = {"8.0", "9.0", "10.0", "10.3"}  # GPUs that have 160 KiB for a program: those of data centres
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Nvidia:
     unit = 128
 
     def fits(self, d: int) -> bool:
-        return triton is not None and self._tiling(d, 1) is not None
+        return triton is not None and are_ampere(compute_capabilities()) and self._tiling(d, 1) is not None
 
     def exp(self, x: Array) -> Array:
         return jnp.exp(x) if self.interpret or self.operands == "exact" else _fast_exp(x)
@@ -68,7 +70,7 @@ class Nvidia:
             grid=(n // height, splits),
             in_specs=[jax.tree.map(spec, a) for a, spec in inputs],
             out_specs=[jax.tree.map(share, sums)],
-            out_shape=[jax.tree.map(lambda a: result((splits, n, a.shape[1]), sweep.rows.x), sums)],
+            out_shape=[jax.tree.map(lambda a: result((splits, n, a.shape[1]), a.dtype, sweep.rows.x), sums)],
             compiler_params=triton.CompilerParams(num_warps=tiling.warps, num_stages=tiling.stages),
             interpret=self.interpret,
             name=f"metricjax_sweep_{sweep.products}",
@@ -83,20 +85,14 @@ class Nvidia:
         return lax.DotAlgorithmPreset.TF32_TF32_F32_X3 if self.operands == "exact" else lax.Precision.DEFAULT
 
     def _tiling(self, d: int, products: int) -> Tiling | None:
-        return tiling_in_kernel(self.operands, d, products, self.heavy, _are_small())
+        small = not _LARGE.issuperset(compute_capabilities())
+        return tiling_in_kernel(self.operands, d, products, self.heavy, small)
 
 
 def _splits(blocks: int, tiles: int) -> int:
     """Programs that share the columns of a block of rows: a power of two, of at most 16 and the number of tiles."""
     wanted = 2 ** math.ceil(math.log2(max(1, _PROGRAMS / blocks)))
     return min(wanted, 16, 2 ** int(math.log2(tiles)))
-
-
-@functools.cache
-def _are_small() -> bool:
-    """Whether a GPU here has less than 160 KiB for a program: those that are not built for data centres."""
-    versions = [str(device.compute_capability) for device in jax.local_devices() if device.platform in ("gpu", "cuda")]
-    return any(version not in ("8.0", "9.0", "10.0", "10.3") for version in versions)
 
 
 @dataclass(frozen=True)

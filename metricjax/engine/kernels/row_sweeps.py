@@ -3,6 +3,7 @@
 Nothing is added up by two programs, so that a tile serves its rows alone: three products of all rows with all rows.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -10,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checka
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.engine.devices import varying
 from metricjax.engine.order import Ordered, in_order
@@ -19,6 +20,7 @@ from metricjax.engine.positives import Side
 from metricjax.engine.sweeps import no_gradients
 from metricjax.engine.tiles import End, Masks, Named, added_to, log_of, loss_of_pairs, nothing_found, with_slopes
 from metricjax.ground.numerics import computing_dtype
+from metricjax.ground.pairwise import Pairwise
 
 __all__ = [
     "Backend",
@@ -29,6 +31,7 @@ __all__ = [
     "Sweep",
     "Tile",
     "Zeros",
+    "extremes",
     "laid",
     "masks_of",
     "product",
@@ -178,6 +181,48 @@ def _joined(top: Float[Array, "k n 1"], total: Float[Array, "k n 1"]) -> tuple[A
     highest = jnp.max(top, axis=0)
     finite = jnp.where(jnp.isfinite(highest), highest, 0)
     return highest[:, 0], jnp.sum(total * jnp.exp(top - finite[None]), axis=0)[:, 0]
+
+
+# --- extremes -------------------------------------------------------------------------------------------------------
+
+_NONE = jnp.iinfo(jnp.int32).max  # which is no row
+
+
+def extremes(
+    backend: Backend, score: Pairwise, which: tuple[str, str], columns: Float[Array, "n d"], column: Side
+) -> tuple[Int[Array, " n"], Int[Array, " n"], Bool[Array, " n"]]:
+    """The farthest or the closest positive and negative of each row, and whether it has both, in one sweep.
+
+    Of equal ones it is the first.
+    """
+    rows = in_order(backend.unit, columns, column)
+    signs = {side: 1 if kind == "farthest" else -1 for side, kind in zip(Masks._fields, which, strict=True)}
+    ids = jnp.full(len(rows.x), _NONE, jnp.int32).at[rows.place].set(jnp.arange(len(columns), dtype=jnp.int32))
+
+    def step(found, tile):
+        distances = score.of_product(tile.product)  # type: ignore[misc]
+        for side, where in zip(Masks._fields, tile.masks, strict=True):
+            if where is not None or (side == "negatives" and tile.masks.positives is None):
+                values = signs[side] * distances
+                values = values if where is None else jnp.where(where, values, -jnp.inf)
+                top = jnp.max(values, axis=1, keepdims=True)
+                first = jnp.where((values == top) & (values > -jnp.inf), tile.others, jnp.int32(_NONE))
+                found = found | {side: _farther(found[side], (top, jnp.min(first, axis=1, keepdims=True)))}
+        return found
+
+    start = lambda zeros: {
+        side: (zeros.number - jnp.inf, jnp.full_like(zeros.number, _NONE, jnp.int32)) for side in signs
+    }
+    shares = backend.swept(Sweep(step, start, rows, ids, (), 1))
+    at = [functools.reduce(_farther, zip(*shares[side], strict=True))[1][rows.place, 0] for side in signs]
+    valid = (at[0] != _NONE) & (at[1] != _NONE)
+    return jnp.where(valid, at[0], 0), jnp.where(valid, at[1], 0), valid
+
+
+def _farther(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Of two values and the ids that they belong to, the larger value; of equal values the smaller id."""
+    is_b = (b[0] > a[0]) | ((b[0] == a[0]) & (b[1] < a[1]))
+    return jnp.where(is_b, b[0], a[0]), jnp.where(is_b, b[1], a[1])
 
 
 # --- what backends have in common -----------------------------------------------------------------------------------

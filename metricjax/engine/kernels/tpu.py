@@ -52,7 +52,7 @@ class Tpu:
             grid=(n // t, n // t),
             in_specs=[jax.tree.map(spec, a) for a, spec in inputs],
             out_specs=[jax.tree.map(mine, sums)],
-            out_shape=[jax.tree.map(lambda a: result((n, a.shape[1]), sweep.rows.x), sums)],
+            out_shape=[jax.tree.map(lambda a: result((n, a.shape[1]), a.dtype, sweep.rows.x), sums)],
             compiler_params=tpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
             interpret=self.interpret,
             name=f"metricjax_sweep_{sweep.products}",
