@@ -83,8 +83,8 @@ class AnchorOptions(TypedDict, total=False):
         references, miner and devices, and with a default reduction; "auto" does so on CPUs. On NVIDIA GPUs and TPUs
         "kernel" does it in fused kernels, for similarities and distances that are functions of x·y, of at most 128
         features (512 with `precision="bfloat16"`, or if embeddings come in bfloat16, whose products are then of
-        bfloat16 numbers; TPUs take 512), and finds the pairs of batch-hard triplets; elsewhere it is "auto". What cannot
-        be swept runs in panels.
+        bfloat16 numbers; TPUs take 512), and finds the pairs of batch-hard triplets; elsewhere it is "auto". What
+        cannot be swept runs in panels.
     axis_name: mesh axis (or axes) inside `jax.shard_map`, over which embeddings, labels, masks, weights and references
         are split by rows; the value and gradient are those of one device. `mj.over_mesh` writes the `shard_map`.
     """
