@@ -267,7 +267,7 @@ def cap(rng, n, d, radius):
     return each(lambda v: oracle.exp(np.eye(d)[0], v), away), 0.05 + rng.random(n)
 
 
-@pytest.mark.parametrize("d", [3, 16])
+@pytest.mark.parametrize("d", [pytest.param(3, marks=pytest.mark.slow), 16])
 @by_dtype
 def test_frechet_mean(d, dtype, rng):
     points, weights = zip(*(cap(rng, 7, d, radius) for radius in (1e-3, 0.5, 1.2, 1.5)), strict=True)

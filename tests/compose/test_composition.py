@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import metricjax as mj
+from tests.helpers.batches import slow_unless
 from tests.helpers.meshes import SPLIT, WHOLE, axes, mesh_of, put
 
 losses, mining = mj.losses, mj.mining
@@ -70,7 +71,7 @@ def scales(parts):
     return tuple(0.5 + k for k in range(len(parts)))
 
 
-@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("mix", slow_unless(["two means each", "every way"], MIXES))
 @pytest.mark.parametrize("name", OPTIONS)
 def test_weighted_sum_equals_one_by_one(mix, name):
     parts, options = MIXES[mix], OPTIONS[name]

@@ -36,7 +36,7 @@ LOSSES = {
     "threshold_consistent_margin": L.threshold_consistent_margin,
     "generalized_lifted_structure": L.generalized_lifted_structure,
 }
-each = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+OFTEN = ("nt_xent", "supcon", "circle", "contrastive-valid", "signal_to_noise")
 SWEPT = {"implementation": "sweeps", "block_size": 8}
 RNG = np.random.default_rng(0)
 LABELS = {
@@ -67,10 +67,10 @@ def agree(got, wanted, tolerance=1e-11):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-@each
-def test_value_and_gradients_equal_those_of_the_dense_form(loss, x64):
+@pytest.mark.parametrize("name", slow_unless(OFTEN, LOSSES))
+def test_value_and_gradients_equal_those_of_the_dense_form(name, x64):
     """With classes of any size in any order, absent rows, weights, and a ragged number of tiles."""
-    swept, dense = program(loss, **SWEPT), program(loss)
+    swept, dense = program(LOSSES[name], **SWEPT), program(LOSSES[name])
     for y in map(jnp.asarray, LABELS.values()):
         for where in (jnp.ones(37, bool), jnp.asarray(RNG.random(37) < 0.8)):
             given = (rows(), weights(37), y, where)
@@ -173,7 +173,8 @@ def test_memory_is_a_few_arrays_like_the_embeddings(name):
     assert step.lower(z).compile().memory_analysis().temp_size_in_bytes < 4 * n * d * 4 + 12 * 2**20
 
 
-@pytest.mark.parametrize("n", [300, pytest.param(517, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [300, 517])
 def test_both_directions_between_two_towers_at_once(n, x64):
     """Value, gradients of all that has one, and second derivatives, are those of one direction after the other."""
     x, y, along = rows(n), rows(n), rows(n)

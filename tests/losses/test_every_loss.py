@@ -490,7 +490,7 @@ def test_bfloat16_is_close_to_float32(case):
         close(gradient, wanted, rtol=1e-2, atol=1e-2 * np.abs(wanted).max())
 
 
-@every_way
+@every_path
 def test_float64_stays_and_gradients_match_finite_differences(case, x64):
     z, y, *rest = inputs(case, 16, dtype=np.float64)
     still = dict(getattr(case, "still", {}))

@@ -89,7 +89,7 @@ def test_equals_the_oracle(name):
     close(case(*arrays, **given), case.expected(*arrays, **given))
 
 
-@views
+@pytest.mark.parametrize("name", slow_unless(OVER_DEVICES, NAMES))
 def test_float64_stays_and_gradients_match_finite_differences(name, x64):
     """Of the views, and of every hyper-parameter; in panels, forward mode and second derivatives are the dense ones."""
     case, arrays = VIEWS[name], inputs(name, 1, dtype=np.float64)

@@ -66,7 +66,7 @@ def assert_closest(x, y, k, where=None, **options):
 
 
 @pytest.mark.parametrize("k, size", [(1, "auto"), (10, "auto"), (10, 1500), (30, "auto")])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_random_rows_are_proven(k, size, masked, rng, proven):
     x, y = normal(rng, 40), normal(rng, 4000)
     where = jnp.asarray(rng.random(4000) < 0.5) if masked else None
