@@ -60,9 +60,11 @@ def finite_rows(x: Float[Array, "... d"]) -> Bool[Array, "..."]:
 def gradients_of_product(product: Callable[[Array, Array], Array], change: Float[Array, "n m"], x, y):
     """Those of x and y in `product(x, y.T)`, from its own.
 
-    A CPU takes a product of what is transposed in memory; one that transposes takes it twice as long.
+    A CPU takes a product of what is transposed in memory; one that transposes takes it twice as long there.
     """
-    return product(change, y), product(lax.optimization_barrier(change.T), x)
+    in_memory = lambda a: lax.optimization_barrier(a.T)
+    turned = lax.platform_dependent(change, cpu=in_memory, default=jnp.transpose)
+    return product(change, y), product(turned, x)
 
 
 @jax.custom_jvp
