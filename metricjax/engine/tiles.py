@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from metricjax.engine.devices import varying
 from metricjax.engine.statistics import Statistic
 
-__all__ = ["End", "Found", "Masks", "added_to", "log_of", "loss_of_pairs", "nothing_found", "with_slopes"]
+__all__ = ["End", "Found", "Masks", "Named", "added_to", "log_of", "loss_of_pairs", "nothing_found", "with_slopes"]
 
 Named = tuple[str, Statistic]
 Found = Array | tuple[Array, Array]  # of a sum; of a log-sum-exp the largest term so far, and Σ e^{term − largest}

@@ -166,6 +166,7 @@ def test_they_lower_with_a_learned_number_several_batches_and_on_each_device(pla
     assert kernels(platform, split, Z, jax.ShapeDtypeStruct(Y.shape, Y.dtype)) == 2
 
 
+@pytest.mark.slow
 @lowering
 def test_the_hardest_lower(platform):
     triplet = mj.losses.triplet
@@ -220,7 +221,7 @@ def test_old_gpus_and_those_of_others_have_none(capabilities, widest, monkeypatc
 
 
 def test_spans_tell_which_tiles_need_masks():
-    for n, there, classes in ((700, 700, 9), (700, 500, 90), (600, 0, 5), (512, 512, 1)):
+    for n, there, classes in ((700, 500, 90), (512, 512, 1)):
         y, where = RNG.integers(0, classes, n), RNG.permutation(n) < there
         side = Side(jnp.asarray(y), jnp.asarray(where), jnp.arange(n))
         rows = in_order(128, jnp.ones((n, 2)), side)

@@ -9,7 +9,7 @@ from jax.sharding import AxisType
 
 import metricjax as mj
 from tests.helpers import oracle, oracle_classes
-from tests.helpers.batches import D, batch, class_paths, close, inputs, slow_unless
+from tests.helpers.batches import D, batch, class_paths, close, each_of, inputs, slow_unless
 from tests.helpers.cases import CLASS_PATHS, CLASSES, OFTEN
 from tests.helpers.meshes import assert_same, mesh_of, put
 from tests.helpers.programs import run
@@ -39,7 +39,7 @@ def test_blocks_equal_dense(name):
         chex.assert_trees_all_close(run(size), dense, rtol=2e-5, atol=2e-6 * scale)
 
 
-@class_paths
+@each_of(CLASS_PATHS, ("softmax", "sub_center_arcface", "proxy_anchor"))
 def test_blocks_under_jit_and_vmap(case):
     batches = [inputs(case, seed) for seed in (2, 3)]
     f = lambda z, y, w: run(case, z, y, w, block_size=2)
@@ -239,7 +239,7 @@ def spread(case, seed=0):
     return z, y, jnp.arange(ROWS) < 11, w
 
 
-@pytest.mark.parametrize("name", slow_unless(OFTEN, CLASS_PATHS))
+@pytest.mark.parametrize("name", slow_unless(["softmax", "curricularface", "proxy_anchor"], CLASS_PATHS))
 def test_eight_devices_equal_one(name):
     case, mesh = CLASSES[name], mesh_of(AxisType.Explicit)
     z, y, where, w = spread(case)

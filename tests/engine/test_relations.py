@@ -131,7 +131,7 @@ def same_in(table, a, b):
 
 
 @cases
-@pytest.mark.parametrize("size", [None, 4])
+@pytest.mark.parametrize("size", [pytest.param(None, marks=pytest.mark.slow), 4])
 def test_relation_with_a_traced_table(case, size):
     """A table from class to superclass: one compiled program for all tables, and a vmap over them is a loop."""
     z, labels = rows(N, 0), integers(5, N, 1)

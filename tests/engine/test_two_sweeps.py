@@ -208,6 +208,7 @@ def test_every_declared_loss_is_here():
     assert {name.split("-")[0] for name in found} == {name.split("-")[0] for name in LOSSES}
 
 
+@pytest.mark.slow
 def test_several_in_one_sum_share_their_tiles(x64):
     """In sweeps, too: with statistics that are given others, and several Means."""
     parts = (L.supcon, L.circle, L.nt_xent, L.threshold_consistent_margin)

@@ -66,7 +66,7 @@ def with_references(seed):
     return {"references": references, "reference_labels": labels, "reference_where": jnp.arange(9) % 4 != 1}
 
 
-@pairs_with("references", PATHS)
+@pairs_with("references", OFTEN)
 def test_pair_loss_over_references_equals_the_oracle(case):
     (z, y, _), given = batch(1), with_references(2)
     value, gradients = run(case, z, y, block_size=5, weights=jnp.ones(N), **given)

@@ -322,7 +322,10 @@ def test_float64_rows(x64, rng):
 
 
 @pytest.mark.parametrize("how", ["masked", "partition", "multi_steps", "skipping", "inject"])
-@pytest.mark.parametrize(("name", "dtype"), [("nesterov", jnp.float32), ("adam", jnp.float32), ("adam", jnp.bfloat16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("nesterov", jnp.float32), pytest.param("adam", jnp.float32, marks=pytest.mark.slow), ("adam", jnp.bfloat16)],
+)
 def test_composes_with_optax(name, dtype, how, rng):
     optimizer, steps = optimizers()[name], 2
     p, g = points(rng, 3, 4).astype(dtype), points(rng, 3, 4).astype(dtype)
