@@ -185,10 +185,7 @@ def kernels(name: str) -> dict[str, Callable]:
 
 
 def pairs(name: str, n: int, d: int, sizes: Sizes) -> Job:
-    """Value and gradient with the defaults, with panels of fixed heights, in two sweeps, in a kernel and dense.
-
-    And torch's.
-    """
+    """Value and gradient with the defaults, in panels of fixed heights, two sweeps, a kernel and dense, and torch's."""
     loss = LOSSES[name]
     fixed = {f"{size} rows": gradient(loss, size) for size in sizes.blocks if size <= n}
     if name in DECLARED:

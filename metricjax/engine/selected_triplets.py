@@ -63,9 +63,9 @@ def _in_kernel(loss, columns, hyper, weights, row, column, backend: Backend):
     """Extremes are found without the scores being written down."""
     which, fixed = loss.select.extremes, lax.stop_gradient(columns)
     chosen = (a[:, None] for a in extremes(backend, loss.score, which, fixed, column))
-    sums, dx, mean = _with_triplets(
-        loss, columns, columns, hyper, weights, row, _nothing(columns, columns, hyper, weights), *chosen
-    )
+    none = varying(no_gradients((columns, hyper), columns.dtype), (weights, columns))
+    found = none, *_nothing(columns, columns, weights)
+    sums, dx, mean = _with_triplets(loss, columns, columns, hyper, weights, row, found, *chosen)
     return (None, sums[0] + dx, sums[1]), mean
 
 
@@ -81,7 +81,7 @@ def _in_panels(size, loss, x, columns, hyper, weights, row, column):
             negative = one(jnp.take_along_axis(scores, positive, axis=1), scores, negatives)[:, None]
             return add(found, positive, negative, there & jnp.take_along_axis(negatives, negative, axis=1))
 
-        found = sums, *_nothing(x, columns, hyper, weights)[1:]
+        found = varying(sums, (weights, columns)), *_nothing(x, columns, weights)
         if one is None:
             return add(found, *chosen_triplets(loss, scores, positives, negatives, row))
         return each_positive(take, found, positives, (row, column))
@@ -89,11 +89,10 @@ def _in_panels(size, loss, x, columns, hyper, weights, row, column):
     return gradient_sweep(panel, size, x, columns, hyper, weights, row)
 
 
-def _nothing(x, columns, hyper, weights):
-    """The gradients of columns and hyper-parameters, those of rows, and the Mean, of no triplets."""
+def _nothing(x, columns, weights):
+    """The gradient of rows, and the Mean, of no triplets."""
     zeros = jnp.zeros_like(weights)
-    nothing = no_gradients((columns, hyper), columns.dtype), jnp.zeros_like(x), Mean(zeros, zeros)
-    return varying(nothing, (weights, columns))
+    return varying((jnp.zeros_like(x), Mean(zeros, zeros)), (weights, columns))
 
 
 def _with_triplets(loss, x, columns, hyper, weights, row, found, positive, negative, valid):

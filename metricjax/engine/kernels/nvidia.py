@@ -121,11 +121,7 @@ class _Kernel:
             rows = [x_own[:, part] for part in parts] if x is None else x
             scores = functools.reduce(jnp.add, (multiply(a, b, (1, 1)) for a, b in zip(rows, y, strict=True)))
             classes, numbers = jax.tree.map(lambda ref: ref[:, columns], others)
-            masks = Masks()
-            if mixed:
-                row = i * height + lax.broadcasted_iota(jnp.int32, (height, width), 0)
-                column = j * width + lax.broadcasted_iota(jnp.int32, (height, width), 1)
-                masks = masks_of(row, column, own_class, classes)
+            masks = masks_of(i * height, j * width, own_class, classes) if mixed else Masks()
 
             def times(w):
                 w = w.astype(x_all.dtype)

@@ -290,7 +290,9 @@ def spans(rows: Ordered, height: int, width: int) -> Spans:
 
 
 def masks_of(row: Any, column: Any, own: Int[Array, "t 1"], others: Int[Array, "1 u"]) -> Masks:
-    """Of rows and columns at these places, of classes of these numbers; those of −1 do not exist."""
-    pairs = (row != column) & (own >= 0) & (others >= 0)
+    """Of rows and columns from these on, of classes of these numbers; those of −1 do not exist."""
+    shape = len(own), others.shape[1]
+    rows, columns = (first + lax.broadcasted_iota(jnp.int32, shape, axis) for axis, first in enumerate((row, column)))
+    pairs = (rows != columns) & (own >= 0) & (others >= 0)
     alike = own == others
     return Masks(alike & pairs, jnp.logical_not(alike) & pairs)

@@ -77,11 +77,7 @@ def _kernel(backend: Tpu, sweep: Sweep, scalars, spans, x, y, own, others, sums)
 
     def visit(mixed: bool):
         (own_class, own_numbers), (classes, numbers) = jax.tree.map(lambda ref: ref[...], (own, others))
-        masks = Masks()
-        if mixed:
-            row = i * height + lax.broadcasted_iota(jnp.int32, (height, height), 0)
-            column = j * height + lax.broadcasted_iota(jnp.int32, (height, height), 1)
-            masks = masks_of(row, column, own_class, classes)
+        masks = masks_of(i * height, j * height, own_class, classes) if mixed else Masks()
         scores = product(x[...], y[...], (1, 1), backend.precision)
         times = lambda w: (product(w.astype(y.dtype), y[...], (1, 0), backend.precision),)
         tile = Tile(scores, masks, own_numbers, numbers, sweep.hyper_of(scalars), times)
