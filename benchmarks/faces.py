@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import many_trainings
 import numpy as np
-from face_encoder import raw_pixels as flattened
 from flax import nnx
 from tqdm import tqdm
 
 import metricjax as mj
+from metricjax.trained.baseline import raw_pixels as flattened
+from metricjax.training import many_trainings
 from metricjax.variants import Task, Trained
 
 SIZE, FEATURES = (32, 28), 64

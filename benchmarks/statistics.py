@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-from many_trainings import mean_and_half_width as mean_and_half_width
 from scipy import stats
+
+from metricjax.training.many_trainings import mean_and_half_width as mean_and_half_width
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:

@@ -19,15 +19,14 @@ that of the classifier trained with the features.
 """
 
 import argparse
+import json
 import pathlib
 import time
 from functools import partial
 from typing import NamedTuple
 
-import command_line
 import jax
 import jax.numpy as jnp
-import json_file
 import numpy as np
 import optax
 from flax import nnx
@@ -46,13 +45,15 @@ CHUNK = 50  # steps between two movements of the progress bar
 
 
 def arguments(argv=None) -> argparse.Namespace:
-    parser = command_line.parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--steps", type=int, default=3000)
     add("--seeds", type=int, default=3, help="number of trainings of which the table is the mean")
     add("--out", type=pathlib.Path, default=pathlib.Path("runs/center_loss_features"), help="folder of the results")
     args = parser.parse_args(argv)
-    command_line.check_least(parser, args, {"steps": 1, "seeds": 1})
+    for name in ("steps", "seeds"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; wanted at least 1")
     return args
 
 
@@ -217,7 +218,7 @@ def main(argv=None) -> dict[str, dict[str, list[float]]]:
     args.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out / "features.png", dpi=150)
     report = {"steps": args.steps, "losses": {name: loss.keywords for name, loss in LOSSES.items()}, "results": results}
-    json_file.write(args.out / "features.json", report)
+    (args.out / "features.json").write_text(json.dumps(report, indent=1))
     print(f"\n{table(results, args.seeds)}\n\n{time.perf_counter() - started:.0f} s; the figure is in {args.out}")
     return results
 

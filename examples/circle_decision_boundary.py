@@ -23,7 +23,6 @@ import pathlib
 from functools import partial
 from typing import NamedTuple
 
-import command_line
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +40,7 @@ BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # O
 
 
 def arguments(argv=None) -> argparse.Namespace:
-    parser = command_line.parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--margin", type=float, default=0.25, help="m of circle loss; that of the others is 1 - 2m")
     add("--scale", type=float, default=80.0, help="γ of circle loss and AM-softmax")

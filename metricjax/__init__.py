@@ -56,24 +56,32 @@ __all__ = [
 ]
 
 # Public, too, but each needs an extra: imported on first use, and not by `from metricjax import *`.
-_WITH_EXTRAS = ("data", "encoders", "plots", "transforms", "variants")
+_WITH_EXTRAS = ("data", "encoders", "plots", "trained", "training", "transforms", "variants")
+_OF_TRAINED = ("Encoder", "export", "load")
 
 if TYPE_CHECKING:
     from metricjax import data as data
     from metricjax import encoders as encoders
     from metricjax import plots as plots
+    from metricjax import trained as trained
+    from metricjax import training as training
     from metricjax import transforms as transforms
     from metricjax import variants as variants
+    from metricjax.trained import Encoder as Encoder
+    from metricjax.trained import export as export
+    from metricjax.trained import load as load
 else:  # where type checkers see it, they take any name for one of metricjax
 
     def __getattr__(name):
-        if name not in _WITH_EXTRAS:
+        if name not in _WITH_EXTRAS + _OF_TRAINED:
             raise AttributeError(f"module 'metricjax' has no attribute {name!r}")
         try:
+            if name in _OF_TRAINED:
+                return getattr(importlib.import_module("metricjax.trained"), name)
             return importlib.import_module(f"metricjax.{name}")
         except ImportError as error:  # so that `hasattr` is False; it says which extra to install
             raise AttributeError(str(error)) from error
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *_WITH_EXTRAS]
+    return [*__all__, *_WITH_EXTRAS, *_OF_TRAINED]

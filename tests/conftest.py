@@ -37,12 +37,12 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=200, metavar="NUMBER", help=f"{what} (default 200)")
 
 
-SLOW_ROOMS = ("benchmarks", "examples")
+SLOW_ROOMS = ("benchmarks", "commands", "examples", "recognition", "trained", "training")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Two rooms are slow, and hostile files; tests of one loss share compiled programs, after each other."""
+    """Some rooms are slow, and hostile files; tests of one loss share compiled programs, after each other."""
     for item in items:
         if item.path.parent.name in SLOW_ROOMS or "fuzz" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)

@@ -20,6 +20,10 @@ FLOORS = (
     {"compose", "search"},
     {"clusters", "metrics"},
     {"data", "encoders", "plots", "transforms", "variants"},
+    {"trained"},
+    {"recognition", "training"},
+    {"commands"},
+    {"__main__"},
 )
 ENGINE_IS_FOR = {"anchors", "prototypes", "losses", "metrics", "search", "clusters", "mining", "compose"}
 COLLECTIVES = {"all_gather", "all_to_all", "axis_index", "axis_size", "pcast", "pmax", "pmean", "pmin", "ppermute"}

@@ -11,7 +11,17 @@ import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-WITH_EXTRAS = ("data", "encoders", "plots", "transforms", "variants.py")
+WITH_EXTRAS = (
+    "data",
+    "encoders",
+    "plots",
+    "transforms",
+    "variants.py",
+    "trained",
+    "training",
+    "recognition",
+    "commands",
+)
 CODE = """
 import importlib.util, pydoc, sys
 import jax.numpy as jnp

@@ -1,19 +1,22 @@
 """Face photographs: sets in memory, sources of any size, pairs to verify, alignment, and batches to train on."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from metricjax.data.augmentation import augmented, centred, resized, scaled, standardised
 from metricjax.ground.extras import extra
 from metricjax.ground.names import printable
 
-with extra("faces"):
+with extra("images"):
     from metricjax.data.alignment import aligned, read_landmarks, similarity_transform
     from metricjax.data.batches import batches
     from metricjax.data.decoder import UNREADABLE, decoded, upright
-    from metricjax.data.faces import Faces, folder, lfw, orl
+    from metricjax.data.faces import Faces, folder
     from metricjax.data.listing import Listing, photographs_in, photographs_of_people
     from metricjax.data.pairs import Pairs, read_pairs
     from metricjax.data.photographs import Source
     from metricjax.data.record_io import RecordSource
-    from metricjax.data.sources import ArraySource, FolderSource, TfdsSource
+    from metricjax.data.sources import ArraySource, FolderSource
     from metricjax.data.subsets import mirrored, of_people
     from metricjax.data.verification_set import PairImages, verification_set
 
@@ -50,6 +53,17 @@ __all__ = [
     "upright",
     "verification_set",
 ]
+
+if TYPE_CHECKING:
+    from metricjax.data.tfds_sets import TfdsSource as TfdsSource
+    from metricjax.data.tfds_sets import lfw as lfw
+    from metricjax.data.tfds_sets import orl as orl
+else:  # they need TFDS, of the extra `faces`: imported on first use
+
+    def __getattr__(name):
+        if name not in ("TfdsSource", "lfw", "orl"):
+            raise AttributeError(f"module 'metricjax.data' has no attribute {name!r}")
+        return getattr(importlib.import_module("metricjax.data.tfds_sets"), name)
 
 
 def __dir__() -> list[str]:

@@ -7,7 +7,14 @@ from typing import NamedTuple
 
 from metricjax.ground.names import some
 
-__all__ = ["SUFFIXES", "Listing", "photographs_in", "photographs_of_people", "reported"]
+__all__ = [
+    "SUFFIXES",
+    "Listing",
+    "photographs_in",
+    "photographs_in_or_of_people",
+    "photographs_of_people",
+    "reported",
+]
 
 SUFFIXES = (
     ".pgm", ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pbm", ".pnm",
@@ -77,6 +84,12 @@ def photographs_of_people(folder: str | pathlib.Path) -> Listing:
         without += [] if names else [entry.name]
     wanted = f"wanted a sub-folder of images {', '.join(SUFFIXES)} for each person"
     return _not_empty(Listing(folder, files, over, without), wanted)
+
+
+def photographs_in_or_of_people(folder: str | pathlib.Path) -> Listing:
+    """`photographs_in` of a folder that holds photographs itself, else `photographs_of_people`."""
+    directly = _photographs(_folder(folder, "one of images"), "", _Over())
+    return photographs_in(folder) if directly else photographs_of_people(folder)
 
 
 class _Over(dict[str, list[str]]):

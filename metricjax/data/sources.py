@@ -1,4 +1,4 @@
-"""Sets of face photographs as random-access sources: in memory, in a folder of people, or prepared by TFDS."""
+"""Sets of face photographs as random-access sources: in memory, or in a folder of people."""
 
 import collections
 import pathlib
@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from typing import SupportsIndex
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from metricjax.data.alignment import aligned
 from metricjax.data.decoder import decoded, upright
-from metricjax.data.faces import Faces, prepared
+from metricjax.data.faces import Faces
 from metricjax.data.listing import photographs_of_people, reported
-from metricjax.data.people import numbered, with_several
+from metricjax.data.people import numbered
 from metricjax.data.photographs import Photographs
 from metricjax.ground.names import some
 
-__all__ = ["ArraySource", "FolderSource", "TfdsSource"]
+__all__ = ["ArraySource", "FolderSource"]
 
 
 class ArraySource:
@@ -98,55 +97,3 @@ def _of_files(landmarks: Mapping[str, np.ndarray], names: list[str]) -> dict[str
         if known is not None:
             found[name] = landmarks[known]
     return found
-
-
-class TfdsSource(Photographs):
-    """A split of any TFDS builder whose examples have an image and a label, downloaded on first use.
-
-    Labels may be class labels, integers or names; they are read beforehand, without decoding an image, and numbered
-    anew in their order. OSError where the set is not here and cannot be downloaded; people with fewer than `at_least`
-    images are left out with a warning.
-
-    Args:
-      builder: a builder, or its name, such as "lfw".
-      split: name of the split.
-      size: height and width, to which images are cropped around their centre and resized.
-      at_least: images of each person.
-      mode: "RGB" or, for grey, "L".
-      image, label: names of the two features.
-      data_dir: where TFDS keeps its files, for a builder given by name.
-    """
-
-    def __init__(
-        self,
-        builder: str | tfds.core.DatasetBuilder,
-        split: str,
-        size: tuple[int, int],
-        at_least: int = 2,
-        mode: str = "RGB",
-        image: str = "image",
-        label: str = "label",
-        data_dir: str | None = None,
-    ):
-        self.size, self.mode, self.feature, self.split = size, mode, image, split
-        builder = prepared(builder, data_dir)
-        self.name = builder.name
-        features = builder.info.features
-        missing = {image, label} - set(features)
-        if missing:
-            raise ValueError(f"{self.name} has no feature {missing}; wanted one of {sorted(features)}")
-        self.records = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
-        values = np.array([self.records[i][label] for i in range(len(self.records))])
-        found, labels = np.unique(values, return_inverse=True)
-        name = getattr(features[label], "int2str", lambda value: value.decode() if isinstance(value, bytes) else value)
-        names = [str(name(value)) for value in found.tolist()]
-        self.places, labels, people = with_several(labels, names, at_least, stacklevel=2)
-        if not people:
-            raise ValueError(f"{self.name}, split {split}, holds no people with {at_least} images or more")
-        super().__init__(labels, people)
-
-    def _image(self, index: int) -> np.ndarray:
-        return decoded(self.records[int(self.places[index])][self.feature], self.size, self.mode)
-
-    def _place(self, index: int) -> str:
-        return f"{self.name}, split {self.split}, example {self.places[index]}"

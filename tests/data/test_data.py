@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import metricjax as mj
-from metricjax.data import faces as readers
+from metricjax.data import tfds_sets as readers
 from metricjax.data.orl_faces import packaged_folder, repair
 
 pytestmark = pytest.mark.filterwarnings("default")  # TFDS and the packages it reads with warn about each other

@@ -119,7 +119,7 @@ def test_folders_without_photographs(tmp_path):
 
 
 def test_every_reader_of_folders_lists_alike_and_says_so(tmp_path, capsys):
-    import recognize
+    from metricjax.commands import recognize
 
     for person in ("ann", "bob"):
         (tmp_path / person).mkdir()

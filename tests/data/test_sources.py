@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import metricjax as mj
-from metricjax.data import faces as readers
+from metricjax.data import tfds_sets as readers
 from metricjax.data.alignment import TEMPLATE
 from metricjax.data.orl_faces import OrlFaces
 from tests.helpers.photographs import photograph

@@ -1,0 +1,32 @@
+"""How an encoder is trained."""
+
+import dataclasses
+from typing import Any
+
+__all__ = ["Recipe"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How an encoder is trained.
+
+    losses: {name: hyper-parameters} of the losses to add up, see `losses_by_name.chosen_losses`.
+    steps: of the whole training, whose learning rate warms up for a tenth of them and falls by a cosine.
+    batch: people and images of each, or one number of images drawn evenly; None for 40 people or all, two images each.
+    constraint: where prototypes are brought to the sphere, one of `losses_by_name.CONSTRAINTS`.
+    mirror: "people" (a mirrored face is another person), "random" (each image or not, by chance), or "none".
+    sampled_classes: the share of classes, those of the batch among them, that a step looks at and changes (Partial FC);
+        None for all.
+    remat: compute blocks again going backwards; chunk: images encoded at a time, None for the whole batch.
+    """
+
+    losses: dict[str, dict[str, Any]]
+    steps: int
+    batch: tuple[int, ...] | None = None
+    learning_rate: float = 1e-3
+    constraint: str = "update"
+    mirror: str = "people"
+    seed: int = 0
+    sampled_classes: float | None = None
+    remat: bool = False
+    chunk: int | None = None
