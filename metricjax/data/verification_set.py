@@ -6,9 +6,7 @@ which is interpreted afterwards; any other is an error: nothing that a file name
 """
 
 import pathlib
-import pickle
-import struct
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -17,6 +15,7 @@ from metricjax.data.decoder import UNREADABLE, decoded
 from metricjax.data.files import opened
 from metricjax.data.pairs import cosines
 from metricjax.ground.names import printable
+from metricjax.ground.pickles import InertUnpickler, Named, Note
 
 __all__ = ["PairImages", "verification_set"]
 
@@ -80,51 +79,18 @@ _GLOBALS = {f"{core}.multiarray.{name}" for core in _NUMPY for name in ("_recons
 _GLOBALS |= {f"{core}.numeric._frombuffer" for core in _NUMPY} | {"numpy.ndarray", "numpy.dtype", "_codecs.encode"}
 
 
-class _Call:
-    """Note of a call that the pickle asked for, and of the state it set after it."""
-
-    __slots__ = ("arguments", "name", "state")
-
-    def __init__(self, name: str, arguments: tuple):
-        self.name, self.arguments, self.state = name, arguments, ()
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Global:
-    """Stands for a function or class that the pickle names; calling it only takes a note."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __call__(self, *arguments: Any) -> _Call:
-        return _Call(self.name, arguments)
-
-
-_InPython: Any = pickle._Unpickler  # keeps a dict of what is used again; C's makes a list as long as the file says
-
-
-class _Reader(_InPython):
-    def load_bytearray8(self) -> None:
-        (length,) = struct.unpack("<Q", self.read(8))
-        self.append(bytearray(self.read(length)))  # the original makes one as long as the file says, then reads
-
-    dispatch: ClassVar = {**_InPython.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in _GLOBALS:
-            raise _Refused(f"{module}.{name}")
-        return _Global(name)
+class _Reader(InertUnpickler):
+    def named(self, name: str) -> Named:
+        if name not in _GLOBALS:
+            raise _Refused(name)
+        return Named(name.rpartition(".")[2])
 
 
 def _bytes(item: Any, kind: str) -> bytes:
     """The bytes of an item: as they are, as text that Python 2 would encode, or of an array of the dtype `kind`."""
     if isinstance(item, bytes | bytearray):
         return bytes(item)
-    name = item.name if isinstance(item, _Call) else None
+    name = item.name if isinstance(item, Note) else None
     if name == "encode":
         text, encoding = item.arguments
         if encoding == "latin1":
@@ -141,7 +107,7 @@ def _bytes(item: Any, kind: str) -> bytes:
 
 
 def _is_dtype(item: Any, kind: str) -> bool:
-    return isinstance(item, _Call) and item.name == "dtype" and item.arguments[0] in (kind, kind.encode())
+    return isinstance(item, Note) and item.name == "dtype" and item.arguments[0] in (kind, kind.encode())
 
 
 def _booleans(items: Any) -> np.ndarray:
@@ -152,7 +118,7 @@ def _booleans(items: Any) -> np.ndarray:
 
 
 def _boolean(item: Any) -> bool:
-    if isinstance(item, _Call) and item.name == "scalar":
+    if isinstance(item, Note) and item.name == "scalar":
         dtype, raw = item.arguments
         if _is_dtype(dtype, "b1"):
             return _bytes(raw, "b1") != b"\0"

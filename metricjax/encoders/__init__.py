@@ -3,24 +3,28 @@
 from metricjax.ground.extras import extra
 
 with extra("flax"):
-    from metricjax.encoders.from_torch import load_iresnet
+    from metricjax.encoders.face_vit import FaceViT
     from metricjax.encoders.iresnet import IResNet
     from metricjax.encoders.mobilefacenet import MobileFaceNet
     from metricjax.encoders.named import NAMED, create
+    from metricjax.encoders.pretrained import load_weights
+    from metricjax.encoders.resnet import ResNet
     from metricjax.encoders.small_convnet import SmallConvNet, conv_by_products
     from metricjax.encoders.small_resnet import SmallResNet
     from metricjax.encoders.vit import ViT
 
 __all__ = [
     "NAMED",
+    "FaceViT",
     "IResNet",
     "MobileFaceNet",
+    "ResNet",
     "SmallConvNet",
     "SmallResNet",
     "ViT",
     "conv_by_products",
     "create",
-    "load_iresnet",
+    "load_weights",
 ]
 
 

@@ -47,7 +47,7 @@ class IResNet(nnx.Module):
     convolution, four stages that each halve height and width, then norm, dropout, all positions joined and mapped to
     the embedding, and a norm without scale: the projection would undo most of it. Layers, initial values, ε = 1e-5
     and the average of statistics (0.9 of its past) are those of insightface's arcface_torch, whose weights
-    `load_iresnet` reads. At 112 × 112 the depths 18, 34, 50, 100 and 200 have 24.03, 34.14, 43.59, 65.16 and 118.83
+    `load_weights` reads. At 112 × 112 the depths 18, 34, 50, 100 and 200 have 24.03, 34.14, 43.59, 65.16 and 118.83
     million parameters.
 
     Images are float, within [-1, 1]. `model.train()`, the default, normalises by the batch (inside `jax.shard_map` by

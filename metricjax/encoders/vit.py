@@ -1,70 +1,59 @@
-"""Vision transformers for faces."""
+"""Vision transformers with a class token: those of ImageNet, DINOv2 and CLIP."""
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import normal, variance_scaling
+from jax.nn.initializers import normal
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from metricjax import sphere
-from metricjax.encoders.layers import batch_norm, through
+from metricjax.encoders.layers import through
+from metricjax.encoders.transformer import ACTIVATIONS, Block, layer_norm
 from metricjax.ground.numerics import widen
 
-__all__ = ["PATCH", "SIZES", "Block", "ViT"]
+__all__ = ["SIZES", "ViT"]
 
-PATCH = 9
-SIZES = {"tiny": (256, 12, 8), "small": (512, 12, 8), "base": (512, 24, 8)}  # width, depth, heads
-
-
-class Block(nnx.Module):
-    """Attention and a two-layer network, each behind a norm and around a shortcut; the shortcut stays float32."""
-
-    def __init__(self, width: int, heads: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs):
-        linear = partial(nnx.Linear, kernel_init=normal(0.02), dtype=dtype, rngs=rngs)
-        self.norm1 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.queries_keys_values = linear(width, 3 * width, use_bias=False)
-        self.attended = linear(width, width)
-        self.norm2 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.inner = linear(width, 4 * width)
-        self.outer = linear(4 * width, width)
-        self.heads = heads
-
-    def attention(self, x: Float[Array, "n t w"]) -> Float[Array, "n t w"]:
-        n, tokens, width = x.shape
-        apart = self.queries_keys_values(x).reshape(n, tokens, 3, self.heads, width // self.heads)
-        together = jax.nn.dot_product_attention(*jnp.moveaxis(apart, 2, 0))  # softmax in float32
-        return self.attended(together.reshape(n, tokens, width))
-
-    def __call__(self, x: Float[Array, "n t w"]) -> Float[Array, "n t w"]:
-        x = x + self.attention(self.norm1(x)).astype(x.dtype)
-        return x + self.outer(jax.nn.relu6(self.inner(self.norm2(x)))).astype(x.dtype)
+SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}  # width, depth, heads
 
 
 class ViT(nnx.Module):
     """Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
 
-    A vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) as insightface's arcface_torch has it for faces:
-    patches of 9 × 9 pixels (what is left at the right and below is not seen), learned positions, no class token,
-    ReLU6; after the last norm all tokens are joined, since faces are aligned, and mapped to the embedding by two linear
-    maps with a norm over the batch after each (ε = 2e-5). Its random masking of patches and dropping of blocks are left
-    out. At 112 × 112 tiny, small and base have 19.1, 76.0 and 113.8 million parameters.
+    The vision transformer of Dosovitskiy et al. 2021, arXiv:2010.11929, and its kin: patches, a class token, learned
+    positions, blocks of attention, a norm; its features are the class token, as in the published models, whose weights
+    `load_weights` reads. Of those, by their names in `create`:
 
-    Images are float, within [-1, 1]; `model.train()` and `model.eval()` as in `IResNet`.
+    - `vit_small_patch16`, `vit_base_patch16`, `vit_base_patch32`: trained on ImageNet, as timm has them;
+    - `vit_base_patch14_dinov2`, `vit_small_…` and `…_reg4`: `patch=14, layer_scale=1e-5`, perhaps `registers=4` (Oquab
+      et al. 2023, arXiv:2304.07193; Darcet et al. 2023, arXiv:2309.16588), trained at 518 × 518;
+    - `vit_base_patch32_clip`, `vit_base_patch16_clip`: `pre_norm=True, projection=512, activation="quick_gelu",
+      epsilon=1e-5`, the image tower of CLIP (Radford et al. 2021, arXiv:2103.00020). Those of open_clip, of the same
+      names, mostly have `activation="gelu"`: files do not say which.
+
+    Images are float, normalised as the weights want them, see `mj.data.normalised`. What is left at the right and below
+    of the last whole patch is not seen. `train()` and `eval()` change nothing: training is not different.
 
     >>> from flax import nnx
-    >>> model = nnx.eval_shape(lambda: ViT("tiny", rngs=nnx.Rngs(0)))
+    >>> model = nnx.eval_shape(lambda: ViT("small", rngs=nnx.Rngs(0)))
     >>> model.positions.shape, len(model.blocks)
-    ((144, 256), 12)
+    ((197, 384), 12)
 
     Args:
-      size: "tiny", "small" or "base", or (width, depth, heads).
-      embedding_size: length of the embedding.
+      size: "small", "base" or "large", or (width, depth, heads).
+      embedding_size: length of the embedding, by a linear map of the features; None for the features themselves.
       image_shape: (height, width, channels) of the images, which this network is then tied to.
-      dtype: bfloat16 to compute the products of the blocks in it; parameters, statistics, norms, shortcuts, what
-        follows the blocks and the embeddings stay float32.
+      patch: height and width of a patch.
+      registers: number of tokens beside the class token that are dropped in the end.
+      pre_norm: whether there is a norm in front of the blocks; patches have no bias then.
+      layer_scale: first value of the blocks' scales; None for blocks without.
+      projection: width of a linear map of the features, without bias, that belongs to the published model.
+      pooling: "class", or "mean" for the mean of the patches' tokens after the norm.
+      activation: "gelu", or "quick_gelu" (x · sigmoid(1.702 x)).
+      epsilon: what the norms add to variances.
+      dtype: bfloat16 to compute the products of the blocks in it; parameters, norms, shortcuts, what follows the blocks
+        and the embeddings stay float32.
       remat: whether the backward pass computes each block again, to store less.
       rngs: where the initial weights come from.
     """
@@ -72,9 +61,17 @@ class ViT(nnx.Module):
     def __init__(
         self,
         size: str | tuple[int, int, int],
-        embedding_size: int = 512,
-        image_shape: tuple[int, int, int] = (112, 112, 3),
+        embedding_size: int | None = None,
+        image_shape: tuple[int, int, int] = (224, 224, 3),
         *,
+        patch: int = 16,
+        registers: int = 0,
+        pre_norm: bool = False,
+        layer_scale: float | None = None,
+        projection: int | None = None,
+        pooling: str = "class",
+        activation: str = "gelu",
+        epsilon: float = 1e-6,
         dtype: DTypeLike | None = None,
         remat: bool = False,
         rngs: nnx.Rngs,
@@ -84,29 +81,47 @@ class ViT(nnx.Module):
         wide, depth, heads = SIZES[size] if isinstance(size, str) else size
         if wide % heads:
             raise ValueError(f"size is {size}; wanted a width that {heads} heads divide, not {wide}")
+        if pooling not in ("class", "mean"):
+            raise ValueError(f"pooling is {pooling!r}; wanted 'class' or 'mean'")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {activation!r}; wanted one of {', '.join(ACTIVATIONS)}")
         height, width, channels = image_shape
-        tokens = (height // PATCH) * (width // PATCH)
+        self.grid = (height // patch, width // patch)
+        tokens = self.grid[0] * self.grid[1]
         if tokens == 0:
-            raise ValueError(f"image_shape is {image_shape}; wanted at least {PATCH} × {PATCH} pixels")
-        within = variance_scaling(1 / 3, "fan_in", "uniform")  # within ±1/√fan_in
-        patches = partial(nnx.Conv, kernel_size=(PATCH, PATCH), strides=PATCH, padding="VALID", kernel_init=within)
+            raise ValueError(f"image_shape is {image_shape}; wanted at least {patch} × {patch} pixels")
+        drawn = lambda *shape: nnx.Param(normal(0.02)(rngs.params(), shape, jnp.float32))
+        patches = partial(nnx.Conv, kernel_size=(patch, patch), strides=patch, padding="VALID", use_bias=not pre_norm)
         self.patches = patches(channels, wide, dtype=dtype, rngs=rngs)
-        self.positions = nnx.Param(normal(0.02)(rngs.params(), (tokens, wide), jnp.float32))
-        self.blocks = nnx.List([Block(wide, heads, dtype=dtype, rngs=rngs) for _ in range(depth)])
-        self.norm = nnx.LayerNorm(wide, epsilon=1e-5, rngs=rngs)
-        linear = partial(nnx.Linear, use_bias=False, kernel_init=normal(0.02), rngs=rngs)
-        self.joined = linear(tokens * wide, wide)
-        self.joined_norm = batch_norm(wide, epsilon=2e-5, rngs=rngs)
-        self.head = linear(wide, embedding_size)
-        self.head_norm = batch_norm(embedding_size, epsilon=2e-5, rngs=rngs)
+        self.class_token = drawn(wide)
+        self.registers = drawn(registers, wide) if registers else None
+        self.positions = drawn(1 + tokens, wide)  # first that of the class token; registers have none
+        norm = partial(layer_norm, wide, epsilon=epsilon, rngs=rngs)
+        self.norm_before = norm() if pre_norm else None
+        settings = partial(Block, activation=activation, epsilon=epsilon, layer_scale=layer_scale)
+        self.blocks = nnx.List([settings(wide, heads, dtype=dtype, rngs=rngs) for _ in range(depth)])
+        self.norm = norm()
+        linear = partial(nnx.Linear, kernel_init=normal(0.02), rngs=rngs)
+        self.projection = None if projection is None else linear(wide, projection, use_bias=False)
+        self.head = None if embedding_size is None else linear(projection or wide, embedding_size)
+        self.pooling = pooling
         self.remat = remat
 
     def features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
-        """Embeddings before they are projected, for losses that look at their length."""
-        tokens = widen(self.patches(images)).reshape(images.shape[0], *self.positions.shape)
-        x = self.norm(through(self.blocks, tokens + self.positions[...][None], self.remat))
-        x = self.joined_norm(self.joined(x.reshape(x.shape[0], -1)))
-        return self.head_norm(self.head(x))
+        """Embeddings before they are projected to the sphere, for losses that look at their length."""
+        positions = self.positions[...]
+        first = (self.class_token[...] + positions[0])[None]
+        if self.registers is not None:
+            first = jnp.concatenate([first, self.registers[...]])
+        patches = widen(self.patches(images)).reshape(images.shape[0], len(positions) - 1, -1) + positions[None, 1:]
+        x = jnp.concatenate([jnp.broadcast_to(first[None], (images.shape[0], *first.shape)), patches], axis=1)
+        if self.norm_before is not None:
+            x = self.norm_before(x)
+        x = self.norm(through(self.blocks, x, self.remat))
+        x = x[:, 0] if self.pooling == "class" else jnp.mean(x[:, len(first) :], axis=1)
+        if self.projection is not None:
+            x = self.projection(x)
+        return x if self.head is None else self.head(x)
 
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
         return sphere.project(self.features(images))
