@@ -3,7 +3,17 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from metricjax.data.augmentation import augmented, centred, resized, scaled, standardised
+from metricjax.data.augmentation import (
+    CLIP_PIXELS,
+    IMAGENET_PIXELS,
+    Pixels,
+    augmented,
+    centred,
+    normalised,
+    resized,
+    scaled,
+    standardised,
+)
 from metricjax.ground.extras import extra
 from metricjax.ground.names import printable
 
@@ -21,6 +31,8 @@ with extra("images"):
     from metricjax.data.verification_set import PairImages, verification_set
 
 __all__ = [
+    "CLIP_PIXELS",
+    "IMAGENET_PIXELS",
     "UNREADABLE",
     "ArraySource",
     "Faces",
@@ -28,6 +40,7 @@ __all__ = [
     "Listing",
     "PairImages",
     "Pairs",
+    "Pixels",
     "RecordSource",
     "Source",
     "TfdsSource",
@@ -39,6 +52,7 @@ __all__ = [
     "folder",
     "lfw",
     "mirrored",
+    "normalised",
     "of_people",
     "orl",
     "photographs_in",

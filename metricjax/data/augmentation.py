@@ -1,12 +1,26 @@
 """What is done to face images on the device before an encoder sees them."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
-__all__ = ["augmented", "centred", "resized", "scaled", "standardised"]
+__all__ = ["CLIP_PIXELS", "IMAGENET_PIXELS", "Pixels", "augmented", "centred", "normalised", "resized", "scaled"]
+__all__ += ["standardised"]
+
+
+class Pixels(NamedTuple):
+    """Mean and standard deviation of red, green and blue from 0 to 1 over the images that an encoder was trained on."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+# torchvision's references, and DINOv2; `_transform` in clip/clip.py of OpenAI, and open_clip.
+IMAGENET_PIXELS = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP_PIXELS = Pixels((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 def resized(images: Num[Array, "n h w c"], size: Sequence[int]) -> Float[Array, "n h2 w2 c"]:
@@ -31,6 +45,19 @@ def centred(images: Num[Array, "n h w c"]) -> Float[Array, "n h w c"]:
     Array([-1. , -0.6,  1. ], dtype=float32)
     """
     return (images.astype(jnp.float32) - 127.5) / 127.5
+
+
+def normalised(images: Num[Array, "n h w c"], pixels: Pixels = IMAGENET_PIXELS) -> Float[Array, "n h w c"]:
+    """(x / 255 − mean) / std for each channel: pixels from 0 to 255 as encoders of any images were trained on them.
+
+    `IMAGENET_PIXELS` are for torchvision's ResNet and DINOv2, `CLIP_PIXELS` for CLIP. `centred` is the same with a mean
+    and a deviation of a half, as the ViT of ImageNet-21k in timm have it: a model's card says which.
+
+    >>> normalised(jnp.zeros((1, 1, 1, 3))).ravel()
+    Array([-2.1179, -2.0357, -1.8044], dtype=float32)
+    """
+    mean, std = (jnp.array(values, jnp.float32)[None, None, None] for values in pixels)
+    return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def scaled(images: Num[Array, "n h w c"], size: Sequence[int]) -> Float[Array, "n h2 w2 c"]:
