@@ -54,7 +54,7 @@ def normalised(images: Num[Array, "n h w c"], pixels: Pixels = IMAGENET_PIXELS) 
     and a deviation of a half, as the ViT of ImageNet-21k in timm have it: a model's card says which.
 
     >>> normalised(jnp.zeros((1, 1, 1, 3))).ravel()
-    Array([-2.1179, -2.0357, -1.8044], dtype=float32)
+    Array([-2.117904 , -2.0357141, -1.8044444], dtype=float32)
     """
     mean, std = (jnp.array(values, jnp.float32)[None, None, None] for values in pixels)
     return (images.astype(jnp.float32) / 255 - mean) / std

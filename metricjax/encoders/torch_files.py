@@ -81,7 +81,7 @@ class _Maker(Named):
 
 
 class _Reader(InertUnpickler):
-    def __init__(self, file: IO[bytes], numbers: Callable[[Storage], np.ndarray]):
+    def __init__(self, file: io.BytesIO, numbers: Callable[[Storage], np.ndarray]):
         super().__init__(file, encoding="utf-8", errors="surrogateescape")  # of what Python 2 wrote
         self.numbers = numbers
         self.storages: dict[str, Storage] = {}

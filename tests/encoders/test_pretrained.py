@@ -1,10 +1,6 @@
 """Weights of PyTorch's IResNet give, by name, what PyTorch computes: against NumPy, in its layout."""
 
-import pickle
 import sys
-import types
-import zipfile
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from metricjax.encoders import IResNet, load_iresnet
+from metricjax.encoders import IResNet, SmallConvNet, load_weights
 from tests.helpers.damage import damaged
+from tests.helpers.torch_files import Call, Saved, archive, saved, storage, streamed, tensor
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -113,7 +110,7 @@ def test_loaded_weights_give_what_pytorch_computes(rng, training):
     weights, images = state_dict(rng), rng.uniform(-1, 1, (6, *IMAGE)).astype(np.float32)
     expected, averages = forward(weights, images.transpose(0, 3, 1, 2), training)
     model = nnx.eval_shape(encoder)  # nothing of it is left, or there would be an error
-    load_iresnet(model, weights)
+    load_weights(model, weights)
     model.train() if training else model.eval()
     graph, state = nnx.split(model)
 
@@ -138,15 +135,14 @@ def test_every_name_must_fit(rng, unchecked):
         r"2 names missing \(bn1.bias, fc.weight\)": {
             k: v for k, v in weights.items() if k not in ("bn1.bias", "fc.weight")
         },
-        r"4 names unknown \(a, b, c, \.\.\.\)": weights | dict.fromkeys("abcd", np.ones(1)),
+        r"4 names unknown \(a, b, c, …\)": weights | dict.fromkeys("abcd", np.ones(1)),
         r"1 shapes differ \(prelu.weight is \(1,\), wanted \(3,\)\)": weights | {"prelu.weight": np.ones(1)},
-        "features.weight, the frozen scale of the last norm, is not all 1": weights
-        | {"features.weight": np.full(SIZE, 2)},
+        "features.weight, which is fixed here, is not all 1": weights | {"features.weight": np.full(SIZE, 2)},
         "weights hold a list; wanted a mapping": list(weights),
     }
     for message, wrong in cases.items():
         with pytest.raises(ValueError, match=message):
-            load_iresnet(model, wrong)
+            load_weights(model, wrong)
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, nnx.state(model)))
 
 
@@ -182,7 +178,7 @@ def under(prefix, weights):
 )
 def test_checkpoints_are_unwrapped(rng, wrapped, where):
     weights, model = state_dict(rng), encoder()
-    assert load_iresnet(model, wrapped(weights)) == where
+    assert load_weights(model, wrapped(weights)) == where
     np.testing.assert_allclose(model.head.bias[...], weights["fc.bias"], rtol=1e-6)
     np.testing.assert_allclose(model.stem_norm.var[...], weights["bn1.running_var"], rtol=1e-6)
 
@@ -192,7 +188,9 @@ def broken(weights):
 
 
 def test_weights_that_are_refused_by_name(rng, unchecked):
-    weights, model = state_dict(rng), encoder()
+    weights, model, nested = state_dict(rng), encoder(), [1.0]
+    for _ in range(30):
+        nested = [nested, nested]
     before = jax.tree.map(np.asarray, nnx.state(model))
     cases = {
         r"^weights: fc.bias holds NaN or infinity$": broken(weights),
@@ -203,6 +201,7 @@ def test_weights_that_are_refused_by_name(rng, unchecked):
         r"fc.bias is object\[5\]": weights | {"fc.bias": np.array([None] * SIZE)},
         r"fc.bias is <U4\[\]": weights | {"fc.bias": "text"},
         r"fc.bias is object\[\]": weights | {"fc.bias": None},
+        r"fc.bias is a list": weights | {"fc.bias": nested},  # which would be 2³⁰ numbers
         r"features.weight holds NaN": weights | {"features.weight": np.full(SIZE, np.nan)},
         r"^weights\['state_dict'\] module.: 1 names missing \(fc.bias\)$": {
             "state_dict": under("module.", {name: a for name, a in weights.items() if name != "fc.bias"})
@@ -216,7 +215,7 @@ def test_weights_that_are_refused_by_name(rng, unchecked):
     }
     for message, wrong in cases.items():
         with pytest.raises(ValueError, match=message):
-            load_iresnet(model, wrong)
+            load_weights(model, wrong)
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, nnx.state(model)))
 
 
@@ -244,85 +243,81 @@ class Tensor:
 def test_tensors_and_other_dtypes(rng):
     weights, model = state_dict(rng), encoder()
     for dtype in (jnp.bfloat16, np.float16, np.float64, ">f4"):
-        load_iresnet(model, {name: a.astype(dtype) for name, a in weights.items()})
+        load_weights(model, {name: a.astype(dtype) for name, a in weights.items()})
         np.testing.assert_array_equal(model.head.bias[...], weights["fc.bias"].astype(dtype).astype(np.float32))
-    load_iresnet(model, {name: Tensor(a) for name, a in weights.items()})
+    load_weights(model, {name: Tensor(a) for name, a in weights.items()})
     np.testing.assert_array_equal(model.head.bias[...], weights["fc.bias"])
     message = r"^weights: fc.bias does not fit into an array of NumPy \(TypeError: Got unsupported ScalarType\)$"
     with pytest.raises(ValueError, match=message):
-        load_iresnet(model, weights | {"fc.bias": Tensor(weights["fc.bias"], floating=False)})
+        load_weights(model, weights | {"fc.bias": Tensor(weights["fc.bias"], floating=False)})
 
 
-def test_files_are_read_safely_and_only_by_pytorch(rng, monkeypatch, tmp_path):
-    """Whatever the file holds, nothing but `torch.load(..., weights_only=True)` opens it."""
-    weights, asked, path = state_dict(rng), [], tmp_path / "backbone.pth"
-    path.write_bytes(b"anything")
-
-    def load(file, **settings):
-        asked.append((file, settings))
-        return weights
-
-    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load))
-    model = encoder()
-    load_iresnet(model, path)
-    assert asked == [(path, {"map_location": "cpu", "weights_only": True})]
-    np.testing.assert_array_equal(model.head.bias[...], weights["fc.bias"])
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
-        load_iresnet(model, tmp_path / "nowhere.pth")
+def test_files_need_no_pytorch(rng, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r"reading '.*backbone.pth' needs 'torch'.*or pass a mapping"):
-        load_iresnet(model, path)
-
-
-def test_damaged_files_are_refused_by_name(rng, monkeypatch, tmp_path):
-    """What `torch.load` says of them, in one line; and what it does not: it passes over checksums."""
-    path, model = tmp_path / "backbone.pth", encoder()
-    errors = {
-        "KeyError: '101'": KeyError("101"),
-        "RuntimeError: of several lines": RuntimeError("of several\nlines"),
-        "UnpicklingError: Unsupported global: os.system was not allowed": pickle.UnpicklingError(
-            "Weights only load failed. Use weights_only=False\n\tWeightsUnpickler error: Unsupported global: "
-            "os.system\nwas not allowed. Please use another way"
-        ),
-        "EOFError": EOFError(),
-    }
-    for message, error in errors.items():
-        monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=raising(error)))
-        path.write_bytes(b"damaged")
-        with pytest.raises(ValueError) as caught:
-            load_iresnet(model, path)
-        wanted = f"{path} holds no state_dict that can be read with weights_only=True ({message})"
-        assert str(caught.value) == wanted
-    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=lambda *_, **__: state_dict(rng)))
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data/0", bytes(100))
-    load_iresnet(model, str(path))
-    whole = path.read_bytes()
-    for data in (whole.replace(bytes(100), bytes(50) + b"\x10" + bytes(49)), whole[:-30], whole[:60]):
+    weights, path = state_dict(rng), tmp_path / "backbone.pth"
+    for data in (saved(weights), saved({"state_dict": under("module.", weights), "epoch": 3}), streamed(weights)):
         path.write_bytes(data)
-        with pytest.raises(
-            ValueError, match=r"backbone\.pth holds no state_dict .*(checksum of archive/data/0|BadZipFile)"
-        ):
-            load_iresnet(model, path)
+        model = encoder()
+        load_weights(model, path)
+        np.testing.assert_array_equal(model.head.bias[...], weights["fc.bias"])
+        load_weights(model, str(path))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+        load_weights(encoder(), tmp_path / "nowhere.pth")
 
 
-def raising(error):
-    def load(*_, **__):
-        raise error
+def test_what_is_beside_the_weights_does_not_matter_and_what_is_in_their_place_does(rng, tmp_path):
+    path, model = tmp_path / "checkpoint.pth", encoder()
+    before = jax.tree.map(np.asarray, nnx.state(model))
+    made = Saved(state_dict(rng))
+    arguments = {"args": Call("argparse Namespace", (), {"lr": 0.1}), "run": Call("os system", ("exit 1",))}
+    path.write_bytes(archive({"model": made.tree, **arguments}, made.storages))
+    assert load_weights(model, path) == "['model']"
+    after = jax.tree.map(np.asarray, nnx.state(model))
+    huge = tensor(storage("FloatStorage", "large", 6), (6, 1), (1, 1))
+    cases = {
+        r"fc.bias is a os.system; wanted a dense array of numbers$": Call("os system", ("exit 1",)),
+        r"fc.bias is a torch._utils._rebuild_sparse_tensor; wanted": Call("torch._utils _rebuild_sparse_tensor"),
+        r"fc.bias is a dict; wanted": {"a": 1},
+        r"fc.bias is a list; wanted": [1.0, 2.0],
+        r"1 shapes differ \(fc.bias is \(6, 1\), wanted \(5,\)\)$": huge,
+        r"fc.bias does not fit into an array of NumPy \(KeyError: .*archive/data/none": tensor(
+            storage("FloatStorage", "none", 5), (5,), (1,)
+        ),
+    }
+    for message, wrong in cases.items():
+        made = Saved(state_dict(rng))
+        path.write_bytes(archive(made.tree | {"fc.bias": wrong}, made.storages))
+        with pytest.raises(ValueError, match=rf"^weights of .*checkpoint\.pth: {message}"):
+            load_weights(model, path)
+    path.write_bytes(archive(Call("models.iresnet IResNet"), {}))
+    with pytest.raises(ValueError, match=r"checkpoint.pth hold a models.iresnet.IResNet; wanted a mapping"):
+        load_weights(model, path)
+    jax.tree.map(np.testing.assert_array_equal, after, jax.tree.map(np.asarray, nnx.state(model)))
+    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
 
-    return load
+
+def test_one_mapping_a_thousand_times_is_looked_at_once(rng):
+    weights = {name: np.ones(1) for name in map(str, range(1000))}
+    for _ in range(4):
+        weights = dict.fromkeys(map(str, range(1000)), weights)
+    with pytest.raises(ValueError, match="70 names missing"):
+        load_weights(encoder(), weights)
 
 
-def test_pytorch_refuses_files_that_run_code(rng, tmp_path):
-    torch = pytest.importorskip("torch")
-    weights = {name: torch.from_numpy(np.asarray(a)) for name, a in state_dict(rng).items()}
-    torch.save(weights, tmp_path / "good.pth")
-    model = encoder()
-    load_iresnet(model, tmp_path / "good.pth")
-    np.testing.assert_array_equal(model.head.bias[...], weights["fc.bias"].numpy())
-    torch.save({"fc.bias": partial(print, "code ran")}, tmp_path / "bad.pth")
-    with pytest.raises(ValueError, match=r"bad\.pth holds no state_dict .*weights_only=True .*functools\.partial"):
-        load_iresnet(model, tmp_path / "bad.pth")
+def test_safetensors_load(rng, tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy")
+    weights, model = state_dict(rng), encoder()
+    rounded = {name: a if a.dtype.kind == "i" else a.astype(jnp.bfloat16) for name, a in weights.items()}
+    for given in (weights, rounded):
+        numpy.save_file(given, tmp_path / "model.safetensors")
+        load_weights(model, tmp_path / "model.safetensors")
+        np.testing.assert_array_equal(model.head.bias[...], given["fc.bias"].astype(np.float32))
+
+
+def test_models_without_published_weights():
+    model = SmallConvNet(4, (8, 8, 1), rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"model is of type SmallConvNet; wanted one .*: IResNet, ResNet, FaceViT, ViT"):
+        load_weights(model, {})
 
 
 def test_tensors_of_pytorch(rng, tmp_path):
@@ -331,7 +326,7 @@ def test_tensors_of_pytorch(rng, tmp_path):
     real = lambda a, dtype: torch.nn.Parameter(a.to(dtype)) if a.is_floating_point() else a
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         torch.save({"state_dict": {f"module.{name}": real(a, dtype) for name, a in weights.items()}}, tmp_path / "a.pt")
-        assert load_iresnet(model, tmp_path / "a.pt") == "['state_dict'] module."
+        assert load_weights(model, tmp_path / "a.pt") == "['state_dict'] module."
         np.testing.assert_array_equal(model.head.bias[...], weights["fc.bias"].to(dtype).float().numpy())
     matrix = weights["fc.weight"]
     wrong = {
@@ -340,20 +335,18 @@ def test_tensors_of_pytorch(rng, tmp_path):
         "fc.weight does not fit into an array of NumPy .*meta": matrix.to("meta"),
         "fc.weight holds NaN": torch.full_like(matrix, torch.nan),
     }
-    for message, tensor in wrong.items():
+    for message, given in wrong.items():
         with pytest.raises(ValueError, match=rf"^weights: {message}"):
-            load_iresnet(model, weights | {"fc.weight": tensor})
+            load_weights(model, weights | {"fc.weight": given})
 
 
-def test_damaged_files_of_pytorch(rng, fuzz, tmp_path):
-    torch = pytest.importorskip("torch")
+def test_damaged_files(rng, fuzz, tmp_path):
     weights, model, path = state_dict(rng), encoder(), tmp_path / "backbone.pth"
-    torch.save({name: torch.from_numpy(np.asarray(a)) for name, a in weights.items()}, path)
-    whole, refused = path.read_bytes(), 0
+    whole, refused = saved(weights), 0
     for seed in fuzz:
         path.write_bytes(damaged(whole, np.random.default_rng(seed)))
         try:
-            load_iresnet(model, path)
+            load_weights(model, path)
         except ValueError as error:
             assert "backbone.pth" in str(error) and "\n" not in str(error)
             refused += 1
