@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from metricjax.encoders import ResNet, ViT, create, load_weights
+from metricjax.encoders import FaceViT, ResNet, ViT, create, layouts, load_weights
+from tests.helpers import clip_names
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("standard_promotion")]
@@ -107,7 +108,7 @@ def test_mean_of_patches(tmp_path):
 
 def test_registers_as_dinov2_names_them(tmp_path):
     theirs = of_timm("vit_small_patch14_reg4_dinov2", img_size=70)
-    weights, first = theirs.state_dict(), torch.randn(1, 1, 384)
+    weights, first = theirs.state_dict(), torch.full((1, 1, 384), 0.25)
     weights["register_tokens"] = weights.pop("reg_token")
     weights["pos_embed"] = torch.cat([first, weights["pos_embed"]], dim=1)
     weights |= {"cls_token": weights["cls_token"] - first, "mask_token": torch.zeros(1, 384)}
@@ -136,42 +137,11 @@ def clip(**settings):
     return model
 
 
-def openai(weights):
-    """timm's names turned into OpenAI's, with a text tower beside them."""
-    renamed = {}
-    for name, a in weights.items():
-        for old_name, new_name in {
-            "patch_embed.proj": "conv1",
-            "cls_token": "class_embedding",
-            "pos_embed": "positional_embedding",
-            "norm_pre": "ln_pre",
-            "blocks.": "transformer.resblocks.",
-            "norm1": "ln_1",
-            "norm2": "ln_2",
-            "attn.qkv.": "attn.in_proj_",
-            "attn.proj": "attn.out_proj",
-            "mlp.fc1": "mlp.c_fc",
-            "mlp.fc2": "mlp.c_proj",
-            "head.weight": "proj",
-        }.items():
-            name = name.replace(old_name, new_name)
-        name = name.replace("norm.", "ln_post.") if name.startswith("norm.") else name
-        if name == "proj":
-            a = a.T  # which is not contiguous in the file
-        elif name in ("class_embedding", "positional_embedding"):
-            a = a.reshape(-1, 64) if name.startswith("pos") else a.reshape(64)
-        renamed[f"visual.{name}"] = a
-    del renamed["visual.head.bias"]
-    text = {name.removeprefix("visual."): a for name, a in renamed.items() if "resblocks" in name}
-    text["transformer.resblocks.2.ln_1.weight"] = torch.ones(64)
-    return renamed | text | {"positional_embedding": torch.zeros(77, 64), "logit_scale": torch.tensor(4.6)}
-
-
 def test_image_tower_of_clip(tmp_path):
     theirs = clip()
     make = lambda: ViT((64, 2, 4), None, (32, 32, 3), rngs=nnx.Rngs(0), **CLIP)
     weights = theirs.state_dict()
-    for given in (weights, openai(weights)):
+    for given in (weights, clip_names.openai(weights), clip_names.transformers(weights)):
         compare(theirs, given, make, images_of(32, 32), tmp_path / "weights")
     with pytest.raises(ValueError, match=r"head.bias, which is fixed here, is not all 0$"):
         load_weights(make(), weights | {"head.bias": torch.ones(24)})
@@ -213,6 +183,34 @@ def test_clip_of_transformers(tmp_path):
     weights = theirs.state_dict() | {"vision_model.embeddings.position_ids": torch.arange(17)[None]}
     for save in SAVED:
         compare(features, weights, make, images_of(32, 32), tmp_path / "weights", save)
+
+
+def face_vit(weights, images):
+    """arcface_torch's, of one block, written with PyTorch's functions."""
+    f, w = torch.nn.functional, weights
+    x = f.conv2d(images, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=9).flatten(2).mT
+    x = x + w["pos_embed"]
+    norm = lambda x, name: f.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], 1e-5)
+    y = norm(x, "blocks.0.norm1") @ w["blocks.0.attn.qkv.weight"].T
+    q, k, v = y.reshape(*y.shape[:2], 3, 2, -1).permute(2, 0, 3, 1, 4)
+    y = f.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    x = x + f.linear(y, w["blocks.0.attn.proj.weight"], w["blocks.0.attn.proj.bias"])
+    y = f.relu6(f.linear(norm(x, "blocks.0.norm2"), w["blocks.0.mlp.fc1.weight"], w["blocks.0.mlp.fc1.bias"]))
+    x = x + f.linear(y, w["blocks.0.mlp.fc2.weight"], w["blocks.0.mlp.fc2.bias"])
+    x = norm(x, "norm").flatten(1)
+    for map_name, norm_name in (("feature.0", "feature.1"), ("feature.2", "feature.3")):
+        parts = [w[f"{norm_name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+        x = f.batch_norm(x @ w[f"{map_name}.weight"].T, *parts, eps=2e-5)
+    return x
+
+
+def test_face_vit(tmp_path):
+    make = lambda: FaceViT((8, 1, 2), 5, (29, 18, 3), rngs=nnx.Rngs(0))
+    (layout,) = layouts.face_vit(nnx.eval_shape(make))
+    shapes = {name: shape for place in layout.places for name, shape in place.shapes.items()}
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: 0.3 + torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+    compare(lambda images: face_vit(weights, images), weights, make, images_of(29, 18), tmp_path / "weights")
 
 
 def test_embeddings_are_features_with_a_head_on_the_sphere(tmp_path):
