@@ -22,6 +22,7 @@ from metricjax.training.batches import Batches
 from metricjax.training.checkpoints import Checkpoints, check_people, identity, latest
 from metricjax.training.many_trainings import COLLAPSED
 from metricjax.training.recipe import Recipe
+from metricjax.training.start import weights_of
 from metricjax.training.trainer import Trainer
 
 __all__ = [
@@ -214,6 +215,8 @@ def trained_and_tested(args, check_lock) -> dict:
     if saved is not None:
         check_people(args.out, saved, data.record)
     trainer = Trainer(recipe_of(args), train_data.design(args, data), len(data.train.people))
+    if args.weights is not None and not args.resume:
+        trainer.start_from(weights_of(args.weights, trainer.design, args.seed))
     kept = Checkpoints(args.out, trainer, data.validation is not None, data.record)
     try:
         history = train(args, trainer, data, kept, check_lock)
@@ -229,7 +232,7 @@ def trained_and_tested(args, check_lock) -> dict:
         results[name], embeddings[name], scores[name] = evaluate(embed, data)
     seconds = time.perf_counter() - started
     people = {"trained on": data.trained_on, "tested on": data.tested.people if data.tested else []}
-    named = {name: str(getattr(args, name)) for name in ("dataset", "landmarks", "pairs", "validation")}
+    named = {name: str(getattr(args, name)) for name in ("dataset", "landmarks", "pairs", "validation", "weights")}
     run = {**named, **identity(trainer, data.record)}
     report = {"results": results, "seconds": seconds, "run": run, "people": people, "history": history}
     if jax.process_index() == 0:

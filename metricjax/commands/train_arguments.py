@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from metricjax import encoders
 from metricjax.commands import command_line
+from metricjax.trained.design import PIXELS
 from metricjax.training import losses_by_name
 
 __all__ = ["add_data", "add_encoder", "add_hosts", "add_training", "arguments", "check"]
@@ -64,7 +65,10 @@ def add_encoder(add: Callable) -> None:
     add("--encoder", default="small_resnet", choices=encoders.NAMED, help="default small_resnet")
     add("--embedding-size", type=int, default=128)
     add("--image-size", type=int, nargs=2, default=(64, 56), metavar=("H", "W"), help="what the encoder sees")
-    add("--pixels", choices=("standardised", "centred"), default="standardised", help="each image, or from −1 to 1")
+    each = "each image standardised, from −1 to 1, or as published weights of ResNet and DINOv2, or of CLIP, want them"
+    add("--pixels", choices=tuple(PIXELS), default="standardised", help=each)
+    file = "to begin with: published weights (.safetensors, .pth), a run, or an .npz file of an encoder"
+    add("--weights", type=pathlib.Path, metavar="FILE", help=file)
     inside = "of the encoder but its weights, statistics and last layer; losses and evaluation take float32"
     add("--precision", choices=("float32", "bfloat16"), default="float32", help=inside)
     again = "compute blocks again going backwards: a third more time, less memory (but not on a CPU)"

@@ -32,6 +32,7 @@ __all__ = [
 
 ORL = (112, 92)  # height and width of its photographs
 USUAL = (112, 112)  # of all other data sets
+COLOURED = ("imagenet", "clip")  # pixels that are something for each of red, green and blue
 MOST_TESTED = 500  # people, unless the command line says otherwise
 FOLDS = 10  # of verification sets
 
@@ -51,7 +52,8 @@ class Data(NamedTuple):
 
 def load(args) -> Data:
     """Read the images to test on; those to train on are read when they are needed."""
-    photograph = ORL if args.dataset == "orl" else USUAL
+    usual, seen = ORL if args.dataset == "orl" else USUAL, tuple(args.image_size)
+    photograph = seen if seen[0] > usual[0] or seen[1] > usual[1] else usual
     if args.pairs is not None and (args.dataset == "orl" or not pathlib.Path(args.dataset).is_dir()):
         raise ValueError("--pairs names files: give the folder that holds LFW's people as --dataset")
     sets = verification_sets(args, photograph)
@@ -203,6 +205,8 @@ def in_memory(source: Any) -> mj.data.Faces:
 
 def design(args, data: Data) -> Design:
     height, width, channels = data.train[0].shape
+    if channels == 1 and args.pixels in COLOURED:
+        raise ValueError(f"--pixels {args.pixels} is for colour; the photographs of --dataset {args.dataset} are grey")
     return Design(
         args.encoder,
         args.embedding_size,

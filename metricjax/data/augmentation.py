@@ -7,8 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
-__all__ = ["CLIP_PIXELS", "IMAGENET_PIXELS", "Pixels", "augmented", "centred", "normalised", "resized", "scaled"]
-__all__ += ["standardised"]
+__all__ = [
+    "CLIP_PIXELS",
+    "IMAGENET_PIXELS",
+    "Pixels",
+    "augmented",
+    "centred",
+    "normalised",
+    "resized",
+    "scaled",
+    "standardised",
+]
 
 
 class Pixels(NamedTuple):

@@ -1,7 +1,8 @@
 """All of an encoder but its weights: which network, which photographs, and what the network sees of them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,11 +10,16 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from metricjax import encoders
-from metricjax.data.augmentation import centred, resized, standardised
+from metricjax.data.augmentation import CLIP_PIXELS, IMAGENET_PIXELS, centred, normalised, resized, standardised
 
 __all__ = ["PIXELS", "Design", "design_of", "split"]
 
-PIXELS = {"standardised": standardised, "centred": centred}
+PIXELS: dict[str, Callable[..., Array]] = {
+    "standardised": standardised,
+    "centred": centred,
+    "imagenet": partial(normalised, pixels=IMAGENET_PIXELS),
+    "clip": partial(normalised, pixels=CLIP_PIXELS),
+}
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -22,7 +28,8 @@ class Design:
     """All of an encoder but its weights.
 
     photograph: height and width at which photographs are read; image_size: what the network sees of them.
-    pixels: "standardised" (each image has mean 0 and variance 1) or "centred" (from −1 to 1).
+    pixels: "standardised" (each image has mean 0 and variance 1), "centred" (from −1 to 1), or as the encoders of any
+        images take them, "imagenet" or "clip".
     """
 
     name: str

@@ -74,6 +74,13 @@ class Trainer:
             "kept": losses_by_name.kept(recipe.losses, self.classes, self.design.embedding_size, self.rows),
         }
 
+    def start_from(self, weights) -> None:
+        """Put weights and statistics of an encoder of this design in place of the random ones."""
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        placed, average = (jax.device_put(jax.tree.map(jnp.array, weights), whole) for _ in range(2))
+        params = {**self.state["params"], "encoder": placed["params"]}
+        self.state = {**self.state, "params": params, "rest": placed["rest"], "average": average}
+
     def _placed(self, path, leaf) -> NamedSharding:
         """Where an array of the state lies: one with a row for each class is split by class."""
         names = {getattr(part, "key", None) for part in path}
