@@ -6,6 +6,7 @@ metricjax recognize identify --checkpoint RUN --gallery staff.npz door.jpg    # 
 metricjax recognize enrol --checkpoint RUN --gallery staff.npz new.jpg --name "Ada Lovelace"
 metricjax recognize verify --checkpoint RUN --gallery staff.npz a.jpg b.jpg
 metricjax recognize list --gallery staff.npz                                  # and: remove --name NAME
+metricjax recognize serve --checkpoint RUN --gallery staff.npz                # all of it but calibration, in a browser
 metricjax recognize trial --checkpoint RUN                                    # all of it on ORL, many times
 
 Each photograph shows one face, cut out like those that the encoder was trained on, and is fitted to its size likewise.
@@ -34,6 +35,7 @@ import metricjax as mj
 from metricjax.commands import command_line, recognition_trial
 from metricjax.recognition import gallery_file
 from metricjax.recognition.gallery_file import UNKNOWN, name_of
+from metricjax.recognition.recognizer import Recognizer, check_encoder
 
 __all__ = [
     "arguments",
@@ -41,7 +43,6 @@ __all__ = [
     "at_fpir",
     "calibrate",
     "check_anybody",
-    "check_encoder",
     "embedded",
     "encoder_for",
     "enrol",
@@ -52,6 +53,7 @@ __all__ = [
     "remove",
     "reported",
     "say",
+    "serve",
     "show",
     "threshold_of",
     "trial",
@@ -64,13 +66,8 @@ MOST_PAIRED = 3000  # photographs, for a bootstrap over all their pairs that tak
 def encoder_for(args, people: gallery_file.People | None) -> mj.Encoder:
     encoder = mj.load(args.checkpoint)
     if people is not None:
-        check_encoder(args, people, encoder)
+        check_encoder(args.gallery, people, encoder, args.checkpoint)
     return encoder
-
-
-def check_encoder(args, people: gallery_file.People, encoder: mj.Encoder) -> None:
-    if people.encoder != encoder.digest:
-        raise ValueError(f"{args.gallery} was made by another encoder than that of {args.checkpoint}; enrol anew")
 
 
 def say(*columns: object) -> None:
@@ -127,12 +124,8 @@ def enrol(args) -> None:
     encoder = encoder_for(args, people)
     embeddings, readable = embedded(encoder, files)
     enrolled = [names[i] for i in readable]
-    with gallery_file.alone(args.gallery):  # as it is now; it may have changed meanwhile
-        nobody = gallery_file.People.nobody(embeddings.shape[1], encoder.digest)
-        before = gallery_file.read(args.gallery) if args.gallery.exists() else nobody
-        check_encoder(args, before, encoder)
-        people = before.enrol(enrolled, embeddings)
-        gallery_file.write(args.gallery, people)
+    recognizer = Recognizer(encoder, args.gallery, args.checkpoint)
+    before, people = recognizer.enrol(enrolled, embeddings)  # as it is now; it may have changed meanwhile
     for name in sorted(set(names) - set(enrolled)):
         print(f"metricjax recognize: no photograph of {name} can be read, and none is enrolled", file=sys.stderr)
     new = len(people.enrolled) - len(before.enrolled)
@@ -141,8 +134,8 @@ def enrol(args) -> None:
 
 
 def remove(args) -> None:
-    with gallery_file.alone(args.gallery):
-        gallery_file.write(args.gallery, gallery_file.read(args.gallery).remove(name_of(args.name)))
+    name = name_of(args.name)
+    gallery_file.change(args.gallery, lambda people: people.remove(name))
     say(f"{args.name} is removed from {args.gallery}")
 
 
@@ -206,10 +199,12 @@ def calibrate(args) -> None:
     embeddings, readable = embedded(encoder, files)
     names = np.array(of)[readable]
     threshold, text = (at_far if args.far is not None else at_fpir)(args, people, embeddings, names)
-    with gallery_file.alone(args.gallery):  # people may have come or gone since the threshold was found
-        people = gallery_file.read(args.gallery)
-        check_encoder(args, people, encoder)
-        gallery_file.write(args.gallery, dataclasses.replace(people, threshold=threshold, calibrated=text))
+
+    def calibrated(now: gallery_file.People) -> gallery_file.People:
+        check_encoder(args.gallery, now, encoder, args.checkpoint)
+        return dataclasses.replace(now, threshold=threshold, calibrated=text)
+
+    gallery_file.change(args.gallery, calibrated)  # people may have come or gone since the threshold was found
     say(f"threshold {threshold:.4f}, {text}, is stored in {args.gallery}")
 
 
@@ -252,6 +247,23 @@ def at_fpir(args, people: gallery_file.People, embeddings: np.ndarray, names: np
     return threshold, f"for an FPIR of {args.fpir:g} with {len(people.enrolled)} people enrolled"
 
 
+def serve(args) -> None:
+    try:
+        from metricjax.recognition import server
+    except ImportError as error:  # it says which extra to install
+        sys.exit(f"metricjax recognize: {error}")
+    with server.bound(args.host, args.port) as at:  # before anything that takes long
+        people = gallery_file.read(args.gallery) if args.gallery.exists() else None
+        recognizer = Recognizer(encoder_for(args, people), args.gallery, args.checkpoint, args.threshold)
+        if not args.gallery.absolute().parent.is_dir():
+            raise ValueError(f"{args.gallery} is in no folder; wanted one that exists")
+        recognizer.ready()
+        if not server.is_loopback(at):
+            told = "there is no login and no encryption: whoever reaches this address may ask, enrol and remove"
+            print(f"metricjax recognize: {told}", file=sys.stderr)
+        server.run(recognizer, at, args.host, lambda address: say(f"{address} answers; Ctrl-C ends it"))
+
+
 def trial(args) -> None:
     settings = (args.people, args.photographs, args.draws, args.seed)
     recognition_trial.run(encoder_for(args, None), args.checkpoint, args.dataset, *settings)
@@ -288,6 +300,10 @@ def arguments(argv=None) -> argparse.Namespace:
     rate("--fpir", type=float, help="share of searches of strangers that may find anybody")
     command(remove, "forget a person", "g").add_argument("--name", required=True)
     command(show, "say who is enrolled", "g", "list")
+    add = command(serve, "answer in a browser: who that is, enrol, remove", "cg").add_argument
+    add("--threshold", **threshold)
+    add("--host", default="127.0.0.1", help="address to listen at; default: %(default)s, for this machine alone")
+    add("--port", type=int, default=8000, help="default: %(default)s; 0: any that is free")
     add = command(trial, recognition_trial.__doc__.partition("\n")[0], "c").add_argument
     add("dataset", nargs="?", default="orl", help="orl (default), or a folder with a sub-folder for each person")
     add("--people", type=int, nargs="+", default=(5, 10), help="numbers of people to enrol")

@@ -3,13 +3,14 @@
 with gallery_file.alone(path):                                      # or another process's change might be lost
     people = gallery_file.read(path).enrol(["Ada"], embeddings)
     gallery_file.write(path, people)                                # all of it, or nothing
+gallery_file.change(path, lambda people: people.remove("Ada"))      # the same in one call
 """
 
 import contextlib
 import dataclasses
 import pathlib
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import filelock
 import jax.numpy as jnp
@@ -20,9 +21,10 @@ from metricjax.ground.names import printable
 from metricjax.prototypes import add_classes
 from metricjax.search.gallery import ARRAYS, Gallery, of_arrays
 
-__all__ = ["UNKNOWN", "People", "alone", "check", "name_of", "read", "write"]
+__all__ = ["UNKNOWN", "People", "alone", "change", "check", "name_of", "read", "write"]
 
 CAPACITY = 64  # places of a new gallery
+FEWEST = 16  # rows enrolled at a time: batches are filled up to this, or to a power of 2, so that few sizes compile
 PATIENCE = 60  # seconds to wait for another process that changes the gallery
 UNKNOWN = "unknown"  # what nobody may be called
 
@@ -74,7 +76,9 @@ class People:
         while len(gallery.ids) < len(known):
             more = Gallery.empty(2 * len(gallery.ids), embeddings.shape[1])
             gallery = add_classes(gallery, more)
-        gallery = gallery.enrol(jnp.asarray(embeddings), jnp.asarray(ids))
+        rows = max(FEWEST, 1 << (len(ids) - 1).bit_length()) - len(ids)
+        filled = np.pad(embeddings, ((0, rows), (0, 0))), np.pad(ids, (0, rows), constant_values=-1)
+        gallery = gallery.enrol(*map(jnp.asarray, filled))
         return dataclasses.replace(self, gallery=gallery, names=known, photographs=count.tolist())
 
     def remove(self, name: str) -> "People":
@@ -148,3 +152,15 @@ def alone(path: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def change(path: pathlib.Path, to: Callable[[People], People], nobody: People | None = None) -> tuple[People, People]:
+    """Replace the people in the file, as they are when nobody else changes them, by what `to` makes of them.
+
+    Returns who was there before and who is there now. Where there is no file yet, it begins with `nobody`, if given.
+    """
+    with alone(path):
+        before = read(path) if nobody is None or path.exists() else nobody
+        after = to(before)
+        write(path, after)
+    return before, after
