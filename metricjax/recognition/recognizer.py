@@ -52,6 +52,8 @@ class Recognizer:
     def __init__(
         self, encoder: Encoder, gallery: pathlib.Path, checkpoint: pathlib.Path, threshold: float | None = None
     ):
+        if threshold is not None and not np.isfinite(threshold):
+            raise ValueError(f"threshold is {threshold}; wanted a finite number")
         self.encoder, self.gallery, self.checkpoint, self.given = encoder, gallery, checkpoint, threshold
         self._device = threading.Lock()
         self._read: tuple[tuple[int, ...], People] | None = None

@@ -130,6 +130,7 @@ def _people(recognizer: Recognizer):
         "calibrated": people.calibrated if recognizer.given is None else "as the server was told",
         "gallery": printable(recognizer.gallery.name),
         "encoder": printable(recognizer.encoder.name),
+        "most": {"bytes": MOST_BYTES, "photographs": MOST_PHOTOGRAPHS, "characters": LONGEST_NAME},  # in a request
     }
 
 
@@ -311,9 +312,11 @@ def run(recognizer: Recognizer, at: socket.socket, host: str, tell: Callable[[st
     server.channel_class = _Channel
     before = signal.signal(signal.SIGTERM, _end)
     try:
-        tell(_url(at, host))
-        server.run()  # which ends at KeyboardInterrupt and SystemExit
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+            tell(_url(at, host))
+            server.run()  # which lets questions that are being answered end
     finally:
+        server.close()
         signal.signal(signal.SIGTERM, before)
 
 

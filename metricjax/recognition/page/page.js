@@ -23,7 +23,12 @@ async function ask(path, options = {}) {
   return answer;
 }
 
+let mostBytes = Infinity;
+
 function form(photograph, name) {
+  if (photograph.size > mostBytes - 10000) {
+    throw new Error(`${photograph.name} is larger than ${mostBytes >> 20} MiB.`); // a server that refuses hangs up
+  }
   const fields = new FormData();
   if (name !== undefined) fields.append("name", name);
   fields.append("photographs", photograph);
@@ -69,7 +74,8 @@ function told(answer) {
   const who = element("p", "", "who");
   who.append(element("bdi", answer.verdict === "unknown" ? "unknown" : answer.name));
   const score = answer.score.toFixed(3);
-  const threshold = answer.threshold === null ? "no threshold, so no verdict" : `threshold ${answer.threshold.toFixed(3)}`;
+  const least = answer.threshold?.toFixed(3);
+  const threshold = least === undefined ? "no threshold, so no verdict" : `threshold ${least}`;
   const closest = answer.verdict === null ? "closest of all; " : "";
   box.append(who, bar(answer.score, answer.threshold), element("p", `${closest}score ${score}, ${threshold}`, "what"));
   return box;
@@ -113,12 +119,13 @@ function person({ name, photographs }) {
 async function refresh() {
   try {
     const now = await ask("/people");
+    mostBytes = now.most.bytes;
     at("people").replaceChildren(...now.people.map(person));
     at("nobody").hidden = now.people.length > 0;
     at("count").textContent = now.people.length || "";
     const threshold =
       now.threshold === null
-        ? "There is no threshold yet, so that scores are shown without a verdict: run “metricjax recognize calibrate”."
+        ? "There is no threshold yet, so there are scores and no verdicts: run “metricjax recognize calibrate”."
         : `Threshold ${now.threshold.toFixed(3)}, ${now.calibrated}.`;
     at("about").textContent = `${now.gallery}, seen by ${now.encoder}. ${threshold}`;
   } catch (error) {
@@ -133,10 +140,10 @@ async function enrol(event) {
   const wrong = [];
   let enrolled = 0;
   at("enrol-button").disabled = true;
-  for (const photograph of photographs) {
+  for (const photograph of photographs) { // each in a request, for these are limited
     say(`${enrolled + wrong.length + 1} of ${photographs.length} …`);
     try {
-      await ask("/people", { method: "POST", body: form(photograph, name) }); // each in a request, for these are limited
+      await ask("/people", { method: "POST", body: form(photograph, name) });
       enrolled += 1;
     } catch (error) {
       wrong.push(error.message);
