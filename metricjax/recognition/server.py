@@ -176,7 +176,7 @@ def _check_origin() -> None:
     if site is not None:
         own = site in ("same-origin", "none")
     else:
-        own = origin is None or urlsplit(origin).netloc == flask.request.headers.get("Host")
+        own = origin is None or origin.partition("://")[2] == flask.request.headers.get("Host")
     if not own and flask.request.method not in ("GET", "HEAD", "OPTIONS"):
         raise _Refused(403, "the request comes from another website; wanted the page of this server, or no browser")
 
