@@ -21,6 +21,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from metricjax.ground.extras import extra
+from metricjax.ground.one_line import one_line
 
 with extra("optax"):
     import optax
@@ -79,6 +80,9 @@ class Trained(NamedTuple):
     history: dict[str, np.ndarray]
     at_once: int
     seconds: dict[str, float]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 def product(losses: Iterable[str], seeds: Iterable[int], **numbers: Iterable[float]) -> list[Variant]:

@@ -14,6 +14,7 @@ from metricjax.engine import sizes
 from metricjax.engine.selecting import first_largest_down
 from metricjax.engine.sweeps import sweep
 from metricjax.ground.numerics import normalize
+from metricjax.ground.one_line import one_line
 from metricjax.ground.precision import exact_product
 
 __all__ = ["LeaderClusters", "threshold_clusters"]
@@ -32,6 +33,9 @@ class LeaderClusters(NamedTuple):
     centers: Float[Array, "c d"]
     sizes: Int[Array, " c"]
     overflow: Int[Array, ""]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 def threshold_clusters(

@@ -15,6 +15,7 @@ from metricjax.engine import sizes
 from metricjax.engine.selecting import first_largest_down
 from metricjax.engine.sweeps import sweep
 from metricjax.ground.numerics import normalize
+from metricjax.ground.one_line import one_line
 from metricjax.ground.precision import exact_product
 
 __all__ = ["Clusters", "k_means"]
@@ -33,6 +34,9 @@ class Clusters(NamedTuple):
     centers: Float[Array, "c d"]
     similarity: Float[Array, ""]
     steps: Int[Array, ""]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 def k_means(

@@ -17,7 +17,7 @@ from metricjax.commands.train_arguments import STEPS, arguments
 from metricjax.ground import json_files
 from metricjax.trained import checkpoint_digests, people_of_run, run_folder
 from metricjax.trained.baseline import raw_pixels
-from metricjax.training import interruption, one_run
+from metricjax.training import interruption, loggers, one_run
 from metricjax.training.batches import Batches
 from metricjax.training.checkpoints import Checkpoints, check_people, identity, latest
 from metricjax.training.many_trainings import COLLAPSED
@@ -44,6 +44,7 @@ __all__ = [
 
 FARS = (0.1, 0.01, 0.001)
 LOG_EVERY = 10
+BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}, {remaining} left, {rate_noinv_fmt}"
 MOST_COMPARED = 5000  # images, by their raw pixels too
 PATIENCE = 10  # logged steps of less spread than COLLAPSED, after which the run ends
 
@@ -66,30 +67,57 @@ def on_tpu() -> bool:
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-def train(args, trainer: Trainer, data: train_data.Data, kept: Checkpoints, check_lock=lambda: None) -> dict:
-    """Run the steps that are left; returns the history of what was monitored."""
+def train(
+    args,
+    trainer: Trainer,
+    data: train_data.Data,
+    kept: Checkpoints,
+    check_lock=lambda: None,
+    log: loggers.Logger = lambda step, numbers: None,
+) -> dict:
+    """Run the steps that are left; returns the history of what was monitored.
+
+    `log` gets `(step, numbers)` of each step that is monitored or validated, beside the loggers that args.log names.
+    """
     start, history, position = kept.restore() if args.resume else (0, {}, None)
     one_run.by_first(lambda: json_files.write(args.out / people_of_run.FILE, data.record))
     batches = Batches(trainer.recipe, data.train, position, workers=args.workers)
     shown, stop = jax.process_index() == 0, 0
-    steps = {"initial": start, "total": args.steps, "unit": " steps", "disable": not shown}
-    with interruption.noticed() as asked, tqdm(range(start, args.steps), "training", **steps) as bar:
-        for number in bar:
-            batch = next(batches)
+    steps = {"initial": start, "total": args.steps, "unit": " steps", "disable": not shown, "bar_format": BAR}
+    run = identity(trainer, data.record)
+    with (
+        interruption.noticed() as asked,
+        loggers.growing_json(args.out / "metrics.json", history) as grow,
+        loggers.opened([grow, log, *args.log], args.out, start, run) as report,
+        tqdm(desc="compiling" if start < args.steps else "trained", **steps) as bar,
+    ):
+        for number in range(start, args.steps):
+            batch, numbers = next(batches), {}
             if number == start:
                 seconds = trainer.compile(batch)
                 began = time.perf_counter()
+                last = start, began
+                bar.set_description_str("training")
+                bar.unpause()  # steps a second are those after compiling
             seen = trainer.step(number, batch)
             done = number + 1
             logged = done % LOG_EVERY == 0 or done == args.steps
             if logged:
-                bar.set_postfix(monitored(seen, done, history))
+                numbers = monitored(seen, done, history)
+                bar.set_description_str(f"loss {numbers['loss']:.3f}, spread {numbers['spread']:.2f}", refresh=False)
+                bar.update(done - bar.n)  # here only, for other steps may just be on their way to the device
+                now = time.perf_counter()
+                numbers["steps per second"] = (done - last[0]) / (now - last[1])
+                last = done, now
             stop = asked.agreed(logged)
             due = done % args.checkpoint_every == 0 or done == args.steps
+            measured = due and data.validation is not None
+            metrics = validated(trainer.encoder(), data.validation) if measured else None
+            numbers |= {f"validation {name}": value for name, value in (metrics or {}).items()}
+            if numbers:
+                report(done, numbers)  # before a checkpoint, whose loggers have all up to it
             if due or stop:
                 one_run.by_first(check_lock)
-                measured = due and data.validation is not None
-                metrics = validated(trainer.encoder(), data.validation) if measured else None
                 kept.save(done, history, batches.get_state(), metrics)
             if stop:
                 kept.finish()
@@ -106,8 +134,8 @@ def train(args, trainer: Trainer, data: train_data.Data, kept: Checkpoints, chec
     return history
 
 
-def monitored(seen: dict[str, jax.Array], done: int, history: dict) -> dict[str, str]:
-    """The numbers of a step, added to the history, and in short; the run ends where it cannot recover."""
+def monitored(seen: dict[str, jax.Array], done: int, history: dict) -> dict[str, float]:
+    """The numbers of a step, which are added to the history; the run ends where it cannot recover."""
     numbers = {name: float(value) for name, value in seen.items()}
     if not all(np.isfinite(list(numbers.values()))):
         sys.exit(f"stopped at step {done}: the loss or an embedding is not finite ({numbers})")
@@ -115,7 +143,7 @@ def monitored(seen: dict[str, jax.Array], done: int, history: dict) -> dict[str,
         history.setdefault(name, []).append(value)
     if len(history["spread"]) >= PATIENCE and max(history["spread"][-PATIENCE:]) < COLLAPSED:
         sys.exit(f"stopped at step {done}: the embeddings have collapsed to one point ({numbers})")
-    return {name.split("/")[-1]: f"{value:.3f}" for name, value in numbers.items()}
+    return numbers
 
 
 def validated(encoder: mj.Encoder, held) -> dict[str, float]:

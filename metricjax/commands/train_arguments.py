@@ -16,7 +16,7 @@ from collections.abc import Callable
 from metricjax import encoders
 from metricjax.commands import command_line
 from metricjax.trained.design import PIXELS
-from metricjax.training import losses_by_name
+from metricjax.training import loggers, losses_by_name
 
 __all__ = ["add_data", "add_encoder", "add_hosts", "add_training", "arguments", "check"]
 
@@ -37,7 +37,8 @@ def arguments(argv=None) -> argparse.Namespace:
         args.steps = STEPS
     try:
         args.losses = losses_by_name.chosen_losses(args.loss, args.set)
-    except ValueError as error:
+        loggers.check(args.log)
+    except (ValueError, ImportError) as error:
         parser.error(str(error))
     return args
 
@@ -88,6 +89,8 @@ def add_training(add: Callable) -> None:
     add("--learning-rate", type=float, default=1e-3)
     add("--seed", type=int, default=0)
     add("--out", type=pathlib.Path, help="folder of results; default runs/DATE-TIME")
+    where = "report there too, in --out (several: --log csv --log wandb); steps are those of metrics.json, which grows"
+    add("--log", action="append", default=[], choices=loggers.NAMED, help=where)
     add("--checkpoint-every", type=int, default=200, metavar="STEPS")
     add("--resume", action="store_true", help="go on from the latest whole checkpoint in --out")
 

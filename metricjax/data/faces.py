@@ -11,6 +11,7 @@ from metricjax.data.decoder import UNREADABLE, decoded
 from metricjax.data.listing import photographs_of_people, reported
 from metricjax.data.people import numbered, of_chosen
 from metricjax.ground.names import printable, some
+from metricjax.ground.one_line import one_line
 
 __all__ = ["Faces", "faces_of", "folder"]
 
@@ -28,6 +29,9 @@ class Faces(NamedTuple):
     labels: np.ndarray
     people: list[str]
     files: list[str]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
     def of_people(self, chosen: np.ndarray) -> "Faces":
         """The photographs of some people only (a mask over people), who are then numbered from 0."""

@@ -6,6 +6,7 @@ import warnings
 from typing import NamedTuple
 
 from metricjax.ground.names import some
+from metricjax.ground.one_line import one_line
 
 __all__ = [
     "SUFFIXES",
@@ -34,6 +35,9 @@ class Listing(NamedTuple):
     files: list[pathlib.Path]
     passed_over: dict[str, list[str]]
     without: list[str]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
     def report(self) -> str:
         """One line about what is passed over: reasons, numbers and the first names; empty if nothing is."""

@@ -10,6 +10,7 @@ import numpy as np
 from metricjax.data.files import fields, file_name, lines
 from metricjax.data.listing import SUFFIXES
 from metricjax.ground.names import printable
+from metricjax.ground.one_line import one_line
 
 __all__ = ["Pairs", "cosines", "read_pairs"]
 
@@ -26,6 +27,9 @@ class Pairs(NamedTuple):
     second: list[str]
     same: np.ndarray
     fold: np.ndarray
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
     def of_folds(self, folds: list[int]) -> "Pairs":
         """The pairs of some folds only."""

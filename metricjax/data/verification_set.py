@@ -15,6 +15,7 @@ from metricjax.data.decoder import UNREADABLE, decoded
 from metricjax.data.files import opened
 from metricjax.data.pairs import cosines
 from metricjax.ground.names import printable
+from metricjax.ground.one_line import one_line
 from metricjax.ground.pickles import InertUnpickler, Named, Note
 
 __all__ = ["PairImages", "verification_set"]
@@ -25,6 +26,9 @@ class PairImages(NamedTuple):
 
     images: np.ndarray
     same: np.ndarray
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
     def similarities(self, embeddings: np.ndarray) -> np.ndarray:
         """The cosine of each pair, given the embeddings of all images."""

@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Int
 
 from metricjax.ground.functions import by_content, check_settings, under_name
+from metricjax.ground.one_line import one_line
 
 __all__ = ["Masks", "Miner", "Selection", "Triplets", "as_miner", "as_partial", "as_selection", "prepared", "selection"]
 
@@ -24,6 +25,9 @@ class Triplets(NamedTuple):
     positive: Int[Array, "n ..."]
     negative: Int[Array, "n ..."]
     valid: Bool[Array, "n ..."]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["keep"], meta_fields=["reaches", "prepare"])

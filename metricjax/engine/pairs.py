@@ -17,6 +17,7 @@ from metricjax.engine.positives import Side, listed_positives
 from metricjax.engine.sizes import LIST, LISTS_OF_ROWS
 from metricjax.ground.functions import by_content, check_closed, own_functions
 from metricjax.ground.numerics import computing_dtype
+from metricjax.ground.one_line import one_line
 from metricjax.ground.pairwise import Pairwise, all_pairs, positive_and_negative
 
 __all__ = [
@@ -50,6 +51,9 @@ class Mean(NamedTuple):
 
     total: Float[Array, "..."]
     count: Shaped[Array, "..."]  # type: ignore[assignment]  # hides tuple.count
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 @partial(

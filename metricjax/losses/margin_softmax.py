@@ -14,6 +14,7 @@ from metricjax.engine.prototypes import targets
 from metricjax.engine.reductions import Loss
 from metricjax.ground.checks import check_array, check_class_batch, check_positive
 from metricjax.ground.numerics import existing, normalize, safe_sqrt, widen
+from metricjax.ground.one_line import one_line
 from metricjax.ground.pairwise import pairwise
 from metricjax.prototypes import SoftmaxOptions, over_prototypes
 from metricjax.similarities import cosine
@@ -259,6 +260,9 @@ class SubCenters(NamedTuple):
 
     dominant: Int[Array, " c"]
     outliers: Bool[Array, " n"]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 def sub_center_outliers(

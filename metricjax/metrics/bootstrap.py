@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from metricjax import similarities
 from metricjax.engine import sizes
+from metricjax.ground.one_line import one_line
 from metricjax.ground.precision import exact_product
 from metricjax.metrics.pairs import AllPairs, scores_at_levels
 from metricjax.metrics.verification import Roc, check_far, real_scores, roc
@@ -35,6 +36,9 @@ class Bands(NamedTuple):
     fars: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 def calibrated_threshold(

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metricjax import similarities
+from metricjax.ground.one_line import one_line
 from metricjax.metrics.sets import check_set, panels
 
 __all__ = ["HardestPairs", "hardest_pairs"]
@@ -23,6 +24,9 @@ class HardestPairs(NamedTuple):
     stranger_scores: np.ndarray
     mates: np.ndarray
     mate_scores: np.ndarray
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 def hardest_pairs(

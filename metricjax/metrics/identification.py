@@ -12,6 +12,7 @@ from metricjax import similarities
 from metricjax.engine import sizes
 from metricjax.ground.functions import jitted
 from metricjax.ground.numerics import widen
+from metricjax.ground.one_line import one_line
 from metricjax.ground.pairwise import Pairwise, exactly
 from metricjax.metrics.sets import check_flat_labels, check_set, numbered, positive_ints
 from metricjax.metrics.verification import real_scores
@@ -30,6 +31,9 @@ class Searches(NamedTuple):
     rank: np.ndarray
     mate: np.ndarray
     other: np.ndarray
+
+    def __repr__(self) -> str:
+        return one_line(self, lambda: f"<searches: {self.mated:,} queries with a mate, {self.non_mated:,} without>")
 
     @property
     def mated(self) -> int:

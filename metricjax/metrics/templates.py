@@ -14,6 +14,7 @@ from metricjax import similarities
 from metricjax.engine import sizes
 from metricjax.ground.checks import check_per_row
 from metricjax.ground.numerics import lifted, normalize, widen
+from metricjax.ground.one_line import one_line
 from metricjax.metrics.identification import Searches, identification
 from metricjax.metrics.sets import check_flat_labels, check_set
 
@@ -25,6 +26,9 @@ class Templates(NamedTuple):
 
     embeddings: Float[Array, "t d"]
     ids: np.ndarray
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
     def of(self, ids: ArrayLike) -> Float[Array, "n d"]:
         """The embeddings of the templates `ids`, in their order; ValueError if one is unknown."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from metricjax.ground.one_line import one_line
 from metricjax.metrics.verification import checked_pairs, roc
 
 __all__ = [
@@ -34,6 +35,9 @@ class ErrorVersusReject(NamedTuple):
     rejected: np.ndarray
     fnmr: np.ndarray
     threshold: float
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 def error_rates(scores: ArrayLike, same: ArrayLike, threshold: float) -> ErrorRates:

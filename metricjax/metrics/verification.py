@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from metricjax.ground.one_line import one_line
+
 __all__ = [
     "PairScores",
     "Roc",
@@ -31,6 +33,9 @@ class Roc(NamedTuple):
     thresholds: np.ndarray
     false_accepts: np.ndarray
     true_accepts: np.ndarray
+
+    def __repr__(self) -> str:
+        return one_line(self, lambda: f"<ROC of {_pairs(self)}, {len(self.thresholds):,} points>")
 
     @property
     def impostors(self) -> int:
@@ -111,6 +116,13 @@ class PairScores(NamedTuple):
     edges: np.ndarray
     genuine: np.ndarray
     impostors: np.ndarray
+
+    def __repr__(self) -> str:
+        return one_line(self, lambda: f"<scores of {_pairs(self.roc)}, {len(self.genuine):,} bins>")
+
+
+def _pairs(curve: Roc) -> str:
+    return f"{curve.genuine:,} genuine and {curve.impostors:,} impostor pairs"
 
 
 def roc(scores: ArrayLike, same: ArrayLike) -> Roc:

@@ -1,6 +1,7 @@
 """What all figures share: colours that colour-blind people tell apart, legends that do not grow, text as it is."""
 
 import contextlib
+import io
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -63,7 +64,15 @@ def as_written(*texts) -> None:
 
 
 class Figure(matplotlib.figure.Figure):
-    """A figure that shows names: characters that no font here has are boxes in it, without a warning for each."""
+    """A figure that shows names: characters that no font here has are boxes in it, without a warning for each.
+
+    Notebooks show it as it is, whether or not pyplot was told to draw in them; where it was, pyplot's way is taken.
+    """
+
+    def _repr_png_(self) -> bytes:
+        held = io.BytesIO()
+        self.savefig(held, format="png", bbox_inches="tight")  # as pyplot does there
+        return held.getvalue()
 
     def draw(self, *arguments: Any) -> None:
         with _without_glyphs():

@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from metricjax.plots.style import line_style
+from metricjax.plots.style import Figure, line_style
 
 __all__ = ["training_curves"]
 

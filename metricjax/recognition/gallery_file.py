@@ -53,6 +53,10 @@ class People:
     threshold: float = np.nan
     calibrated: str = ""
 
+    def __repr__(self) -> str:
+        photographs = f"{sum(self.photographs):,} photographs"
+        return f"<gallery of {len(self.enrolled):,} people, {photographs}, of encoder {self.encoder[:12]}>"
+
     @classmethod
     def nobody(cls, features: int, encoder: str) -> "People":
         return cls(Gallery.empty(CAPACITY, features), encoder)

@@ -17,6 +17,7 @@ from metricjax.engine.prototypes import known_labels
 from metricjax.ground.checks import check_labels, check_per_row, check_rows
 from metricjax.ground.files import read_arrays, write_arrays
 from metricjax.ground.numerics import computing_dtype, existing, finite_rows, normalize, widen
+from metricjax.ground.one_line import one_line
 from metricjax.search.neighbours import top_k
 
 __all__ = ["ARRAYS", "Gallery", "Matches", "of_arrays"]
@@ -27,6 +28,9 @@ class Matches(NamedTuple):
 
     ids: Int[Array, "q k"]
     scores: Float[Array, "q k"]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 @jax.tree_util.register_dataclass
@@ -60,6 +64,9 @@ class Gallery:
     sums: Float[Array, "c d"]
     ids: Int[Array, " c"]
     overflow: Int[Array, ""]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
     @classmethod
     def empty(cls, capacity: int, features: int, dtype: DTypeLike = jnp.float32) -> "Gallery":

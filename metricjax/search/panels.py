@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from metricjax.engine import sizes
 from metricjax.engine.devices import varying
 from metricjax.ground.numerics import existing, finite_rows
+from metricjax.ground.one_line import one_line
 from metricjax.ground.pairwise import Pairwise
 from metricjax.ground.precision import EXACT
 from metricjax.search.rounding import Rounded, error_of, rounded
@@ -28,6 +29,9 @@ class Neighbours(NamedTuple):
 
     scores: Float[Array, "n k"]
     indices: Int[Array, "n k"]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 class Options(NamedTuple):

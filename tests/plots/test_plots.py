@@ -2,6 +2,8 @@
 
 import io
 import json
+import pathlib
+import pickle
 import sys
 import types
 import xml.etree.ElementTree
@@ -12,6 +14,7 @@ import matplotlib.colors
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
 import metricjax as mj
 from metricjax.engine import sizes
@@ -383,3 +386,27 @@ def test_printable_names_can_be_shown_anywhere():
     assert mj.data.printable("علی\u200cرضا") == "علی\u200cرضا"
     assert mj.data.printable("日本 太郎 Zoë $x") == "日本 太郎 Zoë $x"
     assert len({mj.data.printable(name) for name in ODD}) == len(ODD)
+
+
+# --- notebooks --------------------------------------------------------------------------------------------------------
+
+
+def test_figures_show_themselves_to_notebooks(rng):
+    z, labels = people(rng)
+    figures = mj.plots.training_curves({"step": [1, 2], "loss": [2.0, 1.0]}), mj.plots.embedding_map(z, labels)
+    for figure in (*figures, pickle.loads(pickle.dumps(figures[0]))):
+        with Image.open(io.BytesIO(figure._repr_png_())) as image:
+            assert image.format == "PNG" and min(image.size) > 200
+
+
+def test_ipython_asks_figures_for_a_picture():
+    formatters = pytest.importorskip("IPython.core.formatters")
+    figure = mj.plots.training_curves({"step": [1, 2], "loss": [2.0, 1.0]})
+    shown, _ = formatters.DisplayFormatter().format(figure)
+    assert shown["image/png"][:8] == b"\x89PNG\r\n\x1a\n" and "image/svg+xml" not in shown
+
+
+def test_every_figure_is_made_for_notebooks():
+    for path in pathlib.Path(mj.plots.__file__).parent.glob("*.py"):
+        if path.name not in ("style.py", "page.py"):  # the one that makes the kind, and one that is given figures
+            assert "matplotlib.figure" not in path.read_text(), path

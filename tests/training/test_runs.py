@@ -1,5 +1,6 @@
 """Runs that are interrupted, damaged, begun twice, or not finite: what is kept, and what is said."""
 
+import csv
 import importlib
 import json
 import os
@@ -103,6 +104,40 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on(example, people, trai
     report = run(example, tmp_path / "link", tmp_path / "run", "--resume")  # as many steps as before, the same people
     assert report["history"]["step"] == [6]
     assert_ends_alike(example, people, tmp_path / "run", trained)
+
+
+def test_what_was_logged_goes_on_too(example, people, tmp_path, monkeypatch, capsys):
+    """No step is logged twice, metrics.json grows, and a bar of 80 columns says what is done."""
+    step, out, log = example.Trainer.step, tmp_path / "run", ("--log", "csv", "--validation", 2, "--steps", 6)
+    unfinished = lambda: json.loads((out / "metrics.json").read_text())
+
+    def interrupted(self, number, batch):
+        if number == 4:
+            assert unfinished() == {"finished": False, "history": unfinished()["history"]}
+            raise KeyError("the power fails")
+        return step(self, number, batch)
+
+    monkeypatch.setattr(example, "LOG_EVERY", 1)
+    monkeypatch.setenv("COLUMNS", "80")
+    with monkeypatch.context() as patch:
+        patch.setattr(example.Trainer, "step", interrupted)
+        patch.setattr(example.loggers, "EVERY", 0.0)
+        patch.setattr(example.loggers, "SHARE", np.inf)
+        with pytest.raises(KeyError):
+            run(example, people, out, "--checkpoint-every", 3, *log)
+    bar = [line for line in capsys.readouterr().err.split("\r") if "steps/s" in line]
+    assert bar[0].startswith("compiling |") and "training |" in "".join(bar)
+    assert bar[-1].startswith("loss ") and all(len(line.strip("\n")) <= 80 for line in bar)
+    assert unfinished()["history"]["step"] == [1, 2, 3, 4]
+    assert example.people_of_run.read(out)["trained on"]
+    report = run(example, people, out, "--checkpoint-every", 3, *log, "--resume")
+    assert report["history"]["step"] == [1, 2, 3, 4, 5, 6]
+    with open(out / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == list("123456")
+    assert [float(row["loss"]) for row in rows] == report["history"]["loss"]
+    assert [row["step"] for row in rows if row["validation EER"]] == ["3", "6"]
+    assert all(float(row["steps per second"]) > 0 for row in rows)
 
 
 def test_more_steps_train_on_and_fewer_are_refused(example, people, copied, capsys):
