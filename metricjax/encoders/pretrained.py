@@ -97,17 +97,21 @@ class Part(NamedTuple):
 def _parts(given: Mapping, names: Collection[str], seen: set[int], where: str = "", depth: int = 3) -> Iterator[Part]:
     """Of this mapping, and of those in it, a part for each prefix of the names."""
     seen.add(id(given))  # a file may say that a thousand mappings are one
-    keys = [key for key in given if isinstance(key, str)]
+    keys, longest = list(filter(_is_text, given)), max(map(len, names))
     counts = Counter({"": 0})
     for key in keys:
         starts = (0, *(i for i, letter in enumerate(key, start=1) if letter == "."))
-        counts.update(key[:i] for i in starts if key[i:] in names)
+        counts.update(key[:i] for i in starts if len(key) - i <= longest and key[i:] in names)
     for prefix, count in counts.items():
-        yield Part(given, prefix, f"{where} {prefix}".rstrip(), count)
+        yield Part(given, prefix, f"{where} {printable(prefix)}".rstrip(), count)
     for key in keys:
         inner = given[key]
         if isinstance(inner, Mapping) and depth and id(inner) not in seen:
             yield from _parts(inner, names, seen, f"{where}[{key!r}]", depth - 1)
+
+
+def _is_text(key: Any) -> bool:  # names are; text of another key of a file might be without end
+    return isinstance(key, str)
 
 
 def _recognised(known: list[Layout], given: Mapping, source: str) -> tuple[Layout, Part]:
@@ -120,7 +124,7 @@ def _recognised(known: list[Layout], given: Mapping, source: str) -> tuple[Layou
     share, layout, part = max(found, key=lambda item: item[0])
     if not share and len(known) > 1:
         titles = ", ".join(layout.title for layout in known)
-        raise ValueError(f"{source}: no names of {titles}, but {some(map(str, given)) or 'none at all'}")
+        raise ValueError(f"{source}: no names of {titles}, but {some(filter(_is_text, given)) or 'none at all'}")
     return layout, part
 
 
@@ -167,7 +171,7 @@ def _fill(model: nnx.Module, layout: Layout, part: Part, source: str) -> None:
     given = {
         name: array
         for key, array in part.given.items()
-        if isinstance(key, str) and key.startswith(prefix)
+        if _is_text(key) and key.startswith(prefix)
         for name in [key.removeprefix(prefix)]
         if not name.endswith(counters) and not name.startswith(layout.unused)
     }
