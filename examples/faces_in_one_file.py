@@ -48,7 +48,7 @@ def main(argv=None) -> dict[str, float]:
 
     # The encoder, with all that is done to a photograph; its weights are a pytree, and so are the prototypes of people.
     design = mj.trained.Design("small_resnet", EMBEDDING, photograph=(112, 92), image_size=(64, 56), channels=1)
-    graph, weights, rest = nnx.split(design.network(args.seed), nnx.Param, ...)
+    graph, weights, rest = mj.trained.split(design.network(args.seed))  # structure, parameters, anything else
     prototypes = mj.sphere.random_uniform(jax.random.key(args.seed), (people, EMBEDDING))
     params = {"encoder": weights, "prototypes": prototypes}
 

@@ -219,7 +219,8 @@ def ready(args) -> None:
 
 def recipe_of(args) -> Recipe:
     """What the command line says of the training itself."""
-    names = ("losses", "steps", "learning_rate", "constraint", "mirror", "seed", "sampled_classes", "remat", "chunk")
+    names = ["losses", "steps", "learning_rate", "constraint", "mirror", "augment", "seed", "sampled_classes"]
+    names += ["remat", "chunk"]
     batch = None if args.batch is None else tuple(args.batch)
     return Recipe(batch=batch, **{name: getattr(args, name) for name in names})
 

@@ -20,7 +20,8 @@ from metricjax.training import loggers, losses_by_name
 
 __all__ = ["add_data", "add_encoder", "add_hosts", "add_training", "arguments", "check"]
 
-STEPS = 500
+FITS = "default: what fits the data"
+STEPS = 500  # of runs of older versions, which do not say
 
 
 def arguments(argv=None) -> argparse.Namespace:
@@ -33,8 +34,6 @@ def arguments(argv=None) -> argparse.Namespace:
     check(parser, args)
     args.out_is_given = args.out is not None
     args.out = args.out or command_line.dated_folder()
-    if args.steps is None and not args.resume:
-        args.steps = STEPS
     try:
         args.losses = losses_by_name.chosen_losses(args.loss, args.set)
         loggers.check(args.log)
@@ -55,17 +54,19 @@ def add_data(add: Callable) -> None:
     add("--test-folds", default="1,2", help=folds)
     best = "verification set, or a number of people to keep for it: the checkpoint of least equal error rate is used"
     add("--validation", metavar="SET.bin | PEOPLE", help=best)
-    batch = "people and images of each (default 40 2), or one number: images drawn evenly; of all devices together"
-    add("--batch", type=int, nargs="+", metavar=("P", "K"), help=batch)
+    batch = "people and images of each, or one number: images drawn evenly; of all devices together"
+    add("--batch", type=int, nargs="+", metavar=("P", "K"), help=f"{batch}; {FITS}")
     add("--workers", type=int, default=0, help="processes that read and decode, besides threads")
     how = "people: a mirrored face is another person; random: each image or not, by chance; none"
-    add("--mirror", choices=("people", "random", "none"), default="people", help=how)
+    add("--mirror", choices=("people", "random", "none"), help=f"{how}; {FITS}")
+    amount = "how much images are turned, zoomed, shifted, lit and hidden: 1 for a lot, 0 for not at all"
+    add("--augment", type=float, metavar="AMOUNT", help=f"{amount}; {FITS}")
 
 
 def add_encoder(add: Callable) -> None:
-    add("--encoder", default="small_resnet", choices=encoders.NAMED, help="default small_resnet")
+    add("--encoder", choices=encoders.NAMED, metavar="NAME", help=f"one of {', '.join(encoders.NAMED)}; {FITS}")
     add("--embedding-size", type=int, default=128)
-    add("--image-size", type=int, nargs=2, default=(64, 56), metavar=("H", "W"), help="what the encoder sees")
+    add("--image-size", type=int, nargs=2, metavar=("H", "W"), help=f"what the encoder sees; {FITS}")
     each = "each image standardised, from −1 to 1, or as published weights of ResNet and DINOv2, or of CLIP, want them"
     add("--pixels", choices=tuple(PIXELS), default="standardised", help=each)
     file = "to begin with: published weights (.safetensors, .pth), a run, or an .npz file of an encoder"
@@ -84,9 +85,9 @@ def add_training(add: Callable) -> None:
     add("--constraint", choices=losses_by_name.CONSTRAINTS, default="update", help=where)
     share = "of classes that a step looks at and changes, those of the batch among them (Partial FC); default all"
     add("--sampled-classes", type=float, metavar="SHARE", help=share)
-    length = f"of the whole run (default {STEPS}, or as before); --resume with more of them trains on, and from there"
+    length = f"of the whole run ({FITS}, or as before); --resume with more of them trains on, and from there"
     add("--steps", type=int, help=f"{length} the learning rate follows the cosine of a run of the new length")
-    add("--learning-rate", type=float, default=1e-3)
+    add("--learning-rate", type=float, help=FITS)
     add("--seed", type=int, default=0)
     add("--out", type=pathlib.Path, help="folder of results; default runs/DATE-TIME")
     where = "report there too, in --out (several: --log csv --log wandb); steps are those of metrics.json, which grows"
@@ -111,6 +112,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"--batch is {args.batch}; wanted people and images of each, or one number of images")
     if len({path.stem for path in args.test}) < len(args.test):
         parser.error(f"--test: two of {', '.join(map(str, args.test))} have one name; wanted different ones")
+    if args.augment is not None and not 0 <= args.augment <= 2:
+        parser.error(f"--augment is {args.augment}; wanted 0 to 2")
     if args.sampled_classes is not None and not 0 < args.sampled_classes <= 1:
         parser.error(f"--sampled-classes is {args.sampled_classes}; wanted more than 0, up to 1")
     if not args.coordinator and (args.processes is not None or args.process_id is not None):

@@ -1,15 +1,19 @@
 """The data that `metricjax train` trains and tests on, as its command line names them."""
 
 import pathlib
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 import metricjax as mj
+from metricjax.commands import fitting
 from metricjax.ground.names import some
+from metricjax.losses.catalogue import CATALOGUE
 from metricjax.trained import people_of_run
 from metricjax.trained.design import Design
+from metricjax.training import one_run
 
 __all__ = [
     "Data",
@@ -52,7 +56,7 @@ class Data(NamedTuple):
 
 def load(args) -> Data:
     """Read the images to test on; those to train on are read when they are needed."""
-    usual, seen = ORL if args.dataset == "orl" else USUAL, tuple(args.image_size)
+    usual, seen = ORL if args.dataset == "orl" else USUAL, tuple(args.image_size or (0, 0))
     photograph = seen if seen[0] > usual[0] or seen[1] > usual[1] else usual
     if args.pairs is not None and (args.dataset == "orl" or not pathlib.Path(args.dataset).is_dir()):
         raise ValueError("--pairs names files: give the folder that holds LFW's people as --dataset")
@@ -66,6 +70,8 @@ def load(args) -> Data:
     if not tested.any() and not sets:
         raise ValueError("--test-people 0 without any --test leaves nothing to test on")
     train = mj.data.of_people(source, trained)
+    fitted = fitting.fit(args, *with_several(train))
+    one_run.by_first(lambda: print(fitted))
     tested_on = [name for name, kept in zip(source.people, tested, strict=True) if kept]
     record = people_of_run.record(train, validation, tested_on, getattr(source, "landmarks", None))
     test = to_test_on(args, source, tested, pairs) if tested.any() else None
@@ -94,18 +100,37 @@ class Split(NamedTuple):
 def split(args, source: mj.data.Source, pairs: mj.data.Pairs | None) -> Split:
     """People of the pairs are tested on, or the last ones; of the others, the last ones are held back."""
     people = len(source.people)
+    several = np.bincount(source.labels, minlength=people) > 1
     if pairs is not None:
         named = pairs.people()
         tested = np.array([name in named for name in source.people])
-        trained = ~tested & (np.bincount(source.labels, minlength=people) > 1)
     else:
+        people = several.sum()
         count = min(people - people // 2, MOST_TESTED) if args.test_people is None else args.test_people
-        trained = np.arange(people) < people - count
-        tested = ~trained
+        tested = last(several, count)
+    trained = ~tested if learns_from_one(args) else ~tested & several
+    if left := np.sum(~tested & ~trained):
+        told = f"{left} people with one photograph are left out: --loss {args.loss} compares photographs of one"
+        warnings.warn(told, stacklevel=3)
     check_names(source, trained, tested)
-    count = int(args.validation) if is_a_number_of_people(args) else 0
-    held = trained & (np.cumsum(trained) > trained.sum() - count)
+    held = last(trained & several, int(args.validation) if is_a_number_of_people(args) else 0)
     return Split(trained & ~held, held, tested)
+
+
+def last(people: np.ndarray, count: int) -> np.ndarray:
+    """The last `count` of these people (masks)."""
+    return people & (np.cumsum(people) > people.sum() - count)
+
+
+def learns_from_one(args) -> bool:
+    """Whether a loss learns from a person with one photograph, as those do that have a prototype for each person."""
+    return any(CATALOGUE[name].kind == "classes" for name in args.losses)
+
+
+def with_several(source: mj.data.Source) -> tuple[int, int]:
+    """The number of people with several photographs, and of these photographs."""
+    counts = np.bincount(source.labels)
+    return int(np.sum(counts > 1)), int(np.sum(counts[counts > 1]))
 
 
 def is_a_number_of_people(args) -> bool:
@@ -190,12 +215,11 @@ def opened(args, photograph: tuple[int, int]) -> mj.data.Source:
     if args.dataset == "lfw":
         return mj.data.ArraySource(mj.data.lfw(photograph))
     if args.dataset.startswith("tfds:"):
-        return mj.data.TfdsSource(args.dataset.removeprefix("tfds:"), "train", photograph)
+        return mj.data.TfdsSource(args.dataset.removeprefix("tfds:"), "train", photograph, at_least=1)
     if (pathlib.Path(args.dataset) / "train.rec").is_file():
         return mj.data.RecordSource(args.dataset, photograph)
-    least = 1 if args.pairs is not None else 2  # a person of one photograph is in LFW's pairs, too
     landmarks = None if args.landmarks is None else mj.data.read_landmarks(args.landmarks)
-    return mj.data.FolderSource(args.dataset, photograph, at_least=least, landmarks=landmarks)
+    return mj.data.FolderSource(args.dataset, photograph, at_least=1, landmarks=landmarks)
 
 
 def in_memory(source: Any) -> mj.data.Faces:

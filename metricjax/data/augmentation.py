@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
 __all__ = [
+    "AUGMENTATION",
     "CLIP_PIXELS",
     "IMAGENET_PIXELS",
     "Pixels",
@@ -18,6 +19,9 @@ __all__ = [
     "scaled",
     "standardised",
 ]
+
+
+AUGMENTATION = {"turn": 0.2, "zoom": 0.15, "shift": 0.1, "light": 0.2, "hide": 0.5}  # limits, see `augmented`
 
 
 class Pixels(NamedTuple):
@@ -78,11 +82,11 @@ def augmented(
     key: Key[Array, ""],
     images: Float[Array, "n h w c"],
     *,
-    turn: float = 0.2,
-    zoom: float = 0.15,
-    shift: float = 0.1,
-    light: float = 0.2,
-    hide: float = 0.5,
+    turn: float = AUGMENTATION["turn"],
+    zoom: float = AUGMENTATION["zoom"],
+    shift: float = AUGMENTATION["shift"],
+    light: float = AUGMENTATION["light"],
+    hide: float = AUGMENTATION["hide"],
     mirror: bool = False,
 ) -> Float[Array, "n h w c"]:
     """Each image turned, zoomed, shifted and perhaps mirrored, its light changed and a rectangle set to 0.

@@ -9,11 +9,11 @@ from metricjax.ground.extras import extra
 
 with extra("images"):
     from metricjax.trained import exporting, saved
-    from metricjax.trained.design import Design
+    from metricjax.trained.design import Design, split
     from metricjax.trained.encoder import Encoder, NetworkEncoder
     from metricjax.trained.exporting import export
 
-__all__ = ["Design", "Encoder", "NetworkEncoder", "export", "load"]
+__all__ = ["Design", "Encoder", "NetworkEncoder", "export", "load", "split"]
 
 
 def load(run_or_file: str | os.PathLike, *, mesh: Mesh | None = None) -> Encoder:

@@ -27,7 +27,7 @@ class Batches:
             sampler = partial(samplers.uniform_batches, len(source), *recipe.batch, seed=recipe.seed)
         else:
             people, each = recipe.batch or (min(40, len(source.people)), 2)
-            sampler = partial(samplers.pk_batches, source.labels, people, each, seed=recipe.seed)
+            sampler = partial(_people_and_others, source.labels, people, each, seed=recipe.seed)
         if self.next_index:
             sampler = partial(_shifted, sampler, self.next_index)
         part = {"shard": jax.process_index(), "shards": jax.process_count()}
@@ -43,6 +43,28 @@ class Batches:
 
     def get_state(self) -> dict[str, int]:
         return {"next_index": self.next_index}
+
+
+def _people_and_others(
+    labels: np.ndarray, people: int, each: int, *, seed: int, epoch: int, shard: int, shards: int
+) -> np.ndarray:
+    """P × K batches of the people with several photographs; where there are others, a quarter as many rows of them.
+
+    Of a person with one photograph a P × K batch would hold that one K times, which teaches nothing, and most people of
+    a collection may be such: alone in a row they are somebody else for everybody, and have a prototype of their own.
+    """
+    several = np.bincount(labels)[labels] > 1
+    if several.all():
+        return samplers.pk_batches(labels, people, each, seed=seed, epoch=epoch, shard=shard, shards=shards)
+    places, lone = np.flatnonzero(several), np.flatnonzero(~several)
+    part = {"epoch": epoch, "shard": shard, "shards": shards}
+    pairs = places[samplers.pk_batches(labels[places], people, each, seed=seed, **part)]
+    rows = min(people * each // 4, len(lone)) // shards * shards
+    rng = np.random.default_rng([seed, epoch, 1])
+    rounds = -(-len(pairs) * rows // len(lone))
+    order = np.concatenate([rng.permutation(lone) for _ in range(rounds)]) if rounds else lone[:0]
+    drawn = order[: len(pairs) * rows].reshape(len(pairs), rows)
+    return np.concatenate([pairs, drawn[:, rows // shards * shard : rows // shards * (shard + 1)]], axis=1)
 
 
 def _shifted(sampler: Callable[..., np.ndarray], start: int, *, epoch: int, **part) -> np.ndarray:

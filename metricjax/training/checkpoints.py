@@ -71,7 +71,7 @@ class Checkpoints:
         step, saved = latest(self.folder)
         made = saved["identity"]
         for name, value in self._identity().items():
-            if name not in ("photographs", "steps") and made.get(name) != value:
+            if name not in ("photographs", "steps") and made.get(name, value) != value:  # older versions have fewer
                 raise ValueError(f"--resume: the checkpoint was made with {name} {made.get(name)}, not {value}")
         placed = lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where)
         like = jax.tree.map(placed, self.trainer.state, self.trainer.placement)
@@ -126,7 +126,7 @@ def identity(trainer: Trainer, people: dict | None = None) -> dict:
     word = lambda value: getattr(value, "__name__", str(value))
     named = {name: {k: word(v) for k, v in hyper.items()} for name, hyper in recipe.losses.items()}
     made = {"people": trainer.classes, "losses": named, **dataclasses.asdict(trainer.design)}
-    for key in ("batch", "steps", "seed", "learning_rate", "constraint", "mirror", "sampled_classes"):
+    for key in ("batch", "steps", "seed", "learning_rate", "constraint", "mirror", "augment", "sampled_classes"):
         made[key] = getattr(recipe, key)
     made["photographs"] = None if people is None else people["digest"]  # and so who is tested on
     return json.loads(json.dumps(made))  # as it comes back from a checkpoint

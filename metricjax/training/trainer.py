@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import metricjax as mj
+from metricjax.data.augmentation import AUGMENTATION
 from metricjax.trained import mesh as meshes
 from metricjax.trained.design import Design, split
 from metricjax.trained.encoder import NetworkEncoder
@@ -109,7 +110,8 @@ class Trainer:
     def _step(self, state, number, images, labels):
         """One update; everything random is a function of the seed and the step's number."""
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), number)
-        images = mj.data.augmented(key, self.design.seen(images), mirror=self.recipe.mirror == "random")
+        amounts = {name: self.recipe.augment * limit for name, limit in AUGMENTATION.items()}
+        images = mj.data.augmented(key, self.design.seen(images), mirror=self.recipe.mirror == "random", **amounts)
         gradient_of = jax.value_and_grad(self.loss, has_aux=True)
         sampled = self._sampled(key, labels)
         params = self._of_sampled(state["params"], sampled)
