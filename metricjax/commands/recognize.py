@@ -74,7 +74,7 @@ def say(*columns: object) -> None:
     """Print a line of columns, with escapes for characters that would end one or cannot be shown."""
     encoding = sys.stdout.encoding or "utf-8"
     line = "\t".join(mj.data.printable(str(column)) for column in columns)
-    print(line.encode(encoding, "backslashreplace").decode(encoding))
+    print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # whoever waits for a line gets it
 
 
 # --- photographs ----------------------------------------------------------------------------------------------------
@@ -253,10 +253,10 @@ def serve(args) -> None:
     except ImportError as error:  # it says which extra to install
         sys.exit(f"metricjax recognize: {error}")
     with server.bound(args.host, args.port) as at:  # before anything that takes long
-        people = gallery_file.read(args.gallery) if args.gallery.exists() else None
-        recognizer = Recognizer(encoder_for(args, people), args.gallery, args.checkpoint, args.threshold)
         if not args.gallery.absolute().parent.is_dir():
             raise ValueError(f"{args.gallery} is in no folder; wanted one that exists")
+        people = gallery_file.read(args.gallery) if args.gallery.exists() else None
+        recognizer = Recognizer(encoder_for(args, people), args.gallery, args.checkpoint, args.threshold)
         recognizer.ready()
         if not server.is_loopback(at):
             told = "there is no login and no encryption: whoever reaches this address may ask, enrol and remove"

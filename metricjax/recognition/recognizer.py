@@ -83,8 +83,10 @@ class Recognizer:
         return self._read[1]
 
     def threshold(self, people: People) -> float | None:
-        """The given one, else the one that `people` is calibrated for, else none."""
-        return self.given if self.given is not None else people.threshold if people.calibrated else None
+        """The given one, else the one that `people` is calibrated for, else none. It is finite: cosines are below 2."""
+        if self.given is not None:
+            return self.given
+        return min(max(people.threshold, -2.0), 2.0) if people.calibrated else None
 
     def embedding(self, photograph: bytes) -> np.ndarray:
         """[d] of the bytes of a file; raises one of `mj.data.UNREADABLE`."""

@@ -39,9 +39,10 @@ def serving(encoder: pathlib.Path, gallery: pathlib.Path, *options: object, befo
         "PYTHONPATH": os.pathsep.join(places),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     }
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as for users
     process = subprocess.Popen(
         [sys.executable, "-c", begin, *map(str, command)],
-        env={**os.environ, **settings},
+        env={**environment, **settings},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -126,6 +126,9 @@ def test_the_threshold_decides(server, client, people, gallery_file, tmp_path):
     ]
     assert client.post("/verify", **form(photograph(people, 0), photograph(people, 0, 2))).json["same"] is True
     assert client.post("/verify", **form(photograph(people, 0), photograph(people, 3))).json["same"] is False
+    without = lambda people: dataclasses.replace(people, threshold=-np.inf, calibrated="for an FPIR of 1")
+    gallery_file.change(tmp_path / "staff.npz", without)
+    assert [(a["verdict"], a["threshold"]) for a in ask(client)] == [("known", -2.0)] * 2  # JSON has no infinity
     strict = server.application(recognizer_of(tmp_path, threshold=0.99999)).test_client()
     assert [a["verdict"] for a in ask(strict)] == ["unknown", "unknown"]
     assert strict.get("/people").json["calibrated"] == "as the server was told"
@@ -452,6 +455,19 @@ def test_messages_of_the_command(serve, gallery_file, monkeypatch, tmp_path):
     assert "is in no folder" in serve("--port", 0, "--gallery", tmp_path / "nowhere" / "staff.npz")
     gallery_file.write(tmp_path / "staff.npz", gallery_file.People.nobody(32, "another"))
     assert "staff.npz was made by another encoder" in serve("--port", 0)
+
+
+def test_who_is_told_that_others_may_ask(monkeypatch, capsys, tmp_path):
+    from metricjax.commands import recognize
+
+    monkeypatch.setattr("metricjax.trained.load", Projection)
+    monkeypatch.setattr("metricjax.recognition.server.run", lambda recognizer, at, host, tell: tell(host))
+    given = ["serve", "--checkpoint", tmp_path / "run", "--gallery", tmp_path / "staff.npz", "--port", 0]
+    for host in ("127.0.0.1", "0.0.0.0"):
+        recognize.main([*map(str, given), "--host", host])
+        printed = capsys.readouterr()
+        assert printed.out == f"{host} answers; Ctrl-C ends it\n"
+        assert ("there is no login and no encryption" in printed.err) == (host == "0.0.0.0")
 
 
 def test_without_the_extra(serve, monkeypatch):
