@@ -7,6 +7,7 @@ with extra("flax"):
     from metricjax.encoders.iresnet import IResNet
     from metricjax.encoders.mobilefacenet import MobileFaceNet
     from metricjax.encoders.named import NAMED, create
+    from metricjax.encoders.plain_convnet import PlainConvNet
     from metricjax.encoders.pretrained import load_weights
     from metricjax.encoders.resnet import ResNet
     from metricjax.encoders.small_convnet import SmallConvNet, conv_by_products
@@ -18,6 +19,7 @@ __all__ = [
     "FaceViT",
     "IResNet",
     "MobileFaceNet",
+    "PlainConvNet",
     "ResNet",
     "SmallConvNet",
     "SmallResNet",

@@ -10,6 +10,7 @@ from metricjax.encoders import resnet
 from metricjax.encoders.face_vit import SIZES, FaceViT
 from metricjax.encoders.iresnet import BLOCKS, IResNet
 from metricjax.encoders.mobilefacenet import MobileFaceNet
+from metricjax.encoders.plain_convnet import PlainConvNet
 from metricjax.encoders.resnet import ResNet
 from metricjax.encoders.small_convnet import SmallConvNet
 from metricjax.encoders.small_resnet import SmallResNet
@@ -17,7 +18,7 @@ from metricjax.encoders.vit import ViT
 
 __all__ = ["NAMED", "PRETRAINED", "Encoder", "create"]
 
-Encoder = SmallResNet | SmallConvNet | IResNet | MobileFaceNet | FaceViT | ResNet | ViT
+Encoder = SmallResNet | SmallConvNet | PlainConvNet | IResNet | MobileFaceNet | FaceViT | ResNet | ViT
 
 _DINOV2: Any = {"patch": 14, "layer_scale": 1e-5}
 _CLIP: Any = {"pre_norm": True, "projection": 512, "activation": "quick_gelu", "epsilon": 1e-5}
@@ -34,6 +35,7 @@ PRETRAINED: dict[str, Any] = {  # which have features of their own
 NAMED: dict[str, Any] = {
     "small_resnet": SmallResNet,
     "small_convnet": SmallConvNet,
+    "plain_convnet": PlainConvNet,
     **{f"iresnet{depth}": partial(IResNet, depth) for depth in BLOCKS},
     "mobilefacenet": MobileFaceNet,
     **{f"vit_{size}": partial(FaceViT, size) for size in SIZES},

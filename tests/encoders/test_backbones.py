@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 OPTIONS = {"registers": 2, "pre_norm": True, "layer_scale": 0.5, "projection": 6, "activation": "quick_gelu"}
 SMALL = {  # each with a shape that its strides or patches do not divide
     "small_resnet": (partial(encoders.SmallResNet, 5, (9, 6, 3), widths=(8, 16)), (9, 6, 3)),
+    "plain_convnet": (partial(encoders.PlainConvNet, 5, (9, 6, 3), widths=(4, 6)), (9, 6, 3)),
     "iresnet": (partial(encoders.IResNet, (1, 2), 5, (9, 6, 3), widths=(4, 6)), (9, 6, 3)),
     "mobilefacenet": (partial(encoders.MobileFaceNet, 5, (9, 6, 3), stages=((2, 8, 1, 2), (1, 8, 1, 1))), (9, 6, 3)),
     "face_vit": (partial(encoders.FaceViT, (8, 2, 2), 5, (20, 11, 3)), (20, 11, 3)),
@@ -171,6 +172,7 @@ def test_encoders_of_any_images_have_the_published_number_of_parameters(abstract
     [
         "small_resnet",
         "small_convnet",
+        "plain_convnet",
         "iresnet18",
         "mobilefacenet",
         "vit_tiny",
@@ -240,7 +242,14 @@ def test_gradients_reach_every_parameter(name):
 
 @pytest.mark.parametrize(
     ("name", "blocks"),
-    [("small_resnet", 2), ("iresnet", 3), ("mobilefacenet", 2), ("face_vit", 2), *slowly(("resnet", 3), ("vit", 2))],
+    [
+        ("small_resnet", 2),
+        ("plain_convnet", 2),
+        ("iresnet", 3),
+        ("mobilefacenet", 2),
+        ("face_vit", 2),
+        *slowly(("resnet", 3), ("vit", 2)),
+    ],
 )
 def test_each_block_is_computed_again(name, blocks):
     text = [lowered_gradient(*small(name, remat=again))[0].as_text() for again in (False, True)]
@@ -270,7 +279,7 @@ def test_blocks_computed_again_are_the_same_and_store_less(make, shape):
     assert used[1] < 0.85 * used[0]
 
 
-@pytest.mark.parametrize("name", ["iresnet", "face_vit"])
+@pytest.mark.parametrize("name", ["plain_convnet", "iresnet", "face_vit"])
 def test_bfloat16_is_close_and_keeps_statistics(name):
     outputs = []
     for dtype in (None, jnp.bfloat16):
