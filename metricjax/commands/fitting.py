@@ -6,7 +6,7 @@ from typing import Any
 __all__ = ["FEW", "fit", "fitting"]
 
 FEW = 100  # people, up to whom each photograph and each mirrored face has to teach as much as it can
-MOST_STEPS = 20_000
+EPOCHS, LEAST_STEPS, MOST_STEPS = 48, 1000, 20_000
 
 
 def fitting(people: int, photographs: int) -> dict[str, Any]:
@@ -32,13 +32,10 @@ def fitting(people: int, photographs: int) -> dict[str, Any]:
         "image_size": (56, 48),
         "mirror": "random",
         "augment": 0.4,
-        "batch": (32, 2),
-        "steps": min(max(EPOCHS * photographs // 64, 1000), MOST_STEPS),
+        "batch": (24, 2),
+        "steps": min(max(EPOCHS * photographs // 48, LEAST_STEPS), MOST_STEPS),
         "learning_rate": 2e-3,
     }
-
-
-EPOCHS = 30
 
 
 def fit(args: argparse.Namespace, people: int, photographs: int) -> str:

@@ -59,7 +59,7 @@ def add_data(add: Callable) -> None:
     add("--workers", type=int, default=0, help="processes that read and decode, besides threads")
     how = "people: a mirrored face is another person; random: each image or not, by chance; none"
     add("--mirror", choices=("people", "random", "none"), help=f"{how}; {FITS}")
-    amount = "how much images are turned, zoomed, shifted, lit and hidden: 1 for a lot, 0 for not at all"
+    amount = "how much images are turned, zoomed, shifted and hidden: 1 for a lot, 0 for not at all"
     add("--augment", type=float, metavar="AMOUNT", help=f"{amount}; {FITS}")
 
 

@@ -48,7 +48,7 @@ class Batches:
 def _people_and_others(
     labels: np.ndarray, people: int, each: int, *, seed: int, epoch: int, shard: int, shards: int
 ) -> np.ndarray:
-    """P × K batches of the people with several photographs; where there are others, a quarter as many rows of them.
+    """P × K batches of the people with several photographs; where there are others, a third as many rows of them.
 
     Of a person with one photograph a P × K batch would hold that one K times, which teaches nothing, and most people of
     a collection may be such: alone in a row they are somebody else for everybody, and have a prototype of their own.
@@ -59,7 +59,7 @@ def _people_and_others(
     places, lone = np.flatnonzero(several), np.flatnonzero(~several)
     part = {"epoch": epoch, "shard": shard, "shards": shards}
     pairs = places[samplers.pk_batches(labels[places], people, each, seed=seed, **part)]
-    rows = min(people * each // 4, len(lone)) // shards * shards
+    rows = min(people * each // 3, len(lone)) // shards * shards
     rng = np.random.default_rng([seed, epoch, 1])
     rounds = -(-len(pairs) * rows // len(lone))
     order = np.concatenate([rng.permutation(lone) for _ in range(rounds)]) if rounds else lone[:0]

@@ -15,7 +15,8 @@ class Recipe:
     batch: people and images of each, or one number of images drawn evenly; None for 40 people or all, two images each.
     constraint: where prototypes are brought to the sphere, one of `losses_by_name.CONSTRAINTS`.
     mirror: "people" (a mirrored face is another person), "random" (each image or not, by chance), or "none".
-    augment: how much photographs are changed (`data.augmented`), as a multiple of its limits.
+    augment: how much photographs are turned, zoomed, shifted and hidden, as a multiple of the limits of
+        `data.augmented`; their light changes as it says there.
     sampled_classes: the share of classes, those of the batch among them, that a step looks at and changes (Partial FC);
         None for all.
     remat: compute blocks again going backwards; chunk: images encoded at a time, None for the whole batch.
