@@ -19,6 +19,7 @@ import argparse
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -123,7 +124,8 @@ def arguments(argv=None) -> argparse.Namespace:
 
 def load(args) -> list[mj.data.Faces]:
     """Photographs of half of the people to train on, of a quarter to choose by, of a quarter to test on."""
-    read = {"orl": mj.data.orl, "lfw": mj.data.lfw}.get(args.dataset, partial(mj.data.folder, args.dataset))
+    known: dict[str, Callable[..., mj.data.Faces]] = {"orl": mj.data.orl, "lfw": mj.data.lfw}
+    read = known.get(args.dataset, partial(mj.data.folder, args.dataset))
     faces = read(tuple(args.image_size))
     people = len(faces.people)
     if people < 8:

@@ -23,7 +23,7 @@ def fitting(people: int, photographs: int) -> dict[str, Any]:
             "image_size": (64, 56),
             "mirror": "people",
             "augment": 1.0,
-            "batch": (min(40, 2 * people), 2),
+            "batch": (40, 2),
             "steps": 500,
             "learning_rate": 1e-3,
         }
@@ -43,6 +43,9 @@ def fit(args: argparse.Namespace, people: int, photographs: int) -> str:
     chosen = {name: value for name, value in fitting(people, photographs).items() if getattr(args, name) is None}
     for name, value in chosen.items():
         setattr(args, name, value)
+    if "batch" in chosen:
+        there = people * (2 if args.mirror == "people" else 1)
+        args.batch = chosen["batch"] = (min(args.batch[0], there), args.batch[1])
     shown = lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
     flags = " ".join(f"--{name.replace('_', '-')} {shown(value)}" for name, value in chosen.items())
     return f"{people} people with {photographs} photographs to train on: {flags or 'all settings are given'}"

@@ -221,8 +221,7 @@ def recipe_of(args) -> Recipe:
     """What the command line says of the training itself."""
     names = ["losses", "steps", "learning_rate", "constraint", "mirror", "augment", "seed", "sampled_classes"]
     names += ["remat", "chunk"]
-    batch = None if args.batch is None else tuple(args.batch)
-    return Recipe(batch=batch, **{name: getattr(args, name) for name in names})
+    return Recipe(batch=tuple(args.batch), **{name: getattr(args, name) for name in names})
 
 
 def taken_up(args) -> dict:

@@ -213,7 +213,7 @@ def opened(args, photograph: tuple[int, int]) -> mj.data.Source:
     if args.dataset == "orl":
         return mj.data.ArraySource(mj.data.orl(photograph))
     if args.dataset == "lfw":
-        return mj.data.ArraySource(mj.data.lfw(photograph))
+        return mj.data.ArraySource(mj.data.lfw(photograph, at_least=1))
     if args.dataset.startswith("tfds:"):
         return mj.data.TfdsSource(args.dataset.removeprefix("tfds:"), "train", photograph, at_least=1)
     if (pathlib.Path(args.dataset) / "train.rec").is_file():

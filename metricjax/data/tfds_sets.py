@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import socket
+import sys
 import urllib.parse
 import urllib.request
 import warnings
@@ -32,6 +33,8 @@ def orl(size: tuple[int, int] = (112, 92), data_dir: str | None = None) -> Faces
     """The ORL "Database of Faces": 40 people (s1 to s40), 10 photographs each, in order. No download is needed."""
     with _silenced():
         builder = OrlFaces(data_dir=data_dir, file_format="array_record")
+    _tell_where(builder)
+    with _silenced():
         builder.download_and_prepare()
         records = list(builder.as_data_source(split="train"))
     records.sort(key=lambda r: (r["label"], r["photograph"]))
@@ -40,6 +43,12 @@ def orl(size: tuple[int, int] = (112, 92), data_dir: str | None = None) -> Faces
     return Faces(
         np.stack(images), labels, builder.info.features["label"].names, [str(r["photograph"]) for r in records]
     )
+
+
+def _tell_where(builder: tfds.core.DatasetBuilder) -> None:
+    """Say once what is written outside of the folders that one has named."""
+    if not builder.is_prepared():
+        print(f"{builder.name} is written to {builder.data_path}, once", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -58,13 +67,13 @@ def _silenced() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def lfw(size: tuple[int, int], data_dir: str | None = None) -> Faces:
-    """Labeled Faces in the Wild by TFDS, which downloads it on first use (180 MB): people with two images or more."""
+def lfw(size: tuple[int, int], data_dir: str | None = None, at_least: int = 2) -> Faces:
+    """Labeled Faces in the Wild by TFDS, which downloads it on first use (180 MB): people with `at_least` images."""
     images, names = [], []
     for record in tqdm(prepared("lfw", data_dir).as_data_source(split="train"), "reading lfw", unit=" images"):
         images.append(fitted(Image.fromarray(record["image"]), size))
         names.append(record["label"].decode())
-    return faces_of(images, names, [""] * len(images))
+    return faces_of(images, names, [""] * len(images), at_least)
 
 
 def prepared(builder: str | tfds.core.DatasetBuilder, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
@@ -76,6 +85,7 @@ def prepared(builder: str | tfds.core.DatasetBuilder, data_dir: str | None = Non
     try:
         if not builder.is_prepared():
             _reach(builder)
+            _tell_where(builder)
             builder.download_and_prepare()
     except Exception as error:  # whatever the network, the server or the archive did
         name = "Labeled Faces in the Wild" if builder.name == "lfw" else builder.name

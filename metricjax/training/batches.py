@@ -23,10 +23,10 @@ class Batches:
         self, recipe: Recipe, source: data.Source, position: dict[str, int] | None = None, *, workers: int = 0
     ):
         self.next_index = 0 if position is None else position["next_index"]
-        if recipe.batch is not None and len(recipe.batch) == 1:
+        if len(recipe.batch) == 1:
             sampler = partial(samplers.uniform_batches, len(source), *recipe.batch, seed=recipe.seed)
         else:
-            people, each = recipe.batch or (min(40, len(source.people)), 2)
+            people, each = recipe.batch
             sampler = partial(_people_and_others, source.labels, people, each, seed=recipe.seed)
         if self.next_index:
             sampler = partial(_shifted, sampler, self.next_index)

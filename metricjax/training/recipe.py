@@ -12,7 +12,7 @@ class Recipe:
 
     losses: {name: hyper-parameters} of the losses to add up, see `losses_by_name.chosen_losses`.
     steps: of the whole training, whose learning rate warms up for a tenth of them and falls by a cosine.
-    batch: people and images of each, or one number of images drawn evenly; None for 40 people or all, two images each.
+    batch: people and images of each, or one number of images drawn evenly.
     constraint: where prototypes are brought to the sphere, one of `losses_by_name.CONSTRAINTS`.
     mirror: "people" (a mirrored face is another person), "random" (each image or not, by chance), or "none".
     augment: how much photographs are turned, zoomed, shifted and hidden, as a multiple of the limits of
@@ -24,7 +24,7 @@ class Recipe:
 
     losses: dict[str, dict[str, Any]]
     steps: int
-    batch: tuple[int, ...] | None = None
+    batch: tuple[int, ...] = (40, 2)
     learning_rate: float = 1e-3
     constraint: str = "update"
     mirror: str = "people"

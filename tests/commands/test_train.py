@@ -16,6 +16,7 @@ from flax import nnx
 from PIL import Image
 
 from metricjax import encoders
+from metricjax.commands import fitting
 from metricjax.trained import mesh
 from metricjax.trained.design import Design
 from metricjax.training import losses_by_name
@@ -115,6 +116,7 @@ def batch(example, people):
 def made(example, *arguments, devices=None):
     """A trainer of 10 people for these arguments."""
     args = example.arguments([*SMALL, *map(str, arguments)])
+    fitting.fit(args, 10, 20)
     design = Design(args.encoder, args.embedding_size, (28, 23), tuple(args.image_size), 1)
     return example.Trainer(example.recipe_of(args), design, 10, devices)
 

@@ -48,8 +48,9 @@ def test_orl_repaired_files_are_nearly_the_originals(orl):
     assert [(i // 10 + 1, i % 10 + 1) for i in shifted] == [(8, 10), (9, 8)]  # one byte short
 
 
-def test_orl_resized(orl, tmp_path):
+def test_orl_resized(orl, tmp_path, capsys):
     small = mj.data.orl((28, 23), data_dir=str(tmp_path))
+    assert f"orl_faces is written to {tmp_path}" in capsys.readouterr().err
     assert small.images.shape == (400, 28, 23, 1)
     np.testing.assert_allclose(small.images.mean(), orl.images.mean(), atol=1)
 

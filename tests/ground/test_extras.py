@@ -26,9 +26,10 @@ print(sorted(extras & set(sys.modules)), metricjax.losses.supcon.__name__, "enco
         ("encoders", "flax", "flax"),
         ("transforms", "optax", "optax"),
         ("plots", "matplotlib", "plots"),
-        ("data", "tensorflow_datasets", "faces"),
-        ("data", "PIL", "faces"),
-        ("data", "grain", "faces"),
+        ("data.orl", "tensorflow_datasets", "faces"),
+        ("data", "PIL", "images"),
+        ("data", "grain", "images"),
+        ("load", "PIL", "images"),
     ],
 )
 def test_a_missing_package_names_its_extra(module, package, extra):

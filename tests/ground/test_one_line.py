@@ -14,7 +14,7 @@ import pytest
 import metricjax as mj
 from metricjax.ground.one_line import one_line
 
-NATURAL = {"Calibration", "ErrorRates", "PrecisionRecall", "Variant"}  # a few numbers each
+NATURAL = {"Calibration", "ErrorRates", "Pixels", "PrecisionRecall", "Variant"}  # a few numbers each
 SLOW = {"data", "Faces", "Listing", "PairImages", "Pairs"}  # to import
 ROOMS = ("anchors", "clusters", "data", "metrics", "mining", "search", "variants")
 N, D = 10_000, 512

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from metricjax import encoders
+from metricjax.commands import fitting
 from metricjax.trained import mesh
 from metricjax.trained.design import Design
 from tests.helpers.photographs import jpeg
@@ -67,6 +68,7 @@ def test_gradients_in_chunks_are_those_of_the_whole_batch(example, rng):
     gradients = []
     for more in ([], ["--chunk", "8"]):
         args = example.arguments([*SMALL, *more])
+        fitting.fit(args, 8, 16)
         design = Design("tiny", 8, (16, 16), (16, 16), 3)
         trainer = example.Trainer(example.recipe_of(args), design, 8, jax.devices()[:2])
 
@@ -81,8 +83,11 @@ def test_gradients_in_chunks_are_those_of_the_whole_batch(example, rng):
 
 def trained(example, more, devices=1, steps=3):
     """The trainer after a few steps on 40 people, 8 of them in each batch."""
-    recipe = example.recipe_of(example.arguments([*SMALL, "--loss", "cosface+sphereface2", *more]))
-    trainer = example.Trainer(recipe, Design("tiny", 8, (16, 16), (16, 16), 3), 40, jax.devices()[:devices])
+    args = example.arguments([*SMALL, "--loss", "cosface+sphereface2", *more])
+    fitting.fit(args, 40, 80)
+    trainer = example.Trainer(
+        example.recipe_of(args), Design("tiny", 8, (16, 16), (16, 16), 3), 40, jax.devices()[:devices]
+    )
     rng = np.random.default_rng(0)
     for number in range(1, steps + 1):
         images = rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)
