@@ -105,7 +105,7 @@ def split(args, source: mj.data.Source, pairs: mj.data.Pairs | None) -> Split:
         named = pairs.people()
         tested = np.array([name in named for name in source.people])
     else:
-        people = several.sum()
+        people = int(np.sum(several))
         count = min(people - people // 2, MOST_TESTED) if args.test_people is None else args.test_people
         tested = last(several, count)
     trained = ~tested if learns_from_one(args) else ~tested & several
