@@ -70,7 +70,8 @@ def load(args) -> Data:
     if not tested.any() and not sets:
         raise ValueError("--test-people 0 without any --test leaves nothing to test on")
     train = mj.data.of_people(source, trained)
-    fitted = fitting.fit(args, *with_several(train))
+    counts = np.bincount(train.labels)
+    fitted = fitting.fit(args, int(np.sum(counts > 1)), int(np.sum(counts == 1)), len(train))
     one_run.by_first(lambda: print(fitted))
     tested_on = [name for name, kept in zip(source.people, tested, strict=True) if kept]
     record = people_of_run.record(train, validation, tested_on, getattr(source, "landmarks", None))
@@ -125,12 +126,6 @@ def last(people: np.ndarray, count: int) -> np.ndarray:
 def learns_from_one(args) -> bool:
     """Whether a loss learns from a person with one photograph, as those do that have a prototype for each person."""
     return any(CATALOGUE[name].kind == "classes" for name in args.losses)
-
-
-def with_several(source: mj.data.Source) -> tuple[int, int]:
-    """The number of people with several photographs, and of these photographs."""
-    counts = np.bincount(source.labels)
-    return int(np.sum(counts > 1)), int(np.sum(counts[counts > 1]))
 
 
 def is_a_number_of_people(args) -> bool:

@@ -29,19 +29,20 @@ def test_settings_fit_the_data():
     from metricjax.commands.train_arguments import arguments
 
     few, many = (arguments([]) for _ in range(2))
-    said = fitting.fit(few, 20, 200)
+    said = fitting.fit(few, 20, 0, 200)
     assert (few.encoder, few.steps, few.batch, few.mirror) == ("small_resnet", 500, (40, 2), "people")
-    assert "20 people with 200 photographs" in said and "--batch 40 2" in said and "--image-size 64 56" in said
-    assert fitting.fit(many, 960, 3000).startswith(
-        "960 people with 3000 photographs to train on: --encoder plain_convnet"
-    )
-    assert (many.steps, many.batch, many.augment) == (3000, (24, 2), 0.4)
-    steps = [fitting.fitting(960, photographs)["steps"] for photographs in (200, 10**4, 10**7)]
-    assert steps == [1000, 10_000, 20_000]
+    assert said.startswith("20 people to train on, 200 photographs: ")
+    assert "--batch 40 2" in said and "--image-size 64 56" in said
+    said = fitting.fit(many, 962, 1655, 4627)
+    assert said.startswith("962 people and 1655 with one photograph to train on, 4627 photographs: --encoder plain_con")
+    assert (many.steps, many.batch, many.augment) == (2530, (24, 2), 0.4)
+    assert fitting.fitting(962, 3, 4000)["batch"] == (32, 2)
+    steps = [fitting.fitting(962, 0, photographs)["steps"] for photographs in (200, 6400, 10**7)]
+    assert steps == [1000, 3500, 20_000]
     given = arguments(["--encoder", "iresnet18", "--steps", "7", "--batch", "8", "--mirror", "none", "--augment", "0"])
-    said = fitting.fit(given, 15, 30)
+    said = fitting.fit(given, 15, 0, 30)
     assert (given.encoder, given.steps, given.batch, given.augment) == ("iresnet18", 7, [8], 0)
     assert "--encoder" not in said and "--learning-rate 0.001" in said
     alone = arguments(["--mirror", "none"])
-    fitting.fit(alone, 15, 30)
+    fitting.fit(alone, 15, 0, 30)
     assert alone.batch == (15, 2)  # of as many people as there are

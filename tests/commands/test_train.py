@@ -116,7 +116,7 @@ def batch(example, people):
 def made(example, *arguments, devices=None):
     """A trainer of 10 people for these arguments."""
     args = example.arguments([*SMALL, *map(str, arguments)])
-    fitting.fit(args, 10, 20)
+    fitting.fit(args, 10, 0, 20)
     design = Design(args.encoder, args.embedding_size, (28, 23), tuple(args.image_size), 1)
     return example.Trainer(example.recipe_of(args), design, 10, devices)
 

@@ -68,7 +68,7 @@ def test_gradients_in_chunks_are_those_of_the_whole_batch(example, rng):
     gradients = []
     for more in ([], ["--chunk", "8"]):
         args = example.arguments([*SMALL, *more])
-        fitting.fit(args, 8, 16)
+        fitting.fit(args, 8, 0, 16)
         design = Design("tiny", 8, (16, 16), (16, 16), 3)
         trainer = example.Trainer(example.recipe_of(args), design, 8, jax.devices()[:2])
 
@@ -84,7 +84,7 @@ def test_gradients_in_chunks_are_those_of_the_whole_batch(example, rng):
 def trained(example, more, devices=1, steps=3):
     """The trainer after a few steps on 40 people, 8 of them in each batch."""
     args = example.arguments([*SMALL, "--loss", "cosface+sphereface2", *more])
-    fitting.fit(args, 40, 80)
+    fitting.fit(args, 40, 0, 80)
     trainer = example.Trainer(
         example.recipe_of(args), Design("tiny", 8, (16, 16), (16, 16), 3), 40, jax.devices()[:devices]
     )
