@@ -15,8 +15,8 @@ def fitting(people: int, lone: int, photographs: int) -> dict[str, Any]:
     A few people are learnt by heart in no time: what helps is to see them turned, zoomed, shifted and hidden a lot, and
     their mirror images as twice the people; a hundred steps more or less do not matter. Hundreds of people are enough
     to learn from, and strong changes only keep a small encoder from learning them: it sees weak ones, mirror images of
-    the same person, and each photograph EPOCHS times. Seen on ORL (20 people) and on LFW (620 and more; other folds than
-    those reported); nothing between was measured.
+    the same person, and each photograph EPOCHS times. Seen on ORL (20 people) and on LFW (620 people and more, other
+    folds than those reported); nothing between was measured.
     """
     if people <= FEW:
         return {
