@@ -9,8 +9,8 @@ FEW = 200  # people, up to whom each photograph and each mirrored face has to te
 BATCH, EPOCHS, LEAST_STEPS, MOST_STEPS = 64, 35, 1000, 20_000
 
 
-def fitting(people: int, lone: int, photographs: int) -> dict[str, Any]:
-    """Settings for so many people with several photographs, and with one, and all their photographs.
+def fitting(people: int, photographs: int) -> dict[str, Any]:
+    """Settings for so many people with several photographs, and so many photographs, of others too.
 
     A few people are learnt by heart in no time: what helps is to see them turned, zoomed, shifted and hidden a lot, and
     their mirror images as twice the people; a hundred steps more or less do not matter. Hundreds of people are enough
@@ -33,7 +33,7 @@ def fitting(people: int, lone: int, photographs: int) -> dict[str, Any]:
         "image_size": (56, 48),
         "mirror": "random",
         "augment": 0.4,
-        "batch": (24 if lone >= 16 else 32, 2),  # people with one photograph come beside them: BATCH in all
+        "batch": (BATCH // 2, 2),
         "steps": min(max(EPOCHS * photographs // BATCH, LEAST_STEPS), MOST_STEPS),
         "learning_rate": 2e-3,
     }
@@ -41,7 +41,7 @@ def fitting(people: int, lone: int, photographs: int) -> dict[str, Any]:
 
 def fit(args: argparse.Namespace, people: int, lone: int, photographs: int) -> str:
     """Fill in what the command line leaves open (None), and say in a line what that is."""
-    chosen = {name: value for name, value in fitting(people, lone, photographs).items() if getattr(args, name) is None}
+    chosen = {name: value for name, value in fitting(people, photographs).items() if getattr(args, name) is None}
     for name, value in chosen.items():
         setattr(args, name, value)
     if "batch" in chosen:

@@ -25,6 +25,8 @@ __all__ = [
     "fold_sizes",
     "in_memory",
     "is_a_number_of_people",
+    "last",
+    "learns_from_one",
     "load",
     "opened",
     "pairs_to_test",

@@ -1,5 +1,6 @@
 """The batches of a training, from any position on."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -48,23 +49,34 @@ class Batches:
 def _people_and_others(
     labels: np.ndarray, people: int, each: int, *, seed: int, epoch: int, shard: int, shards: int
 ) -> np.ndarray:
-    """P × K batches of the people with several photographs; where there are others, a third as many rows of them.
+    """P × K batches, of whose rows a quarter is of people with one photograph, where there are enough of these.
 
-    Of a person with one photograph a P × K batch would hold that one K times, which teaches nothing, and most people of
-    a collection may be such: alone in a row they are somebody else for everybody, and have a prototype of their own.
+    Of such a person a P × K batch would hold one photograph K times, which teaches little, and most people of a
+    collection may be such: alone in a row they are somebody else for everybody, and have a prototype of their own.
     """
     several = np.bincount(labels)[labels] > 1
-    if several.all():
-        return samplers.pk_batches(labels, people, each, seed=seed, epoch=epoch, shard=shard, shards=shards)
     places, lone = np.flatnonzero(several), np.flatnonzero(~several)
-    part = {"epoch": epoch, "shard": shard, "shards": shards}
-    pairs = places[samplers.pk_batches(labels[places], people, each, seed=seed, **part)]
-    rows = min(people * each // 3, len(lone)) // shards * shards
-    rng = np.random.default_rng([seed, epoch, 1])
-    rounds = -(-len(pairs) * rows // len(lone))
-    order = np.concatenate([rng.permutation(lone) for _ in range(rounds)]) if rounds else lone[:0]
-    drawn = order[: len(pairs) * rows].reshape(len(pairs), rows)
-    return np.concatenate([pairs, drawn[:, rows // shards * shard : rows // shards * (shard + 1)]], axis=1)
+    given = {"seed": seed, "epoch": epoch, "shard": shard, "shards": shards}
+    others = _in_place_of(people, len(lone) // each)
+    if not others:
+        return samplers.pk_batches(labels, people, each, **given)
+    pairs = places[samplers.pk_batches(labels[places], people - others, each, **given)]
+    rng, rows, count = np.random.default_rng([seed, epoch, 1]), others * each, len(pairs)
+    rounds = -(-count * rows // len(lone))
+    drawn = np.concatenate([rng.permutation(lone) for _ in range(rounds)])[: count * rows].reshape(count, rows)
+    return np.concatenate([pairs, drawn[:, shard * rows // shards : (shard + 1) * rows // shards]], axis=1)
+
+
+def _in_place_of(people: int, there: int) -> int:
+    """How many of the P people of a batch have only one photograph: a quarter at most, in equal parts for 8 processes.
+
+    Of an odd P it is as many as fewer processes can share.
+    """
+    most = min(people // 4, there)
+    parts = math.gcd(people, 8)
+    while parts > most > 0:
+        parts //= 2
+    return most // max(parts, 1) * parts
 
 
 def _shifted(sampler: Callable[..., np.ndarray], start: int, *, epoch: int, **part) -> np.ndarray:

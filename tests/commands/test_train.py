@@ -307,7 +307,7 @@ def test_a_list_of_pairs_without_folds_is_tested_whole(example, people, tmp_path
     write(mates + others)
     data = example.train_data.load(args)
     assert data.tested.people == [f"Person_{i}" for i in range(4)]
-    assert data.trained_on == [f"Person_{i}" for i in range(4, 9)]
+    assert data.trained_on == [f"Person_{i}" for i in range(4, 10)]
     assert set(data.pairs.fold) == set(range(1, 11)) and len(data.pairs.same) == 24
     results, *_ = example.evaluate(example.raw_pixels, data)
     assert (results["LFW accuracy"], results["LFW pairs"], results["LFW pairs, smallest fold"]) == (1, 24, 2)

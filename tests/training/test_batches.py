@@ -9,18 +9,18 @@ from metricjax import samplers
 from metricjax.training import batches
 
 LABELS = np.repeat(np.arange(30), [3] * 6 + [2] * 4 + [1] * 20).astype(np.int32)
-sampler = partial(batches._people_and_others, LABELS, 6, 2, seed=3)
+sampler = partial(batches._people_and_others, LABELS, 8, 2, seed=3)
 
 
-def test_without_people_of_one_photograph_it_is_the_sampler():
-    labels = LABELS[LABELS < 10]
+@pytest.mark.parametrize("labels", [LABELS[LABELS < 10], LABELS[LABELS < 11]], ids=["nobody", "one person"])
+def test_with_few_people_of_one_photograph_it_is_the_sampler(labels):
     given = {"seed": 3, "epoch": 2, "shard": 1, "shards": 2}
-    found = batches._people_and_others(labels, 6, 2, **given)
-    np.testing.assert_array_equal(found, samplers.pk_batches(labels, 6, 2, **given))
+    found = batches._people_and_others(labels, 8, 2, **given)
+    np.testing.assert_array_equal(found, samplers.pk_batches(labels, 8, 2, **given))
 
 
 @pytest.mark.parametrize("epoch", [0, 5])
-def test_a_third_as_many_rows_are_of_people_with_one_photograph(epoch):
+def test_a_quarter_of_the_rows_is_of_people_with_one_photograph(epoch):
     found = sampler(epoch=epoch, shard=0, shards=1)
     assert found.shape[1] == 12 + 4
     people, lone = LABELS[found[:, :12]], LABELS[found[:, 12:]]
@@ -39,7 +39,7 @@ def test_parts_are_those_of_the_whole():
     np.testing.assert_array_equal(np.concatenate([part[:, 6:] for part in parts], axis=1), whole[:, 12:])
 
 
-def test_fewer_people_of_one_photograph_than_rows():
-    labels = np.repeat(np.arange(9), [2] * 6 + [1] * 3)
-    assert batches._people_and_others(labels, 6, 2, seed=0, epoch=0, shard=0, shards=1).shape[1] == 12 + 3
-    assert batches._people_and_others(labels, 6, 2, seed=0, epoch=0, shard=0, shards=2).shape[1] == 6 + 1
+def test_how_many_people_of_a_batch():
+    found = {people: batches._in_place_of(people, 1000) for people in (1, 3, 4, 7, 12, 24, 32, 40, 100)}
+    assert found == {1: 0, 3: 0, 4: 1, 7: 1, 12: 2, 24: 4, 32: 8, 40: 8, 100: 24}
+    assert [batches._in_place_of(32, there) for there in (0, 1, 3, 7, 8, 99)] == [0, 1, 2, 4, 8, 8]
