@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from metricjax import sphere
 from metricjax.encoders.layers import PReLU, batch_norm, through
 
-__all__ = ["PlainConvNet"]
+__all__ = ["Layer", "PlainConvNet"]
 
 
 class Layer(nnx.Module):

@@ -49,7 +49,7 @@ class Batches:
 def _people_and_others(
     labels: np.ndarray, people: int, each: int, *, seed: int, epoch: int, shard: int, shards: int
 ) -> np.ndarray:
-    """P × K batches, of whose rows a quarter is of people with one photograph, where there are enough of these.
+    """P × K batches, of whose rows a quarter is of people with one photograph, where there are enough of either kind.
 
     Of such a person a P × K batch would hold one photograph K times, which teaches little, and most people of a
     collection may be such: alone in a row they are somebody else for everybody, and have a prototype of their own.
@@ -58,7 +58,7 @@ def _people_and_others(
     places, lone = np.flatnonzero(several), np.flatnonzero(~several)
     given = {"seed": seed, "epoch": epoch, "shard": shard, "shards": shards}
     others = _in_place_of(people, len(lone) // each)
-    if not others:
+    if not others or people - others > len(np.unique(labels[places])):
         return samplers.pk_batches(labels, people, each, **given)
     pairs = places[samplers.pk_batches(labels[places], people - others, each, **given)]
     rng, rows, count = np.random.default_rng([seed, epoch, 1]), others * each, len(pairs)
