@@ -3,9 +3,10 @@
 import argparse
 from typing import Any
 
-__all__ = ["FEW", "fit", "fitting"]
+__all__ = ["FEW", "LOSS", "fit", "fitting"]
 
 FEW = 200  # people, up to whom each photograph and each mirrored face has to teach as much as it can
+LOSS = "cosface+supcon"  # for any number of people: prototypes tell all of them apart, pairs those of a batch
 BATCH, EPOCHS, LEAST_STEPS, MOST_STEPS = 64, 35, 1000, 20_000
 
 
@@ -20,6 +21,7 @@ def fitting(people: int, photographs: int) -> dict[str, Any]:
     """
     if people <= FEW:
         return {
+            "loss": LOSS,
             "encoder": "small_resnet",
             "image_size": (64, 56),
             "mirror": "people",
@@ -29,6 +31,7 @@ def fitting(people: int, photographs: int) -> dict[str, Any]:
             "learning_rate": 1e-3,
         }
     return {
+        "loss": LOSS,
         "encoder": "plain_convnet",
         "image_size": (56, 48),
         "mirror": "random",

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from metricjax import encoders
 from metricjax.commands import command_line
+from metricjax.commands.fitting import LOSS
 from metricjax.trained.design import PIXELS
 from metricjax.training import loggers, losses_by_name
 
@@ -35,7 +36,7 @@ def arguments(argv=None) -> argparse.Namespace:
     args.out_is_given = args.out is not None
     args.out = args.out or command_line.dated_folder()
     try:
-        args.losses = losses_by_name.chosen_losses(args.loss, args.set)
+        args.losses = losses_by_name.chosen_losses(args.loss or LOSS, args.set)
         loggers.check(args.log)
     except (ValueError, ImportError) as error:
         parser.error(str(error))
@@ -79,7 +80,7 @@ def add_encoder(add: Callable) -> None:
 
 
 def add_training(add: Callable) -> None:
-    add("--loss", default="cosface+supcon", help="a loss of metricjax.losses, or several joined by +")
+    add("--loss", help=f"a loss of metricjax.losses, or several joined by +; {FITS}, now {LOSS}")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the loss")
     where = "of prototypes to the sphere: in the forward pass, after each update, or on the gradient too"
     add("--constraint", choices=losses_by_name.CONSTRAINTS, default="update", help=where)

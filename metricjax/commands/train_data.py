@@ -102,8 +102,7 @@ class Split(NamedTuple):
 
 def split(args, source: mj.data.Source, pairs: mj.data.Pairs | None) -> Split:
     """People of the pairs are tested on, or the last ones; of the others, the last ones are held back."""
-    people = len(source.people)
-    several = np.bincount(source.labels, minlength=people) > 1
+    several = np.bincount(source.labels, minlength=len(source.people)) > 1
     if pairs is not None:
         named = pairs.people()
         tested = np.array([name in named for name in source.people])

@@ -1,4 +1,4 @@
-"""Encoders in files that other programs run: StableHLO, which JAX alone reads back, and ONNX."""
+"""Encoders in files that other programs run: StableHLO, which JAX reads without metricjax, and ONNX."""
 
 import contextlib
 import logging
@@ -134,11 +134,9 @@ class ExportedEncoder(Encoder):
         super().__init__(None, mesh)
         self.content, self.exported = content, exported
         _, self.name, self.digest = exported.fun_name.split(" ")
-        (_, *photograph, self.channels), (_, self.embedding_size) = (
-            exported.in_avals[0].shape,
-            exported.out_avals[0].shape,
-        )
-        self.photograph = (photograph[0], photograph[1])
+        (images,), (embeddings,) = exported.in_avals, exported.out_avals
+        _, height, width, self.channels = images.shape
+        self.photograph, self.embedding_size = (height, width), embeddings.shape[1]
         self._called = jax.jit(exported.call)
 
     def apply(self, images: jax.Array) -> jax.Array:
@@ -157,8 +155,8 @@ def read(path: str | os.PathLike, mesh: Mesh | None = None) -> ExportedEncoder:
     content = pathlib.Path(path).read_bytes()
     try:
         exported = jax_export.deserialize(bytearray(content))
+        if exported.fun_name.startswith(f"{MAKER} "):
+            return ExportedEncoder(content, exported, mesh)
     except Exception as error:  # flatbuffers raises nearly every kind over what is none
         raise ValueError(f"{path} is no StableHLO that `metricjax.export` wrote, or a damaged one ({error})") from None
-    if not exported.fun_name.startswith(f"{MAKER} "):
-        raise ValueError(f"{path} holds {exported.fun_name}; wanted an encoder that `metricjax.export` wrote")
-    return ExportedEncoder(content, exported, mesh)
+    raise ValueError(f"{path} holds {exported.fun_name}; wanted an encoder that `metricjax.export` wrote")

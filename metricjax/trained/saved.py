@@ -31,7 +31,7 @@ def read(path: str | os.PathLike, mesh: Mesh | None = None) -> NetworkEncoder:
     """The encoder that `write` wrote; ValueError that names the file and what is wrong with it."""
     arrays = read_arrays(path)
     try:
-        design = design_of(_note(arrays, DESIGN), "its design")
+        design = design_of(_note(arrays, DESIGN) or {}, "its design")
         record = _note(arrays, RECORD)
     except ValueError as error:
         raise ValueError(f"{path} is not an encoder that `save` wrote ({error})") from None

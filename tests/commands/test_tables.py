@@ -34,7 +34,10 @@ def test_settings_fit_the_data():
     assert said.startswith("20 people to train on, 200 photographs: ")
     assert "--batch 40 2" in said and "--image-size 64 56" in said
     said = fitting.fit(many, 962, 1655, 4627)
-    assert said.startswith("962 people and 1655 with one photograph to train on, 4627 photographs: --encoder plain_con")
+    assert said.startswith(
+        "962 people and 1655 with one photograph to train on, 4627 photographs: --loss cosface+supcon"
+    )
+    assert "--encoder plain_convnet" in said and "--steps 2530" in said
     assert (many.steps, many.batch, many.augment) == (2530, (32, 2), 0.4)
     steps = [fitting.fitting(962, photographs)["steps"] for photographs in (200, 6400, 10**7)]
     assert steps == [1000, 3500, 20_000]

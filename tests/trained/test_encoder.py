@@ -138,6 +138,7 @@ def test_files_that_hold_no_encoder(encoder, tmp_path):
         "'name' is 'none'": {"design": json.dumps({**design, "name": "none"})},
         "its record is a list": {"record": "[]"},
         "it holds no design": {"design": 3},
+        "its design is damaged: it holds no 'name'": {"design": "null"},
         "holds an encoder that is not finite": {
             name: array * np.nan for name, array in arrays.items() if "head" in name and "kernel" in name
         },
