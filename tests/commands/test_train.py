@@ -44,8 +44,8 @@ SMALL = [
 def example():
     from metricjax.commands import train as train_faces
 
-    train_faces.LOG_EVERY = 2
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_faces, "LOG_EVERY", 2)
         on = mesh.data_mesh  # one device, unless a test says otherwise: what is small is faster so
         patch.setattr(mesh, "data_mesh", lambda devices=None: on(devices or jax.devices()[:1]))
         yield train_faces

@@ -477,6 +477,15 @@ def test_without_the_extra(serve, monkeypatch):
     assert 'python -m pip install "metricjax[serve]"' in serve()
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_other_addresses_are_told_of_and_signals_end_it(server, recognizer, number):
     told = []
