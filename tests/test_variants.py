@@ -1,6 +1,5 @@
 """Many variants in one program give what each gives alone; and convolutions as products are convolutions."""
 
-import contextlib
 import dataclasses
 
 import jax
@@ -15,6 +14,7 @@ import metricjax as mj
 from metricjax import variants
 from metricjax.encoders import SmallConvNet, conv_by_products
 from metricjax.variants import Task, Variant
+from tests.helpers.compilations import compilations
 
 PEOPLE, EACH, SIZE = 6, 4, 5
 STEPS, EVERY = 7, 3
@@ -140,22 +140,6 @@ def test_auto_takes_a_size_that_exists(alone):
     assert found.at_once in (1, 4)  # four variants of one loss, too few for 8
     assert found.seconds["measuring"] > 0
     assert_same(found, alone)
-
-
-@contextlib.contextmanager
-def compilations():
-    """The names of the programs that are compiled meanwhile."""
-    names = []
-
-    def listen(event, duration, **given):
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(given["fun_name"])
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield names
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize("at_once", [1, 2])

@@ -307,7 +307,3 @@ def main(argv=None) -> dict:
     figure(results, baseline).savefig(args.out / "compare_losses.png", dpi=130)
     print(f"\n{table(results, baseline)}\n\n{report['seconds']:.0f} s; json and figure are in {args.out}")
     return report
-
-
-if __name__ == "__main__":
-    main()

@@ -195,7 +195,3 @@ def main(argv=None) -> dict[str, float | int | None]:
     table = "\n".join(tables.line(name, value, digits=4) for name, value in numbers.items())
     print(f"{table}\n\n{seconds:.0f} s; report.html and metrics.json are in {args.out}")
     return numbers
-
-
-if __name__ == "__main__":
-    main()

@@ -248,13 +248,10 @@ def at_fpir(args, people: gallery_file.People, embeddings: np.ndarray, names: np
 
 
 def serve(args) -> None:
-    try:
-        from metricjax.recognition import server
-    except ImportError as error:  # it says which extra to install
-        sys.exit(f"metricjax recognize: {error}")
+    from metricjax.recognition import server  # of an extra of its own
+
     with server.bound(args.host, args.port) as at:  # before anything that takes long
-        if not args.gallery.absolute().parent.is_dir():
-            raise ValueError(f"{args.gallery} is in no folder; wanted one that exists")
+        gallery_file.check_folder(args.gallery)
         people = gallery_file.read(args.gallery) if args.gallery.exists() else None
         recognizer = Recognizer(encoder_for(args, people), args.gallery, args.checkpoint, args.threshold)
         recognizer.ready()
@@ -317,9 +314,5 @@ def main(argv=None) -> None:
     args = arguments(argv)
     try:
         args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # the last says which extra to install
         sys.exit(f"metricjax recognize: {error}")
-
-
-if __name__ == "__main__":
-    main()

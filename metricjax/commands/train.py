@@ -282,7 +282,3 @@ def write(out: pathlib.Path, report: dict, data: train_data.Data, embeddings, sc
         }
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=120)
-
-
-if __name__ == "__main__":
-    main()

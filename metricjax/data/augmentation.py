@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-AUGMENTATION = {"turn": 0.2, "zoom": 0.15, "shift": 0.1, "light": 0.2, "hide": 0.5}  # limits, see `augmented`
+AUGMENTATION = {"turn": 0.2, "zoom": 0.15, "shift": 0.1, "hide": 0.5}  # limits of moving and hiding, see `augmented`
 
 
 class Pixels(NamedTuple):
@@ -85,7 +85,7 @@ def augmented(
     turn: float = AUGMENTATION["turn"],
     zoom: float = AUGMENTATION["zoom"],
     shift: float = AUGMENTATION["shift"],
-    light: float = AUGMENTATION["light"],
+    light: float = 0.2,
     hide: float = AUGMENTATION["hide"],
     mirror: bool = False,
 ) -> Float[Array, "n h w c"]:

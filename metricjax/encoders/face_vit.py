@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from metricjax import sphere
 from metricjax.encoders.layers import batch_norm, through
-from metricjax.encoders.transformer import Block, layer_norm
+from metricjax.encoders.transformer import Block, layer_norm, sized
 from metricjax.ground.numerics import widen
 
 __all__ = ["PATCH", "SIZES", "FaceViT"]
@@ -57,11 +57,7 @@ class FaceViT(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        if isinstance(size, str) and size not in SIZES:
-            raise ValueError(f"size is {size!r}; wanted one of {', '.join(SIZES)}, or (width, depth, heads)")
-        wide, depth, heads = SIZES[size] if isinstance(size, str) else size
-        if wide % heads:
-            raise ValueError(f"size is {size}; wanted a width that {heads} heads divide, not {wide}")
+        wide, depth, heads = sized(size, SIZES)
         height, width, channels = image_shape
         tokens = (height // PATCH) * (width // PATCH)
         if tokens == 0:

@@ -1,5 +1,6 @@
 """What vision transformers are made of."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -9,7 +10,7 @@ from jax.nn.initializers import normal
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-__all__ = ["ACTIVATIONS", "Block", "gelu", "layer_norm", "quick_gelu"]
+__all__ = ["ACTIVATIONS", "Block", "gelu", "layer_norm", "quick_gelu", "sized"]
 
 layer_norm = partial(nnx.LayerNorm, use_fast_variance=False)  # or the variance of large numbers cancels
 
@@ -25,6 +26,16 @@ def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu, "relu6": jax.nn.relu6}
+
+
+def sized(size: str | tuple[int, int, int], known: Mapping[str, tuple[int, int, int]]) -> tuple[int, int, int]:
+    """Width, depth and heads, given or by one of the `known` names."""
+    if isinstance(size, str) and size not in known:
+        raise ValueError(f"size is {size!r}; wanted one of {', '.join(known)}, or (width, depth, heads)")
+    wide, depth, heads = known[size] if isinstance(size, str) else size
+    if wide % heads:
+        raise ValueError(f"size is {size}; wanted a width that {heads} heads divide, not {wide}")
+    return wide, depth, heads
 
 
 class Block(nnx.Module):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from metricjax import sphere
 from metricjax.encoders.layers import through
-from metricjax.encoders.transformer import ACTIVATIONS, Block, layer_norm
+from metricjax.encoders.transformer import ACTIVATIONS, Block, layer_norm, sized
 from metricjax.ground.numerics import widen
 
 __all__ = ["SIZES", "ViT"]
@@ -76,11 +76,7 @@ class ViT(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        if isinstance(size, str) and size not in SIZES:
-            raise ValueError(f"size is {size!r}; wanted one of {', '.join(SIZES)}, or (width, depth, heads)")
-        wide, depth, heads = SIZES[size] if isinstance(size, str) else size
-        if wide % heads:
-            raise ValueError(f"size is {size}; wanted a width that {heads} heads divide, not {wide}")
+        wide, depth, heads = sized(size, SIZES)
         if pooling not in ("class", "mean"):
             raise ValueError(f"pooling is {pooling!r}; wanted 'class' or 'mean'")
         if activation not in ACTIVATIONS:

@@ -21,7 +21,7 @@ from metricjax.ground.names import printable
 from metricjax.prototypes import add_classes
 from metricjax.search.gallery import ARRAYS, Gallery, of_arrays
 
-__all__ = ["UNKNOWN", "People", "alone", "change", "check", "name_of", "read", "write"]
+__all__ = ["UNKNOWN", "People", "alone", "change", "check", "check_folder", "name_of", "read", "write"]
 
 CAPACITY = 64  # places of a new gallery
 FEWEST = 16  # rows enrolled at a time: batches are filled up to this, or to a power of 2, so that few sizes compile
@@ -134,6 +134,12 @@ def write(path: pathlib.Path, people: People) -> None:
     write_arrays(path, held)
 
 
+def check_folder(path: pathlib.Path) -> None:
+    """ValueError where the folder that the file, or what it is a link to, lies in does not exist."""
+    if not beside(path, "lock").parent.is_dir():
+        raise ValueError(f"{path} is in no folder; wanted one that exists")
+
+
 @contextlib.contextmanager
 def alone(path: pathlib.Path) -> Iterator[None]:
     """Hold the gallery between reading and writing: other processes that ask for the same have to wait.
@@ -142,9 +148,8 @@ def alone(path: pathlib.Path) -> Iterator[None]:
     with its process, however that dies. Processes of several hosts exclude each other where their shared folder has
     such locks (`flock`: NFS 4 and CephFS do, unless they are mounted without).
     """
+    check_folder(path)
     at = beside(path, "lock")  # one lock, whatever link leads to the file
-    if not at.parent.is_dir():
-        raise ValueError(f"{path} is in no folder; wanted one that exists")
     lock = filelock.FileLock(at, timeout=PATIENCE)
     try:
         lock.acquire()

@@ -36,6 +36,8 @@ __all__ = ["Encoder", "NetworkEncoder", "embedded"]
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as Pillow has it
 ROWS = (1, 16, 128)  # of a batch, filled up to one of these: nothing is compiled for other numbers
 
+FEW = 10  # batches of images that take no time to speak of
+
 Photograph = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
@@ -147,7 +149,8 @@ class Encoder:
         if images.shape[1:3] != tuple(self.photograph):
             raise ValueError(f"images are {images.shape[1:3]} in height and width; wanted {tuple(self.photograph)}")
         found = np.zeros((len(images), self.embedding_size), np.float32)
-        for start in range(0, len(images), ROWS[-1]):
+        starts = range(0, len(images), ROWS[-1])
+        for start in tqdm(starts, "embedding", unit=" batches", leave=False, disable=len(starts) < FEW):
             found[start : start + ROWS[-1]] = self._padded(images[start : start + ROWS[-1]])
         if not np.all(np.isfinite(found)):
             raise ValueError(f"the encoder {self.name} makes embeddings that are not finite")

@@ -110,7 +110,7 @@ class Trainer:
     def _step(self, state, number, images, labels):
         """One update; everything random is a function of the seed and the step's number."""
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), number)
-        amounts = {name: self.recipe.augment * limit for name, limit in AUGMENTATION.items() if name != "light"}
+        amounts = {name: self.recipe.augment * limit for name, limit in AUGMENTATION.items()}
         images = mj.data.augmented(key, self.design.seen(images), mirror=self.recipe.mirror == "random", **amounts)
         gradient_of = jax.value_and_grad(self.loss, has_aux=True)
         sampled = self._sampled(key, labels)

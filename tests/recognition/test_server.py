@@ -1,6 +1,5 @@
 """`metricjax recognize serve`: what it answers, whom it refuses, and a gallery that others change meanwhile."""
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers.compilations import compilations
 from tests.helpers.people import write_people
 from tests.helpers.projection import Projection
 
@@ -168,22 +168,6 @@ def test_what_is_in_memory_is_not_read_again(client, people, gallery_file, monke
     monkeypatch.setattr(gallery_file, "read", None)
     assert client.post("/identify", **form(photograph(people, 0))).json["answers"][0]["name"] == "Ada"
     assert enrolled(client) == {"Ada": 1}
-
-
-@contextlib.contextmanager
-def compilations():
-    """The names of the programs that are compiled meanwhile."""
-    names = []
-
-    def listen(event, duration, **given):
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(given["fun_name"])
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield names
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_nothing_is_compiled_as_people_come_and_go(client, people, recognizer):
