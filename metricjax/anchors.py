@@ -17,7 +17,7 @@ from typing import Any, Literal, TypedDict, Unpack, cast
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from metricjax.engine.anchors import Batch, DeferredLoss, over_all_anchors, run_or_defer
 from metricjax.engine.implementations import Settings, sweeps_towers
@@ -59,7 +59,9 @@ class AnchorOptions(TypedDict, total=False):
         that exists and holds NaN or infinity makes the loss and its gradient NaN.
     weights: [n], multiplies each anchor's total and count.
     references, reference_labels, reference_where: the columns [m, d], [m], [m], where they are not the batch itself.
-        An anchor's own column is left out only without them.
+    reference_ids: [m] ints, which row of the batch each reference is, −1 for none; rows are counted over all devices. A
+        row is never compared with itself: without references its own column is left out, and of references those that
+        are it. By default none is. `mj.memory` makes all four of a batch and a memory bank.
     same: `same(a, b)` says whether two labels match; default equality. It returns a boolean, or two: whether the pair
         is a positive one and whether a negative one (a pair that is neither is left out). With it, labels may have any
         dtype and trailing shape; `mj.relations` has multi-hot labels, hierarchies, cameras and ignored labels.
@@ -94,6 +96,7 @@ class AnchorOptions(TypedDict, total=False):
     references: Float[Array, "m d"] | None
     reference_labels: Shaped[Array, "m ..."] | None
     reference_where: Bool[Array, " m"] | None
+    reference_ids: Integer[Array, " m"] | None
     same: Callable[[Array, Array], Array | tuple[Array, Array]] | None
     miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None
     reduction: Callable[[Mean], Any]

@@ -17,7 +17,7 @@ FLOORS = (
     {"anchors"},
     {"prototypes"},
     {"losses"},
-    {"compose", "search"},
+    {"compose", "memory", "search"},
     {"clusters", "metrics"},
     {"data", "encoders", "plots", "transforms", "variants"},
     {"trained"},
@@ -25,7 +25,7 @@ FLOORS = (
     {"commands"},
     {"__main__"},
 )
-ENGINE_IS_FOR = {"anchors", "prototypes", "losses", "metrics", "search", "clusters", "mining", "compose"}
+ENGINE_IS_FOR = {"anchors", "prototypes", "losses", "metrics", "search", "clusters", "mining", "compose", "memory"}
 COLLECTIVES = {"all_gather", "all_to_all", "axis_index", "axis_size", "pcast", "pmax", "pmean", "pmin", "ppermute"}
 COLLECTIVES |= {"psum", "psum_scatter"}
 

@@ -13,6 +13,7 @@ __all__ = [
     "Listing",
     "photographs_in",
     "photographs_in_or_of_people",
+    "photographs_of_classes",
     "photographs_of_people",
     "reported",
 ]
@@ -94,6 +95,24 @@ def photographs_in_or_of_people(folder: str | pathlib.Path) -> Listing:
     """`photographs_in` of a folder that holds photographs itself, else `photographs_of_people`."""
     directly = _photographs(_folder(folder, "one of images"), "", _Over())
     return photographs_in(folder) if directly else photographs_of_people(folder)
+
+
+def photographs_of_classes(folder: str | pathlib.Path) -> Listing:
+    """`photographs_of_people` of a folder or, where that has folders in SUPER-CLASS/CLASS, of each super-class."""
+    folder = _folder(folder, "one with a sub-folder of images for each class")
+    above = [folder / entry.name for entry in _entries(folder) if _not_a_person(entry) is None]
+    deep = [one for one in above if any(_not_a_person(entry) is None for entry in _entries(one))]
+    if not deep:
+        return photographs_of_people(folder)
+    files, over, without = [], _Over(), []
+    for one in above:
+        listed = photographs_of_people(one)
+        files += listed.files
+        without += [f"{one.name}/{name}" for name in listed.without]
+        for reason, names in listed.passed_over.items():
+            for name in names:
+                over.add(reason, f"{one.name}/{name}")
+    return Listing(folder, files, over, without)
 
 
 class _Over(dict[str, list[str]]):

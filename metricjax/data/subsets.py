@@ -7,7 +7,7 @@ import numpy as np
 from metricjax.data.people import of_chosen
 from metricjax.data.photographs import Source
 
-__all__ = ["mirrored", "of_people"]
+__all__ = ["mirrored", "of_people", "superlabels"]
 
 
 def of_people(source: Source, chosen: np.ndarray) -> Source:
@@ -21,6 +21,12 @@ def mirrored(source: Source) -> Source:
     With few people to learn from, that doubles what there is to tell apart.
     """
     return _Mirrored(source)
+
+
+def superlabels(source: Source) -> np.ndarray | None:
+    """The super-class of each image, where classes are named "SUPER-CLASS/CLASS"; None where any has none."""
+    above = [name.rpartition("/")[0] for name in source.people]
+    return np.unique(above, return_inverse=True)[1][source.labels] if all(above) else None
 
 
 class _OfPeople:

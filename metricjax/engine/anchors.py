@@ -37,6 +37,7 @@ class Batch(NamedTuple):
     references: Array | None = None
     reference_labels: Array | None = None
     reference_where: Array | None = None
+    reference_ids: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _given(how: Settings, score: Pairwise, batch: Batch, hyper: tuple) -> Given:
 
 def _without_empty_sides(batch: Batch) -> Batch:
     """The batch, with a row that does not exist on each empty side: no arithmetic has to deal with empty sides."""
-    rows, columns = ("embeddings", "labels", "weights"), ("references", "reference_labels")
+    rows, columns = ("embeddings", "labels", "weights"), ("references", "reference_labels", "reference_ids")
     arrays = batch._asdict()
     for names, where in ((rows, "where"), (columns, "reference_where")):
         if arrays[names[0]] is not None and not len(arrays[names[0]]):
@@ -142,15 +143,20 @@ def _sides(score: Pairwise, batch: Batch, axis_name):
     n, everywhere = len(batch.embeddings), devices.count(axis_name)
     gathered = partial(of_all, axis=axis_name)
     present = lambda where, n: jnp.ones(n * everywhere, bool) if where is None else gathered(where)
-    ids, own = jnp.arange(n * everywhere, dtype=jnp.int32), devices.row_ids(n, axis_name)
+    own = devices.row_ids(n, axis_name)
     x = score.embed(existing(widen(batch.embeddings), batch.where))
     row = Side(batch.labels, jnp.ones(n, bool) if batch.where is None else batch.where, own)
     weights = jnp.ones(n, x.dtype) if batch.weights is None else batch.weights.astype(x.dtype)
     if batch.references is None:
+        ids = jnp.arange(n * everywhere, dtype=jnp.int32)
         return x, gathered(x), row, Side(gathered(batch.labels), present(batch.where, n), ids), weights
     columns = gathered(score.embed(existing(batch.references.astype(x.dtype), batch.reference_where)))
     labels, where = gathered(jnp.asarray(batch.reference_labels)), present(batch.reference_where, len(batch.references))
-    return x, columns, row, Side(labels, where, -1 - jnp.arange(len(columns), dtype=jnp.int32)), weights
+    ids = -1 - jnp.arange(len(columns), dtype=jnp.int32)  # no row's
+    if batch.reference_ids is not None:
+        of_rows = gathered(jnp.asarray(batch.reference_ids).astype(jnp.int32))
+        ids = jnp.where(of_rows < 0, ids, of_rows)
+    return x, columns, row, Side(labels, where, ids), weights
 
 
 def _panel_height(how: Settings, batch: Batch, heavy: bool) -> Size | None:

@@ -49,6 +49,7 @@ def in_order_of_class(row: Side, column: Side) -> tuple[Side, Side]:
     order = jnp.argsort(labels).astype(jnp.int32)
     ends = [jnp.searchsorted(labels[order], row.labels.astype(common), side=side) for side in ("left", "right")]
     place = jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=jnp.int32))
+    # Where a row stands at its own number it is skipped; elsewhere among references, lists leave it out by its id.
     own = jnp.where(column.ids[row.ids] == row.ids, place[row.ids], len(order))
     return row._replace(span=jnp.stack([*ends, own], axis=-1)), column._replace(order=order)
 
@@ -60,7 +61,8 @@ def listed_positives(row: Side, column: Side, which: Int[Array, " p"]) -> tuple[
     at = first + which[None]
     at = jnp.where(at >= own, at + 1, at)
     index = column.order[jnp.minimum(at, len(column.order) - 1)]
-    return index, (at < end) & row.where[:, None] & column.where[index]
+    another = column.where[index] & (column.ids[index] != row.ids[:, None])
+    return index, (at < end) & row.where[:, None] & another
 
 
 def with_short_lists(f: Callable[[Side, Side], Any], row: Side, column: Side, lengths: tuple[int, ...]) -> Any:

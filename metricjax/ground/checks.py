@@ -123,7 +123,7 @@ def check_per_row(name: str, a: Any, rows: int, kind: type = jnp.bool_) -> None:
     if a is None:
         return
     check_array(name, a, "an array with one value per row")
-    wanted = "booleans" if kind is jnp.bool_ else "floats"
+    wanted = {jnp.bool_: "booleans", jnp.integer: "integers"}.get(kind, "floats")
     if a.shape != (rows,):
         raise ValueError(f"{name} has shape {a.shape}; wanted ({rows},), one value per row")
     if not jnp.issubdtype(a.dtype, kind):
@@ -140,6 +140,7 @@ def check_batch(
     reference_where: Any,
     same: Callable | None,
     block_size: int | str | None,
+    reference_ids: Any = None,
 ) -> None:
     """The arguments of a pair-based loss fit together."""
     check_order(labels, embeddings=embeddings)
@@ -149,8 +150,9 @@ def check_batch(
     check_per_row("where", where, n)
     check_per_row("weights", weights, n, jnp.floating)
     if references is None:
-        if reference_labels is not None or reference_where is not None:
-            raise TypeError("reference_labels and reference_where describe references; wanted references with them")
+        given = {"_labels": reference_labels, "_where": reference_where, "_ids": reference_ids}
+        if names := [f"reference{name}" for name, a in given.items() if a is not None]:
+            raise TypeError(f"{' and '.join(names)} describe references; wanted references with them")
     else:
         check_rows("references", references, d)
         if reference_labels is None:
@@ -159,6 +161,7 @@ def check_batch(
         if reference_labels.shape[1:] != labels.shape[1:] and same is None:
             raise ValueError(f"reference_labels has shape {reference_labels.shape}, labels {labels.shape}; they differ")
         check_per_row("reference_where", reference_where, len(references))
+        check_per_row("reference_ids", reference_ids, len(references), jnp.integer)
     if not (block_size is None or block_size == "auto" or (isinstance(block_size, int) and block_size > 0)):
         raise ValueError(f"block_size is {block_size!r}; wanted 'auto', None or a positive int")
 

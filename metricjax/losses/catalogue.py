@@ -235,7 +235,8 @@ class Argument:
 ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
     {
         **dict.fromkeys(("embeddings", "x", "y", "references"), Argument("row", features=True)),
-        **dict.fromkeys(("labels", "where", "weights", "reference_labels", "reference_where"), Argument("row")),
+        **dict.fromkeys(("labels", "where", "weights"), Argument("row")),
+        **dict.fromkeys(("reference_labels", "reference_where", "reference_ids"), Argument("row")),
         **dict.fromkeys(("prototypes", "centers"), Argument("class", features=True)),
         **dict.fromkeys(("classes", "bias"), Argument("class")),
     }

@@ -66,7 +66,7 @@ def centroid_triplet(
     2.5
     """
     check_average(average)
-    made = ("references", "reference_labels", "reference_where", "same")
+    made = ("references", "reference_labels", "reference_where", "reference_ids", "same")
     refuse_options("centroid_triplet makes its references out of the batch's classes", options, *made)
     check_rows("embeddings", embeddings)
     check_labels("labels", labels, len(embeddings))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,16 +25,13 @@ class Batches:
         self, recipe: Recipe, source: data.Source, position: dict[str, int] | None = None, *, workers: int = 0
     ):
         self.next_index = 0 if position is None else position["next_index"]
-        if len(recipe.batch) == 1:
-            sampler = partial(samplers.uniform_batches, len(source), *recipe.batch, seed=recipe.seed)
-        else:
-            people, each = recipe.batch
-            sampler = partial(_people_and_others, source.labels, people, each, seed=recipe.seed)
+        sampler = _sampler(recipe, source)
         if self.next_index:
             sampler = partial(_shifted, sampler, self.next_index)
         part = {"shard": jax.process_index(), "shards": jax.process_count()}
         try:
             self._batches = data.batches(source, sampler, workers=workers, **part)
+            self.per_epoch = len(sampler(epoch=0, **part))
         except ValueError as error:  # the sampler's: more people than there are, or parts that are not equal
             raise ValueError(f"--batch: {error}") from None
 
@@ -44,6 +42,24 @@ class Batches:
 
     def get_state(self) -> dict[str, int]:
         return {"next_index": self.next_index}
+
+
+def _sampler(recipe: Recipe, source: data.Source) -> Callable[..., np.ndarray]:
+    """Batches of an epoch, as the recipe wants them."""
+    seeded: dict[str, Any] = {"seed": recipe.seed}
+    labels = source.labels
+    match recipe.batch:
+        case (images,):
+            return partial(samplers.uniform_batches, len(source), images, **seeded)
+        case (people, each) if recipe.class_power is not None:
+            seeded |= {"power": recipe.class_power, "per_class": each}
+            return partial(samplers.weighted_batches, labels, people * each, **seeded)
+        case (people, each):
+            return partial(_people_and_others, labels, people, each, **seeded)
+    superlabels = data.superlabels(source)
+    if superlabels is None:
+        raise ValueError(f"--batch is {recipe.batch}; wanted two numbers at most, as there are no super-classes here")
+    return partial(samplers.hierarchical_batches, labels, superlabels, *recipe.batch, **seeded)
 
 
 def _people_and_others(

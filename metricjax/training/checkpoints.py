@@ -127,7 +127,8 @@ def identity(trainer: Trainer, people: dict | None = None) -> dict:
     word = lambda value: getattr(value, "__name__", str(value))
     named = {name: {k: word(v) for k, v in hyper.items()} for name, hyper in recipe.losses.items()}
     made = {"people": trainer.classes, "losses": named, **dataclasses.asdict(trainer.design)}
-    for key in ("batch", "steps", "seed", "learning_rate", "constraint", "mirror", "augment", "sampled_classes"):
-        made[key] = getattr(recipe, key)
+    names = ["batch", "steps", "seed", "learning_rate", "constraint", "mirror", "augment", "sampled_classes"]
+    names += ["class_power", "miner", "bank", "bank_from"]
+    made |= {name: getattr(recipe, name) for name in names}
     made["photographs"] = None if people is None else people["digest"]  # and so who is tested on
     return json.loads(json.dumps(made))  # as it comes back from a checkpoint

@@ -93,6 +93,19 @@ def value_of(text: str):
     return float(value) if type(value) is int else value
 
 
+def miner_of(text: str):
+    """A miner by its name, with settings after a colon: "multi_similarity", "multi_similarity:epsilon=0.2"."""
+    name, _, settings = text.partition(":")
+    known = [name for name in mj.mining.__all__ if getattr(vars(mj.mining)[name], "makes", None) == "miner"]
+    if name not in known:
+        raise ValueError(f"--miner {name} is unknown; wanted one of {', '.join(known)}")
+    parts = [part.partition("=") for part in settings.split(",") if part]
+    try:
+        return vars(mj.mining)[name](**{key: value_of(value) for key, _, value in parts})
+    except TypeError as error:
+        raise ValueError(f"--miner {text}: {error}") from None
+
+
 def heads(losses: dict, classes: int, size: int, key, rows: int | None = None) -> dict:
     """{name: what of a class-based loss is learnt}: prototypes on the sphere, and the bias where papers learn it.
 
@@ -130,12 +143,23 @@ def kept(losses: dict, classes: int, size: int, rows: int | None = None) -> dict
 
 
 def total_loss(
-    losses: dict, embeddings, labels, made: dict, carried: dict, number, key, *, classes: int, sampled=None, mesh=None
+    losses: dict,
+    embeddings,
+    labels,
+    made: dict,
+    carried: dict,
+    number,
+    key,
+    *,
+    classes: int,
+    sampled=None,
+    mesh=None,
+    of_pairs: dict | None = None,
 ):
     """The sum of the losses at step `number`, and what is carried on; embeddings come unnormalised.
 
     Over a mesh, rows of embeddings are split over its axis "data", and so are prototypes, by class. If classes are
-    `sampled`, `made` has their rows only.
+    `sampled`, `made` has their rows only. `of_pairs` are options of the losses that compare embeddings with each other.
     """
     total, carried = 0.0, dict(carried)
     for i, (name, hyper) in enumerate(losses.items()):
@@ -145,6 +169,7 @@ def total_loss(
         x = embeddings if as_it_is else mj.sphere.project(embeddings)
         given = {**hyper, **made.get(name, {}), **({"num_classes": classes} if entry.kind == "classes" else {})}
         given |= {} if sampled is None or name not in made else {"classes": sampled}
+        given |= (of_pairs or {}) if entry.kind == "pairs" else {}
         if "key" in entry.takes:
             given["key"] = jax.random.fold_in(key, i)
         if "annealing" in parameters(name) and "annealing" not in hyper:

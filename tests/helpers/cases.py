@@ -74,14 +74,16 @@ class PairCase(NamedTuple):
         return value[0] if self.loss is mj.losses.dynamic_soft_margin else value
 
     def expected(
-        self, z, y, w=None, references=None, reference_labels=None, reference_where=None, same=None, mined=None, **hyper
-    ):
+        self, z, y, w=None, references=None, reference_labels=None, reference_where=None, reference_ids=None,
+        same=None, mined=None, **hyper,
+    ):  # fmt: skip
         """The oracle's value; `mined(distance)` says which negatives are kept."""
         same = self.same or same
         related = {} if same is None else {"same": same}
+        ids = {} if reference_ids is None else {"reference_ids": _array(reference_ids)}
         z, y, others, other_labels = (_array(a) for a in (z, y, references, reference_labels))
         columns = (z, y, w) if references is None else (others, other_labels, _array(reference_where))
-        positives, negatives = oracle.neighbours(y, w, other_labels, _array(reference_where), **related)
+        positives, negatives = oracle.neighbours(y, w, other_labels, _array(reference_where), **related, **ids)
         scores = oracle.matrix(self.measure, z, columns[0])
         if mined is not None:
             distances = 1 - scores if self.measure in ("cosine_similarity", "dot") else scores

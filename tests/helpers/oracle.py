@@ -57,15 +57,18 @@ def matrix(measure, x, y):
     return np.array([[MEASURES[measure](a, b) for b in y] for a in x]).reshape(len(x), len(y))
 
 
-def neighbours(labels, where=None, reference_labels=None, reference_where=None, same=lambda a, b: a == b):
+def neighbours(
+    labels, where=None, reference_labels=None, reference_where=None, same=lambda a, b: a == b, reference_ids=None
+):
     """For each anchor, the columns that are its positives and its negatives."""
     itself = reference_labels is None
     others = labels if itself else reference_labels
     exists = np.ones(len(labels), bool) if where is None else where
     there = exists if itself else (np.ones(len(others), bool) if reference_where is None else reference_where)
+    ids = np.arange(len(labels)) if itself else np.full(len(others), -1) if reference_ids is None else reference_ids
     positives, negatives = [], []
     for i in range(len(labels)):
-        columns = [j for j in range(len(others)) if exists[i] and there[j] and not (itself and i == j)]
+        columns = [j for j in range(len(others)) if exists[i] and there[j] and ids[j] != i]
         positives.append([j for j in columns if same(labels[i], others[j])])
         negatives.append([j for j in columns if not same(labels[i], others[j])])
     return positives, negatives
