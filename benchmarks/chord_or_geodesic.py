@@ -32,9 +32,8 @@ import metricjax as mj
 from benchmarks import faces
 from benchmarks.chord_geometry import CONSTRAINTS, DISTANCES, margin, triplet
 from benchmarks.report import save
-from benchmarks.statistics import holm, mean_and_half_width, paired_t, wilson
 from metricjax import variants
-from metricjax.variants import Variant
+from metricjax.variants import Variant, holm, mean_and_half_width, paired_t, wilson
 
 MINING = {
     "batch-hard": mj.mining.batch_hard,
@@ -79,7 +78,7 @@ def cells(found: Found, strengths: list[float], mining: list[str]) -> list[dict]
             name: mean_and_half_width(found[name][s, d, m, c].mean(axis=0)) for name in ("EER", "MAP@R", "recall@1")
         }
         fallen = found["collapsed"][s, d, m, c]
-        row |= {"collapsed": float(fallen.mean()), "collapsed, 95 %": wilson(fallen.sum(), fallen.size)}
+        row |= {"collapsed": float(fallen.mean()), "collapsed, 95 %": wilson(int(fallen.sum()), fallen.size)}
         rows.append(row | {"lowest spread": float(found["lowest spread"][s, d, m, c].mean())})
     return rows
 
@@ -126,7 +125,7 @@ def plot(found: Found, strengths: list[float], mining: list[str]) -> Figure:
         mean, half = mean_and_half_width(runs.mean(axis=0))
         above.errorbar(place, mean, half, fmt="_", color=color, ms=12, capsize=3, label=None if d else CONSTRAINTS[c])
         fallen = found["collapsed"][s, d, m, c]
-        share, (low, high) = float(fallen.mean()), wilson(fallen.sum(), fallen.size)
+        share, (low, high) = float(fallen.mean()), wilson(int(fallen.sum()), fallen.size)
         below.bar(place, share, 0.22, color=color)
         below.errorbar(place, share, [[share - low], [high - share]], fmt="none", color="0.3", capsize=2, lw=1)
         below.set(ylim=(0, 1), xticks=range(len(DISTANCES)), xticklabels=list(DISTANCES))

@@ -41,9 +41,9 @@ from benchmarks.chord_geometry import (
 )  # fmt: skip
 from benchmarks.faces import COLLAPSED
 from benchmarks.report import save
-from benchmarks.statistics import holm, mean_and_half_width, wilcoxon, wilson
 from metricjax import variants
 from metricjax.ground.numerics import normalize
+from metricjax.variants import holm, mean_and_half_width, wilcoxon, wilson
 
 ANGLES = (0.2, 0.45, 0.9)  # 0.45 is FaceNet's margin of 0.2, where positives coincide
 REFERENCES = ("near", "far")  # where margins are matched: at coinciding positives, or around a right angle
@@ -151,7 +151,7 @@ def summaries(rows: list[dict], found: dict[str, np.ndarray], tuned: dict[str, n
         count, steps = here["steps"].size, here["steps"][np.isfinite(here["steps"])]
         row = {"start": named(start), by: shown(by, value), "distance": distance, "runs": count}
         for name in ("no active triplet", "in order", "collapsed"):
-            row |= {name: float(here[name].mean()), f"{name}, 95 %": wilson(here[name].sum(), count)}
+            row |= {name: float(here[name].mean()), f"{name}, 95 %": wilson(int(here[name].sum()), count)}
         row["steps"] = float(np.median(here["steps"])) if 2 * len(steps) > count else None
         for name in ("lost steps", "spread"):
             row[name], row[f"{name}, ±"] = mean_and_half_width(here[name].mean(axis=0))

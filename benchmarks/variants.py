@@ -29,9 +29,8 @@ import metricjax as mj
 from benchmarks import chord_geometry, faces
 from benchmarks.chord_geometry import CONSTRAINTS, triplet
 from benchmarks.report import save
-from benchmarks.statistics import mean_and_half_width
 from metricjax import variants
-from metricjax.variants import Task, Variant
+from metricjax.variants import Task, Variant, mean_and_half_width
 
 DISTANCES = {name: chord_geometry.DISTANCES[name] for name in ("squared chord", "geodesic")}
 MINING = {"batch-hard": mj.mining.batch_hard, "semi-hard": mj.mining.semi_hard}

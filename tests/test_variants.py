@@ -1,6 +1,7 @@
 """Many variants in one program give what each gives alone; and convolutions as products are convolutions."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -321,3 +322,57 @@ def test_networks_train_as_variants():
         found = [variants.train(task, some, 3, at_once=at_once) for at_once in (1, 4)]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found[0].params, found[1].params)
         assert np.all(found[0].history["loss"][-1] < found[0].history["loss"][0])
+
+
+# --- what comes of them -----------------------------------------------------------------------------------------------
+
+
+def test_a_summary_counts_what_was_lost_and_pairs_the_rest():
+    grid = variants.product(["triplet", "supcon"], seeds=[3, 4, 5, 6], margin=[0.1, 0.2])
+    grid = [v for v in grid if v.loss == "triplet" or v.numbers["margin"] == 0.1]  # of supcon there is one
+    recall = {("triplet", 0.1): [0.5, 0.6, np.nan, 0.7], ("triplet", 0.2): [0.7, 0.9, 0.8, np.inf]}
+    recall[("supcon", 0.1)] = [np.nan] * 4
+    values = np.array([recall[v.loss, v.numbers["margin"]][v.seed - 3] for v in grid])
+    found = variants.summary({"recall": values, "other": np.ones(len(grid))}, grid, baseline="triplet, margin 0.1")
+    assert list(found.metrics["recall"]) == ["triplet, margin 0.1", "supcon", "triplet, margin 0.2"]
+    base, none, best = found.metrics["recall"].values()
+    assert base.values == [0.5, 0.6, None, 0.7] and (base.seeds, base.lost) == (4, 1)
+    assert (base.mean, base.half_width) == pytest.approx(variants.mean_and_half_width([0.5, 0.6, 0.7]))
+    assert (none.mean, none.half_width, none.lost, base.difference) == (None, None, 4, None)
+    assert none.difference == variants.Difference(None, None, 0, None, None)
+    difference = best.difference
+    assert (difference.mean, difference.half_width) == pytest.approx(variants.mean_and_half_width([0.2, 0.3]))
+    assert difference.pairs == 2 and difference.p == difference.p_corrected == variants.paired_t([0.7 - 0.5, 0.9 - 0.6])
+    assert found.metrics["other"]["supcon"].difference.p == 1
+    saved = json.dumps(dataclasses.asdict(found), allow_nan=False)
+    assert json.loads(saved)["metrics"]["recall"]["supcon"]["values"] == [None] * 4
+    lines = str(found).splitlines()
+    assert lines[0].split()[:1] == ["recall"] and "less triplet, margin 0.1 ± 95 %" in lines[0]
+    assert lines[2].split() == ["supcon", "–", "4", "4", "–", "0", "–", "–"]
+    assert lines[4:6] == ["", lines[5]] and lines[5].startswith("other")
+
+
+def test_differences_are_corrected_for_the_number_of_variants():
+    rng = np.random.default_rng(5)
+    values = {name: rng.normal(size=6) for name in "abc"}
+    for test, p_of in (("t", variants.paired_t), ("wilcoxon", variants.wilcoxon)):
+        found = variants.summary({"m": values}, baseline="b", test=test).metrics["m"]
+        p = [p_of(values[name] - values["b"]) for name in "ac"]
+        assert [found[name].difference.p for name in "ac"] == pytest.approx(p)
+        assert [found[name].difference.p_corrected for name in "ac"] == pytest.approx(variants.holm(p))
+
+
+@pytest.mark.parametrize(
+    "words, given",
+    [
+        ("results is empty", ({},)),
+        (r"results\['m'\] has shape \(3,\); grid has 2 variants", ({"m": [1.0] * 3}, VARIANTS[:2])),
+        ("'hinge' with seed 0 more than once", ({"m": [1.0] * 2}, [VARIANTS[0]] * 2)),
+        ("wanted {variant: numbers}, or a grid", ({"m": [1.0]},)),
+        (r"results\['m'\]\['a'\] has 1 seeds, and the baseline 2", ({"m": {"a": [1.0], "b": [1.0, 2.0]}},)),
+        ("baseline is 'b'; wanted one of the variants 'a'", ({"m": {"a": [1.0]}},)),
+    ],
+)
+def test_a_summary_of_what_does_not_fit_is_refused(words, given):
+    with pytest.raises(ValueError, match=words):
+        variants.summary(*given, baseline="b")

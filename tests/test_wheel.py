@@ -16,7 +16,7 @@ WITH_EXTRAS = (
     "encoders",
     "plots",
     "transforms",
-    "variants.py",
+    "variants",
     "trained",
     "training",
     "recognition",

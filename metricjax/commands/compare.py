@@ -2,7 +2,7 @@
 
 python -m pip install -e ".[faces]"
 metricjax compare                                    # the ORL faces, a few minutes on two cores
-metricjax compare --losses supcon,arcface,triplet:semi_hard --trials 24
+metricjax compare --losses supcon,arcface,triplet:semi_hard --trials 24 --baseline supcon
 metricjax compare --dataset FOLDER_OF_PEOPLE --batch 40 2
 
 People are split into three groups. Every trial of every loss trains a small network on the first, all in one program
@@ -10,17 +10,20 @@ People are split into three groups. Every trial of every loss trains a small net
 learning rate differ. The second group chooses the best trial of each loss, by its equal error rate. Each loss is then
 trained anew with its chosen setting and fresh seeds, and the table has the results on the third group: means of seeds,
 and half the widths of their 95 % intervals (Student's t). They hold for this split of the people; --seed makes others.
+With --baseline a second table compares the others with that loss, seed by seed (`metricjax.variants.summary`).
 "lost" is the share of trials that collapsed to a point or are not finite; they are chosen only if all are lost.
 
 `compare_losses.png` shows the same, and the validation error of every trial: how much a loss depends on its numbers.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,15 +38,15 @@ import metricjax as mj
 from metricjax.commands import command_line
 from metricjax.ground import json_files
 from metricjax.losses.catalogue import CATALOGUE, Entry
+from metricjax.plots.seeds import draw_seeds
 from metricjax.trained.baseline import raw_pixels
-from metricjax.training.many_trainings import COLLAPSED, batches, mean_and_half_width, measured, with_mirror_images
-from metricjax.variants import Task, Variant
+from metricjax.training.many_trainings import COLLAPSED, batches, measured, with_mirror_images
+from metricjax.variants import Summary, Task, Variant
 
 __all__ = [
     "arguments",
     "between",
     "figure",
-    "interval",
     "is_known",
     "load",
     "loss_of",
@@ -51,7 +54,7 @@ __all__ = [
     "pixels",
     "rank",
     "settings",
-    "summary",
+    "summarised",
     "table",
     "task_on",
     "trained",
@@ -105,6 +108,7 @@ def arguments(argv=None) -> argparse.Namespace:
     add("--steps", type=int, default=200, help="of each training")
     add("--batch", type=int, nargs=2, default=(20, 3), metavar=("P", "K"), help="people, and images of each")
     add("--image-size", type=int, nargs=2, default=(32, 28), metavar=("H", "W"))
+    add("--baseline", metavar="LOSS", help="compare the others with it, seed by seed: differences, p, and p after Holm")
     add("--seed", type=int, default=0, help="of the split of people, of the search, and first of the trainings")
     add("--out", type=pathlib.Path, default=pathlib.Path("runs/compare_losses"), help="folder of the results")
     args = parser.parse_args(argv)
@@ -116,6 +120,8 @@ def arguments(argv=None) -> argparse.Namespace:
             parser.error(f"--losses: {name!r} is unknown; wanted some of {', '.join(KNOWN)}")
         if args.losses.count(name) > 1:
             parser.error(f"--losses names {name} {args.losses.count(name)} times")
+    if args.baseline and args.baseline not in args.losses:
+        parser.error(f"--baseline is {args.baseline}; wanted one of --losses: {', '.join(args.losses)}")
     return args
 
 
@@ -227,16 +233,11 @@ def rank(trial: dict) -> tuple[bool, float]:
     return trial["outcome"] != "trained", trial["metrics"]["EER"] if trial["metrics"] else np.inf
 
 
-def interval(values: list[float]) -> tuple[float, float | None]:
-    """Mean, and half the width of its 95 % interval by Student's t, None for a single value."""
-    mean, half = mean_and_half_width(values)
-    return mean, half if np.isfinite(half) else None  # JSON has no NaN
-
-
-def summary(tested: list[dict]) -> dict[str, tuple[float, float | None]]:
-    """Each metric over the seeds that gave one; empty if none did."""
-    metrics = [t["metrics"] for t in tested if t["metrics"]]
-    return {name: interval([m[name] for m in metrics]) for name in metrics[0]} if metrics else {}
+def summarised(results: dict[str, dict], metrics: Iterable[str], baseline: str | None) -> Summary:
+    """Each metric of each loss over its seeds; a training that is not finite is lost."""
+    of = lambda found, metric: [t["metrics"] and t["metrics"][metric] for t in found["test"]]
+    values = {metric: {loss: of(found, metric) for loss, found in results.items()} for metric in metrics}
+    return mj.variants.summary(values, baseline=baseline)
 
 
 def table(results: dict[str, dict], baseline: dict[str, float]) -> str:
@@ -250,19 +251,15 @@ def table(results: dict[str, dict], baseline: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def figure(results: dict[str, dict], baseline: dict[str, float]) -> Figure:
+def figure(results: dict[str, dict], over_seeds: Summary, baseline: dict[str, float]) -> Figure:
     drawn = Figure(figsize=(15, 1.8 + 0.42 * len(results)), layout="constrained")
     tested, retrieved, tried = drawn.subplots(1, 3, sharey=True)
-    legend = {}
+    legend: dict[str, Any] = {}
+    for axes, name in ((tested, "EER"), (retrieved, "MAP@R")):
+        legend |= draw_seeds(axes, {loss: over_seeds.metrics[name][loss] for loss in results})
+        legend["raw pixels"] = axes.axvline(baseline[name], color="C3", ls=":")
+        axes.set_title(f"test: {name}")
     for y, found in enumerate(results.values()):
-        for axes, name in ((tested, "EER"), (retrieved, "MAP@R")):
-            values = [t["metrics"][name] for t in found["test"] if t["metrics"]]
-            (legend["one seed"],) = axes.plot(values, np.full(len(values), y), "o", color="0.75", ms=4, mew=0)
-            if found["summary"]:
-                mean, half = found["summary"][name]
-                legend["mean over seeds, 95 % interval"] = axes.errorbar(mean, y, xerr=half, fmt="ko", ms=5, capsize=4)
-            legend["raw pixels"] = axes.axvline(baseline[name], color="C3", ls=":")
-            axes.set_title(f"test: {name}")
         for outcome, style in (("trained", "C0o"), ("collapsed", "C1x")):
             rates = [t["metrics"]["EER"] for t in found["trials"] if t["outcome"] == outcome]
             (legend[f"trial: {outcome}"],) = tried.plot(rates, np.full(len(rates), y), style, ms=5, alpha=0.6)
@@ -271,9 +268,7 @@ def figure(results: dict[str, dict], baseline: dict[str, float]) -> Figure:
         if missing := sum(t["metrics"] is None for t in found["trials"]):
             tried.annotate(f"{missing} not finite", (1, y), xycoords=("axes fraction", "data"), ha="right", va="bottom")
     tried.set_title("validation: EER of every trial")
-    tested.set(yticks=range(len(results)), yticklabels=results, ylim=(len(results) - 0.5, -0.5))
-    for axes in (tested, retrieved, tried):
-        axes.grid(alpha=0.3)
+    tried.grid(alpha=0.3)
     drawn.legend(legend.values(), legend, loc="outside lower center", ncols=len(legend), frameon=False)
     return drawn
 
@@ -297,13 +292,20 @@ def main(argv=None) -> dict:
     tested = trained(task, anew, to_test, args, "testing")
     for i, found in enumerate(results.values()):
         found["test"] = tested[i * args.seeds : (i + 1) * args.seeds]
-        found["summary"] = summary(found["test"])
-    results = dict(sorted(results.items(), key=lambda item: item[1]["summary"].get("EER", (np.inf,))[0]))
     baseline = measured(raw_pixels(np.asarray(pixels(to_test.images, args.image_size))), to_test.labels)
+    over_seeds = summarised(results, baseline, args.baseline)
+    for name, found in results.items():
+        of = {metric: rows[name] for metric, rows in over_seeds.metrics.items()}
+        found["summary"] = {metric: (s.mean, s.half_width) for metric, s in of.items() if s.mean is not None}
+    results = dict(sorted(results.items(), key=lambda item: item[1]["summary"].get("EER", (np.inf,))[0]))
     report = {"results": results, "raw pixels": baseline, "run": {**vars(args), "out": str(args.out)}}
+    report["over seeds"] = dataclasses.asdict(over_seeds)
     report["seconds"] = time.perf_counter() - started
     report["people"] = {name: g.people for name, g in zip(("training", "validation", "test"), groups, strict=True)}
     json_files.write(args.out / "compare_losses.json", report)
-    figure(results, baseline).savefig(args.out / "compare_losses.png", dpi=130)
-    print(f"\n{table(results, baseline)}\n\n{report['seconds']:.0f} s; json and figure are in {args.out}")
+    figure(results, over_seeds, baseline).savefig(args.out / "compare_losses.png", dpi=130)
+    print(f"\n{table(results, baseline)}\n")
+    if args.baseline:
+        print(f"{over_seeds}\n")
+    print(f"{report['seconds']:.0f} s; json and figure are in {args.out}")
     return report

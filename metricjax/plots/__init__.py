@@ -6,6 +6,7 @@ with extra("plots"):
     from metricjax.plots.curves import cmc_curves, det_curves, recall_curves, roc_curves, score_histograms
     from metricjax.plots.maps import embedding_map, similarity_matrix
     from metricjax.plots.report import report
+    from metricjax.plots.seeds import variants
     from metricjax.plots.sheets import hardest_pairs, neighbour_sheet, pair_sheet
     from metricjax.plots.training import training_curves
 
@@ -22,6 +23,7 @@ __all__ = [
     "score_histograms",
     "similarity_matrix",
     "training_curves",
+    "variants",
 ]
 
 

@@ -1,16 +1,15 @@
 """What trainings of many small face encoders in one program have in common: `metricjax compare`, and benchmarks."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 import metricjax as mj
 
-__all__ = ["COLLAPSED", "batches", "mean_and_half_width", "measured", "with_mirror_images"]
+__all__ = ["COLLAPSED", "batches", "measured", "with_mirror_images"]
 
 COLLAPSED = 0.05  # embeddings of less spread have fallen to one point; those that lie evenly have a spread of 1
 
@@ -39,9 +38,3 @@ def measured(embeddings: np.ndarray, labels: np.ndarray, far: float = 0.01) -> d
         found[f"TAR@FAR={far:g}"] = curve.tar_at_far(far)
     retrieval = mj.metrics.retrieval(embeddings, labels, ks=(1,))
     return found | {"recall@1": retrieval["recall@1"], "MAP@R": retrieval["map@r"]}
-
-
-def mean_and_half_width(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """The mean, and half its 95 % confidence interval by Student's t; NaN of fewer than two values."""
-    few = len(values) < 2
-    return float(np.mean(values)), np.nan if few else float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))

@@ -34,7 +34,7 @@ def people(tmp_path_factory):
 def run(example, people, tmp_path_factory):
     """What a run returns, and its folder."""
     out = tmp_path_factory.mktemp("comparison")
-    return example.main([*SMALL, "--dataset", str(people), "--out", str(out)]), out
+    return example.main([*SMALL, "--dataset", str(people), "--baseline", "arcface", "--out", str(out)]), out
 
 
 def test_a_run_leaves_numbers_and_a_figure(run):
@@ -64,6 +64,17 @@ def test_the_best_trial_is_trained_anew(run):
         assert found["summary"]["EER"][0] < 0.4
     order = [found["summary"]["EER"][0] for found in report["results"].values()]
     assert order == sorted(order)
+
+
+def test_losses_are_compared_with_the_baseline_seed_by_seed(run):
+    report, _ = run
+    first, second = (
+        [test["metrics"]["EER"] for test in report["results"][loss]["test"]]
+        for loss in ("arcface", "triplet:semi_hard")
+    )
+    difference = report["over seeds"]["metrics"]["EER"]["triplet:semi_hard"]["difference"]
+    assert difference["mean"] == pytest.approx(np.mean(np.subtract(second, first)))
+    assert difference["pairs"] == 2 and difference["p_corrected"] == difference["p"]
 
 
 def test_the_table_has_every_loss_in_order(example, run):
@@ -145,6 +156,7 @@ def test_wrong_arguments_are_refused_before_training(example, people, tmp_path, 
         ("--image-size", "4", "8"): "--image-size is 4 8; wanted at least 8",
         ("--batch", "17", "2"): "--batch wants 17 people; with mirror images, training has 16",
         ("--dataset", str(few)): "has 7 people; wanted at least 8",
+        ("--baseline", "supcon"): "--baseline is supcon; wanted one of --losses: arcface, triplet:semi_hard",
         ("--dataset", "nowhere"): "nowhere is not a folder",
     }
     for arguments, message in wrong.items():

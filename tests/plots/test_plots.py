@@ -410,3 +410,20 @@ def test_every_figure_is_made_for_notebooks():
     for path in pathlib.Path(mj.plots.__file__).parent.glob("*.py"):
         if path.name not in ("style.py", "page.py"):  # the one that makes the kind, and one that is given figures
             assert "matplotlib.figure" not in path.read_text(), path
+
+
+def test_variants_show_seeds_intervals_and_what_was_lost():
+    recall = {"a $ b": [0.5, 0.6, None], "supcon": [0.7, 0.9, 0.8], "lost": [None] * 3}
+    summary = mj.variants.summary({"recall@1": recall, "loss": recall}, baseline="a $ b")
+    figure = mj.plots.variants(summary)
+    assert [axes.get_title() for axes in figure.axes] == ["recall@1", "loss"]
+    (axes, _) = figure.axes
+    seeds = [line for line in axes.lines if line.get_markersize() == 4]
+    assert [list(line.get_xdata()) for line in seeds] == [[0.5, 0.6], [0.7, 0.9, 0.8], []]
+    (bars,) = [c for c in axes.containers if c.get_children()[0].get_xdata() == pytest.approx(0.8)]
+    low, high = bars[2][0].get_segments()[0][:, 0]
+    assert (high - low) / 2 == pytest.approx(summary.metrics["recall@1"]["supcon"].half_width)
+    assert axes.lines[-1].get_xdata() == pytest.approx([0.55, 0.55])  # the baseline
+    p = summary.metrics["recall@1"]["supcon"].difference.p_corrected
+    assert {"a $ b", "1 of 3 lost", f"p {p:.2g}", "3 of 3 lost"} <= set(words(figure))
+    rendered(figure)

@@ -28,11 +28,6 @@ with extra("optax"):
 
 __all__ = ["Numbers", "Task", "Trained", "Variant", "product", "train"]
 
-
-def __dir__() -> list[str]:
-    return __all__
-
-
 Numbers = Mapping[str, Any]
 
 
