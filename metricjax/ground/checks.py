@@ -123,7 +123,7 @@ def check_per_row(name: str, a: Any, rows: int, kind: type = jnp.bool_) -> None:
     if a is None:
         return
     check_array(name, a, "an array with one value per row")
-    wanted = "booleans" if kind is jnp.bool_ else "floats"
+    wanted = {jnp.bool_: "booleans", jnp.integer: "integers"}.get(kind, "floats")
     if a.shape != (rows,):
         raise ValueError(f"{name} has shape {a.shape}; wanted ({rows},), one value per row")
     if not jnp.issubdtype(a.dtype, kind):
