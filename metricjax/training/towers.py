@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import metricjax as mj
 from metricjax.trained import mesh as meshes
+from metricjax.trained.design import split
 from metricjax.trained.run_folder import not_finite
 
 __all__ = ["LOSSES", "Tower", "TowerRecipe", "TowerTrainer", "tower"]
@@ -93,13 +94,13 @@ def tower(encoder: Any) -> Tower:
     if isinstance(encoder, Tower):
         return encoder
     if isinstance(encoder, nnx.Module):
-        structure, params, rest = nnx.split(encoder, nnx.Param, ...)
+        structure, params, rest = split(encoder)
 
         def apply(params, rest, inputs, training):
             network = nnx.merge(structure, params, rest, copy=True)
             network.train() if training else network.eval()
             embeddings = network(inputs)
-            return embeddings, nnx.split(network, nnx.Param, ...)[2]
+            return embeddings, split(network)[2]
 
         return Tower(apply, params, rest)
     if isinstance(encoder, tuple) and len(encoder) == 2 and callable(encoder[0]):

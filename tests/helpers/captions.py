@@ -27,7 +27,7 @@ def picture(rng, caption):
     """The shape somewhere in its quarter, on noise."""
     colour, shape, row, column = caption
     image = 0.15 * rng.normal(size=(SIZE, SIZE, 3))
-    top, left = rng.integers(0, 3, 2) + [6 * ROWS.index(row), 6 * COLUMNS.index(column)]
+    top, left = rng.integers(0, 3, 2) + 6 * np.array([ROWS.index(row), COLUMNS.index(column)])
     image[top : top + 4, left : left + 4, COLOURS.index(colour)] += SHAPES[shape]
     return image.astype(np.float32)
 
