@@ -6,9 +6,10 @@ with extra("faces"):
     from metricjax.training.batches import Batches
     from metricjax.training.checkpoints import Checkpoints
     from metricjax.training.recipe import Recipe
+    from metricjax.training.towers import Tower, TowerRecipe, TowerTrainer
     from metricjax.training.trainer import Trainer
 
-__all__ = ["Batches", "Checkpoints", "Recipe", "Trainer"]
+__all__ = ["Batches", "Checkpoints", "Recipe", "Tower", "TowerRecipe", "TowerTrainer", "Trainer"]
 
 
 def __dir__() -> list[str]:
