@@ -28,7 +28,7 @@ with extra("images"):
     from metricjax.data.photographs import Source
     from metricjax.data.record_io import RecordSource
     from metricjax.data.sources import ArraySource, FolderSource
-    from metricjax.data.subsets import mirrored, of_people, superlabels
+    from metricjax.data.subsets import joined, mirrored, of_people, superlabels
     from metricjax.data.two_views import Couples, FileViews, HalfViews, couples_of_folders, read_couples
     from metricjax.data.verification_set import PairImages, verification_set
 
@@ -57,6 +57,7 @@ __all__ = [
     "couples_of_folders",
     "decoded",
     "folder",
+    "joined",
     "lfw",
     "mirrored",
     "normalised",

@@ -6,6 +6,7 @@ centres and states, which are carried from step to step (`kept`).
 
 import ast
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,12 @@ __all__ = [
     "CONSTRAINTS",
     "SMALL",
     "by_class",
+    "check_of_pairs",
     "chosen_losses",
     "heads",
     "kept",
     "kinds",
+    "miner_of",
     "offered",
     "parameters",
     "total_loss",
@@ -94,16 +97,33 @@ def value_of(text: str):
 
 
 def miner_of(text: str):
-    """A miner by its name, with settings after a colon: "multi_similarity", "multi_similarity:epsilon=0.2"."""
+    """A miner by its name, with settings after a colon: "multi_similarity", "rank_range:negatives=(0, 5)"."""
     name, _, settings = text.partition(":")
-    known = [name for name in mj.mining.__all__ if getattr(vars(mj.mining)[name], "makes", None) == "miner"]
+    known = [name for name in mj.mining.__all__ if _is_made(vars(mj.mining)[name], "miner")]
     if name not in known:
-        raise ValueError(f"--miner {name} is unknown; wanted one of {', '.join(known)}")
-    parts = [part.partition("=") for part in settings.split(",") if part]
+        raise ValueError(f"--miner {name} is unknown; wanted one of {', '.join(known)}; triplets: --set triplets=NAME")
+    parts = [part.partition("=") for part in re.split(r",(?![^(]*\))", settings) if part]
     try:
-        return vars(mj.mining)[name](**{key: value_of(value) for key, _, value in parts})
-    except TypeError as error:
+        return vars(mj.mining)[name](**{key.strip(): value_of(value.strip()) for key, _, value in parts})
+    except (TypeError, ValueError) as error:
         raise ValueError(f"--miner {text}: {error}") from None
+
+
+def check_of_pairs(losses: dict, miner: str | None, bank: int) -> None:
+    """A miner and a bank are for losses that compare embeddings with each other; ValueError where none does."""
+    compare = [name for name in losses if CATALOGUE[name].kind == "pairs"]
+    for flag, given, refused in (("--miner", miner, "miner"), ("--bank", bank, "references")):
+        if given and not compare:
+            raise ValueError(f"{flag} is for losses that compare embeddings with each other; --loss has none")
+        if given and (unfit := [name for name in compare if refused in CATALOGUE[name].refuses]):
+            raise ValueError(f"{flag} is not for {', '.join(unfit)}, which takes no {refused}")
+    if miner:
+        miner_of(miner)
+
+
+def _is_made(f, role: str) -> bool:
+    """Whether `f` is a function that makes a miner, or a selection of triplets, of numbers, words and keys."""
+    return getattr(f, "makes", None) == role and "miners" not in inspect.signature(f).parameters
 
 
 def heads(losses: dict, classes: int, size: int, key, rows: int | None = None) -> dict:
@@ -172,6 +192,10 @@ def total_loss(
         given |= (of_pairs or {}) if entry.kind == "pairs" else {}
         if "key" in entry.takes:
             given["key"] = jax.random.fold_in(key, i)
+        if _is_made(given.get("triplets"), "triplets"):
+            takes = inspect.signature(given["triplets"]).parameters
+            drawn = {"key": jax.random.fold_in(key, i), "dimension": x.shape[-1]}
+            given["triplets"] = given["triplets"](**{k: value for k, value in drawn.items() if k in takes})
         if "annealing" in parameters(name) and "annealing" not in hyper:
             given["annealing"] = mj.losses.sphereface_annealing(number)
         if "state" in entry.takes:

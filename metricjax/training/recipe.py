@@ -22,7 +22,7 @@ class Recipe:
     sampled_classes: the share of classes, those of the batch among them, that a step looks at and changes (Partial FC);
         None for all.
     miner: of the losses that compare embeddings with each other, see `losses_by_name.miner_of`.
-    bank: rows of a memory bank that they look at, too, from step `bank_from` on.
+    bank: rows of a memory bank that they look at, too, after the first `bank_warm_up` steps.
     remat: compute blocks again going backwards; chunk: images encoded at a time, None for the whole batch.
     """
 
@@ -38,6 +38,6 @@ class Recipe:
     class_power: float | None = None
     miner: str | None = None
     bank: int = 0
-    bank_from: int = 0
+    bank_warm_up: int = 0
     remat: bool = False
     chunk: int | None = None

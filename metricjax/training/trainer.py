@@ -32,10 +32,13 @@ ROWS = 64  # prototypes are filled up to a multiple of it, so that checkpoints f
 
 
 class Trainer:
-    """The state, and the jitted step that acts on it."""
+    """The state, and the jitted step that acts on it.
 
-    def __init__(self, recipe: Recipe, design: Design, classes: int, devices=None):
-        self.recipe, self.design, self.classes = recipe, design, classes
+    mirrored: whether the encoder adds the embedding of the mirror image to that of an image, as it does for faces.
+    """
+
+    def __init__(self, recipe: Recipe, design: Design, classes: int, devices=None, *, mirrored: bool = True):
+        self.recipe, self.design, self.classes, self.mirrored = recipe, design, classes, mirrored
         self.mesh = meshes.data_mesh(devices)
         self.rows = -(-classes // ROWS) * ROWS
         if self.rows % self.mesh.size:
@@ -110,7 +113,7 @@ class Trainer:
         embeddings, rest = self.encode(params["encoder"], rest, images)
         of_pairs = {} if self.recipe.miner is None else {"miner": losses_by_name.miner_of(self.recipe.miner)}
         if bank is not None:
-            of_pairs |= bank.options(mj.sphere.project(embeddings), labels, use=number >= self.recipe.bank_from)
+            of_pairs |= bank.options(mj.sphere.project(embeddings), labels, use=number >= self.recipe.bank_warm_up)
         given = (self.recipe.losses, embeddings, labels, params["heads"], kept, number, key)
         how = {"classes": self.classes, "sampled": sampled, "mesh": self.mesh, "of_pairs": of_pairs}
         value, kept = losses_by_name.total_loss(*given, **how)
@@ -186,19 +189,21 @@ class Trainer:
         named = {name: {k: word(v) for k, v in hyper.items()} for name, hyper in recipe.losses.items()}
         made = {"people": self.classes, "losses": named, **dataclasses.asdict(self.design)}
         names = ["batch", "steps", "seed", "learning_rate", "constraint", "mirror", "augment", "sampled_classes"]
-        names += ["class_power", "miner", "bank", "bank_from"]
+        names += ["class_power", "miner", "bank", "bank_warm_up"]
         return made | {name: getattr(recipe, name) for name in names}
 
     def descriptions(self) -> dict[str, Any]:
         """What stands beside checkpoints, by the name of the file."""
-        return {FILE: dataclasses.asdict(self.design)}
+        return {FILE: self.encoder().description}
 
     def not_finite(self) -> list[str]:
         """Names of the arrays of the state that hold NaN or infinity."""
         return not_finite(self.state, self.mesh)
 
     def encoder(self) -> NetworkEncoder:
-        return NetworkEncoder(self.design, self.structure, self.state["average"], mesh=self.mesh)
+        return NetworkEncoder(
+            self.design, self.structure, self.state["average"], mesh=self.mesh, mirrored=self.mirrored
+        )
 
 
 def _encode(structure, weights, images):
