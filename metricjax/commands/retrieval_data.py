@@ -11,7 +11,7 @@ from metricjax.commands.retrieval_arguments import PRODUCTS, SAMPLERS
 from metricjax.commands.train_data import in_memory
 from metricjax.trained import people_of_run
 
-__all__ = ["FOLDS", "Collection", "Parts", "opened", "parts", "settings"]
+__all__ = ["FOLDS", "Collection", "Parts", "of_published", "opened", "parts", "settings"]
 
 BY_HALVES = ("caltech_birds2011", "cars196")  # the first half of the classes trains; TFDS's own splits tear classes
 PRODUCT: dict[str, Any] = {

@@ -29,11 +29,17 @@ from metricjax.variants import summary
 
 __all__ = [
     "Model",
+    "check_folders",
     "concatenated",
     "embedded",
+    "folder",
+    "is_one",
     "main",
+    "means",
+    "nearest",
     "of_folds",
     "table",
+    "tested",
     "trained",
     "trained_and_tested",
     "validated",
