@@ -1,7 +1,7 @@
 """Mining of a whole corpus, beforehand: which of its rows are hard negatives of each query."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -158,7 +158,7 @@ def hard_negatives(
         if number is not None and jnp.ndim(number):
             raise ValueError(f"{name} has shape {jnp.shape(number)}; wanted one number")
     listed = jnp.zeros((len(queries), 0), jnp.int32) if positives is None else jnp.asarray(positives)
-    listed = listed.reshape(len(queries), -1 if len(queries) else int(np.prod(listed.shape[1:])))
+    listed = listed[:, None] if listed.ndim == 1 else listed
     p = listed.shape[1]
     if range_max is None:
         often = any(limit is not None for limit in (absolute_margin, relative_margin, max_score))
@@ -170,8 +170,8 @@ def hard_negatives(
     score = exactly(similarity, "similarity").at(precision)
     window = min(range_max + p, rows)
     static = _Static(score, window, (range_min, range_max), num_negatives, block_size, memory_budget, axis_name)
-    rows_and_more = queries, corpus, listed, query_labels, corpus_labels, documents, where
-    candidates = _candidates(static, *lax.stop_gradient(rows_and_more))
+    arrays = lax.stop_gradient((queries, corpus)), listed, query_labels, corpus_labels, documents, where
+    candidates = _candidates(static, *arrays)
     if rescore is not None:
         candidates = candidates._replace(
             scores=_rescored(rescore, candidates.indices, candidates.scores),
@@ -186,11 +186,9 @@ def hard_negatives(
 
 
 @jitted
-def _candidates(
-    static: _Static, queries, corpus, positives, query_labels, corpus_labels, documents, where
-) -> _Candidates:
+def _candidates(static: _Static, both, positives, query_labels, corpus_labels, documents, where) -> _Candidates:
     """The rows closest to each query, closest first, and which of them are its positives."""
-    axis = static.axis_name
+    (queries, corpus), axis = both, static.axis_name
     rows = devices.count(axis) * len(corpus)
     listed = jnp.where((positives >= 0) & (positives < rows), positives, -1).astype(jnp.int32)
     same = listed  # the row that is searched in place of each positive
@@ -201,7 +199,7 @@ def _candidates(
         same = jnp.where(listed < 0, -1, first[listed])
     x, y, score = queries, corpus, static.score
     if query_labels is not None:
-        dtype = np.promote_types(np.promote_types(query_labels.dtype, corpus_labels.dtype), np.int8)
+        dtype = np.promote_types(np.promote_types(query_labels.dtype, corpus_labels.dtype), np.int32)
         dtype = jax.dtypes.canonicalize_dtype(dtype)
         x, y = _with_labels(queries, query_labels, dtype), _with_labels(corpus, corpus_labels, dtype)
         score = _of_other_labels(score, dtype.itemsize)
@@ -253,21 +251,21 @@ def _with_labels(rows, labels, dtype):
     return jnp.concatenate([rows, parts.astype(rows.dtype)], axis=1)
 
 
-def _of_other_labels(score: Pairwise, columns: int) -> Pairwise:
-    """A score of such rows that is −∞ for those of one label."""
-    return Pairwise(partial(_embed, score, columns), partial(_compare, score, columns), symmetric=score.symmetric)
+def _of_other_labels(score: Pairwise, count: int) -> Pairwise:
+    """A score of rows that end with the bytes of their labels, so many: −∞ for those of one label."""
+    return Pairwise(partial(_embed, score, count), partial(_compare, score, count), symmetric=score.symmetric)
 
 
-def _embed(score: Pairwise, columns: int, rows):
-    embedded = score.embed(rows[:, :-columns])
-    return jnp.concatenate([embedded, rows[:, -columns:].astype(embedded.dtype)], axis=1)
+def _embed(score: Pairwise, count: int, rows):
+    """Embedded rows that end with their labels, two bytes to a number."""
+    embedded, parts = score.embed(rows[:, :-count]), rows[:, -count:]
+    return jnp.concatenate([embedded, (parts[:, ::2] + 256 * parts[:, 1::2]).astype(embedded.dtype)], axis=1)
 
 
-def _compare(score: Pairwise, columns: int, x, y):
-    alike = jnp.ones((len(x), len(y)), bool)
-    for i in range(1, columns + 1):
-        alike &= x[:, None, -i] == y[None, :, -i]
-    return jnp.where(alike, -jnp.inf, score.compare(x[:, :-columns], y[:, :-columns]))
+def _compare(score: Pairwise, count: int, x, y):
+    numbers = count // 2
+    alike = [x[:, None, -i] == y[None, :, -i] for i in range(1, numbers + 1)]
+    return jnp.where(reduce(jnp.logical_and, alike), -jnp.inf, score.compare(x[:, :-numbers], y[:, :-numbers]))
 
 
 def _rescored(rescore: Callable[[Array], Any], indices: Int[Array, "q c"], like: Array) -> Float[Array, "q c"]:
