@@ -120,7 +120,7 @@ def hard_negatives(
       axis_name: mesh axis (or axes) inside `jax.shard_map`, over which queries and corpus are split by rows, and what
         belongs to each with them; rows of the corpus are numbered over all devices. The result is that of one device.
 
-    Versions of sentence-transformers before July 2026 took limits of queries with several positives from the wrong
+    That is their version of August 2026; older ones took limits of queries with several positives from the wrong
     scores, and raised a limit below 0 by a relative margin. On purpose different here: `rescore` counts without a
     margin too; rows are compared, not texts, so that `documents` says which are the same; equal scores stand in the
     order of their rows; and a query for which too few negatives are found has −1.
@@ -142,10 +142,11 @@ def hard_negatives(
     if not rows:
         raise ValueError("corpus has no rows; wanted at least one")
     _check_positives(positives, len(queries), rows)
-    _check_own_labels(query_labels, corpus_labels, len(queries), len(corpus))
-    if documents is not None:
-        check_labels("documents", documents, len(corpus))
-        check_fits("documents", documents)
+    if (query_labels is None) != (corpus_labels is None):
+        raise TypeError("one of query_labels and corpus_labels came; wanted both")
+    _check_numbers("query_labels", query_labels, len(queries))
+    _check_numbers("corpus_labels", corpus_labels, len(corpus))
+    _check_numbers("documents", documents, len(corpus))
     check_per_row("where", where, len(corpus))
     if positives is None and query_labels is None:
         raise TypeError("positives and query_labels are None; wanted one of them: what is not a negative of a query?")
@@ -328,13 +329,11 @@ def _check_positives(positives: Any, queries: int, rows: int) -> None:
         raise ValueError(f"{came}; wanted rows of the corpus, 0 to {rows - 1}, or -1 for none")
 
 
-def _check_own_labels(query_labels: Any, corpus_labels: Any, queries: int, rows: int) -> None:
-    if (query_labels is None) != (corpus_labels is None):
-        raise TypeError("one of query_labels and corpus_labels came; wanted both")
-    if query_labels is None:
+def _check_numbers(name: str, numbers: Any, rows: int) -> None:
+    """`numbers` is None or holds one integer for each row."""
+    if numbers is None:
         return
-    for name, labels, length in (("query_labels", query_labels, queries), ("corpus_labels", corpus_labels, rows)):
-        check_labels(name, labels, length)
-        check_fits(name, labels)
-        if labels.ndim != 1:
-            raise ValueError(f"{name} has shape {labels.shape}; wanted one label for each row")
+    check_labels(name, numbers, rows)
+    check_fits(name, numbers)
+    if numbers.ndim != 1:
+        raise ValueError(f"{name} has shape {numbers.shape}; wanted ({rows},), one integer for each row")

@@ -278,6 +278,7 @@ def test_nothing_to_search_for_or_in():
             ValueError,
             r"documents has shape \(8,\); wanted one label for each of the 9",
         ),
+        ({"documents": np.zeros((9, 2), int)}, ValueError, r"documents has shape \(9, 2\); wanted \(9,\), one integer"),
         ({"where": np.ones(9)}, TypeError, "where has dtype float64; wanted booleans"),
         ({"max_score": np.ones(2)}, ValueError, r"max_score has shape \(2,\); wanted one number"),
         ({"num_negatives": 0}, ValueError, "num_negatives 0; wanted 0 <= range_min"),
