@@ -38,9 +38,10 @@ def test_steps_with_a_bank(name):
     bank = Bank.empty(CAPACITY, D, dtype=jnp.float64, label_dtype=int)
     for step in range(4):
         z, y = batch(step, alone=False)
-        bank = bank.push(jnp.asarray(z), jnp.asarray(y))
-        ours = lambda z, y=jnp.asarray(y), bank=bank: case.ours(z, y, **bank.options())
-        agree(ours, lambda z, y=y: memory(case.prepare(z), torch.tensor(y)), z, rtol=max(case.rtol, 1e-9))
+        own, theirs = jnp.asarray(y), torch.tensor(y)
+        bank = bank.push(jnp.asarray(z), own)
+        ours = lambda z, y=own, bank=bank: case.ours(z, y, **bank.options())
+        agree(ours, lambda z, y=theirs: memory(case.prepare(z), y), z, rtol=max(case.rtol, 1e-9))
     assert memory.has_been_filled
 
 
