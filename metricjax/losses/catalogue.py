@@ -150,7 +150,7 @@ _LOSSES: dict[str, Entry] = {
     "info_nce": of_views("van den Oord et al. 2018, arXiv:1807.03748"),
     "clip": of_views("Radford et al. 2021, arXiv:2103.00020"),
     "siglip": of_views("Zhai et al. 2023, arXiv:2303.15343"),
-    "alignment_uniformity": of_views("Wang & Isola 2020, arXiv:2005.10242", refuses=("miner", "reduction")),
+    "alignment_uniformity": of_views("Wang & Isola 2020, arXiv:2005.10242", refuses=("groups", "miner", "reduction")),
     "vicreg": of_views("Bardes, Ponce, LeCun 2022, arXiv:2105.04906", lengths=("x", "y")),
     "barlow_twins": of_views("Zbontar et al. 2021, arXiv:2103.03230", lengths=("x", "y")),
     # regularisers of rows
@@ -235,7 +235,7 @@ class Argument:
 ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
     {
         **dict.fromkeys(("embeddings", "x", "y", "references"), Argument("row", features=True)),
-        **dict.fromkeys(("labels", "where", "weights"), Argument("row")),
+        **dict.fromkeys(("labels", "where", "weights", "groups"), Argument("row")),
         **dict.fromkeys(("reference_labels", "reference_where", "reference_ids"), Argument("row")),
         **dict.fromkeys(("prototypes", "centers"), Argument("class", features=True)),
         **dict.fromkeys(("classes", "bias"), Argument("class")),

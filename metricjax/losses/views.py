@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from metricjax import distances, similarities
 from metricjax.anchors import HOW, Mean, Statistic, over_pairs, over_towers
@@ -29,6 +29,8 @@ class ViewOptions(TypedDict, total=False):
     where: [n] bool, pairs that exist, rows of x and of y alike; a padded batch gives exactly the value and gradient of
         the unpadded one.
     weights: [n], multiplies each anchor's total and count (where both directions are averaged, in both).
+    groups: [n] integers: rows of one group belong together too, as two captions of one picture do, or one caption
+        that comes twice, and are no negatives of each other. Row i of y alone stays the positive of row i of x.
     miner, reduction: as in `AnchorOptions`; `alignment_uniformity` has neither.
     block_size, memory_budget, precision: as in `AnchorOptions`.
     axis_name: mesh axis (or axes) inside `jax.shard_map`, over which x, y, where and weights are split by rows; the
@@ -37,6 +39,7 @@ class ViewOptions(TypedDict, total=False):
 
     where: Bool[Array, " n"] | None
     weights: Float[Array, " n"] | None
+    groups: Int[Array, " n"] | None
     miner: Callable[[Array, Array, Array], tuple[Array, Array]] | None
     reduction: Callable[[Mean], Any]
     block_size: int | Literal["auto"] | None
@@ -172,7 +175,8 @@ def alignment_uniformity(
     """Alignment and uniformity: mean of ‖x_i − y_i‖^α + λ/2 · (U(x) + U(y)), U(x) = log mean_{i≠j} e^{−t‖x_i − x_j‖²}.
 
     Rows are normalised; λ is `uniformity`. U is summed in log-sum-exp form, and 0 with fewer than two rows. A zero row
-    is at distance 1 from its partner, and at √2 from all others. Options: `ViewOptions`, without miner and reduction.
+    is at distance 1 from its partner, and at √2 from all others. Options: `ViewOptions`, without groups, miner and
+    reduction.
 
     Wang & Isola 2020, arXiv:2005.10242 (α = 2, t = 2, λ = 1).
 
@@ -180,7 +184,7 @@ def alignment_uniformity(
     >>> float(alignment_uniformity(jnp.eye(2), jnp.eye(2)))  # aligned, and √2 apart: log e^-4
     -4.0
     """
-    refuse_options("alignment_uniformity is not a mean over anchors", options, "miner", "reduction")
+    refuse_options("alignment_uniformity is not a mean over anchors", options, "groups", "miner", "reduction")
     _check_views(x, y, options)
     arrays = x, y, options.get("where"), options.get("weights")
     settings = tuple((name, value) for name, value in options.items() if name in HOW)
@@ -314,15 +318,24 @@ def _check_views(x: Any, y: Any, options: Any) -> None:
     if x.shape != y.shape:
         raise ValueError(f"x has shape {x.shape}, y has shape {y.shape}; wanted one shape, row i of y for row i of x")
     check_per_row("where", options.get("where"), len(x))
+    check_per_row("groups", options.get("groups"), len(x), jnp.integer)
     check_options("a loss of two views", options, ViewOptions)
 
 
 def _over_views(rows: Callable[..., Mean], x, y, *hyper, similarity, options: ViewOptions):
     """`over_pairs` with x as anchors and y as references; the labels are the numbers of the rows of all devices."""
     _check_views(x, y, options)
-    number = row_ids(len(x), options.get("axis_name"))
-    pairs: dict[str, Any] = {"references": y, "reference_labels": number, "reference_where": options.get("where")}
-    return over_pairs(rows, x, number, *hyper, similarity=similarity, **pairs, **options)
+    labels = row_ids(len(x), options.get("axis_name"))
+    how: dict[str, Any] = {**options}
+    if (groups := how.pop("groups", None)) is not None:
+        labels, how["same"] = jnp.stack([labels, groups.astype(labels.dtype)], axis=1), _in_groups
+    pairs: dict[str, Any] = {"references": y, "reference_labels": labels, "reference_where": options.get("where")}
+    return over_pairs(rows, x, labels, *hyper, similarity=similarity, **pairs, **how)
+
+
+def _in_groups(a: Array, b: Array) -> tuple[Array, Array]:
+    """A relation of [number, group]."""
+    return a[0] == b[0], a[1] != b[1]
 
 
 def _centred(axis_name, x, y, where):

@@ -2,6 +2,7 @@
 
 - Are those of the same class nearest? `retrieval` (recall@k, precision@k, R-precision, MAP@R, mAP, MRR, nDCG@k); inside
   `jit`, over batches and devices `retrieval_means`.
+- Of two towers, do rows find their partners? `both_ways` (recall@k and the median rank, from x to y and back).
 - Are two of the same person? Of all pairs of a set `pair_scores`, of a list of scores `roc`; either gives a `Roc`: AUC,
   EER, TAR at a FAR, thresholds. How sure is it? `roc_bands`. By LFW's folds: `k_fold_accuracy`, `k_fold_tar`.
 - Which threshold, and what does it cost? `calibrated_pair_threshold`, of a list `calibrated_threshold`; on other pairs
@@ -44,6 +45,7 @@ from metricjax.metrics.thresholds import (
     group_error_rates,
     hter,
 )
+from metricjax.metrics.towers import both_ways
 from metricjax.metrics.verification import (
     PairScores,
     Roc,
@@ -70,6 +72,7 @@ __all__ = [
     "ari",
     "bcubed",
     "bcubed_f1",
+    "both_ways",
     "calibrated_pair_threshold",
     "calibrated_threshold",
     "cmc",

@@ -18,7 +18,7 @@ names = pytest.mark.parametrize("name", CATALOGUE)
 OPTIONS = {
     "references": jnp.ones((3, D)), "same": mj.relations.equal,
     "reference_labels": jnp.arange(3), "miner": mj.mining.pair_margin(), "reduction": mj.with_count, "block_size": 4,
-    "ignore_above": 0.9, "num_classes": C, "label_smoothing": 0.1,
+    "groups": jnp.arange(N) // 2, "ignore_above": 0.9, "num_classes": C, "label_smoothing": 0.1,
 }  # fmt: skip
 
 

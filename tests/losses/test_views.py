@@ -310,6 +310,29 @@ def test_miner_and_count(name, block_size):
     close([value, count], [wanted, 2 * N])
 
 
+@pytest.mark.parametrize("name", slow_unless(("clip",), CONTRASTS))
+def test_rows_of_a_group_are_no_negatives_of_each_other(name):
+    """Against the loss that leaves them out by a loop; in panels, and over devices."""
+    x, y = inputs(name, 17, n=16)
+    groups = jnp.asarray([0, 1, 0, 2, 3, 3, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0])
+    s = 5 * oracle.matrix("cosine_similarity", x, y)
+    kept = [[j for j in range(16) if j == i or groups[i] != groups[j]] for i in range(16)]
+
+    def expected(s):
+        if name == "siglip":
+            return np.mean(
+                [sum(math.log1p(math.exp(s[i, j] * (-1 if i == j else 1))) for j in kept[i]) for i in range(16)]
+            )
+        return np.mean([math.log(sum(math.exp(s[i, j]) for j in kept[i])) - s[i, i] for i in range(16)])
+
+    hyper = {"info_nce": {"temperature": 0.2}, "clip": {"scale": 5.0}, "siglip": {"scale": 5.0, "bias": 0.0}}[name]
+    wanted = (expected(s) + expected(s.T)) / 2 if name == "clip" else expected(s)
+    for size in (None, 4):
+        close(VIEWS[name](x, y, groups=groups, block_size=size, **hyper), wanted)
+    over = jax.jit(mj.over_mesh(VIEWS[name], "data", mesh_of(AxisType.Auto)))
+    close(over(x, y, groups=groups, **hyper), wanted)
+
+
 @pytest.mark.parametrize("name", [*CONTRASTS, "embedding_norm", "zero_mean", "koleo"])
 def test_reduction_gets_one_mean_for_each_row(name):
     arrays = inputs(name, 15)
@@ -329,6 +352,7 @@ WRONG = {
     "where of moments": (lambda: mj.losses.vicreg(X, Y, where=X[0] > 0), ValueError, r"where has shape \(5,\)"),
     "where of a view": (lambda: mj.losses.clip(X, Y, where=X[0] > 0), ValueError, r"where has shape \(5,\)"),
     "weights": (lambda: mj.losses.clip(X, Y, weights=X[0]), ValueError, r"weights has shape \(5,\)"),
+    "groups": (lambda: mj.losses.clip(X, Y, groups=X[:, 0]), TypeError, "groups has dtype float32; wanted integers"),
     "references": (lambda: mj.losses.clip(X, Y, references=Y), TypeError, r"unknown options \['references'\].*where"),
     "miner of uniformity": (
         lambda: mj.losses.alignment_uniformity(X, Y, miner=near_negatives), TypeError, "miner is given; alignment",
