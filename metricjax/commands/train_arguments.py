@@ -7,6 +7,8 @@ metricjax train --dataset lfw_folder --pairs pairs.txt --test-folds 1,2
 metricjax train --dataset ms1mv3 --test lfw.bin --test agedb_30.bin --validation cfp_fp.bin \\
     --encoder iresnet50 --embedding-size 512 --image-size 112 112 --pixels centred --precision bfloat16 \\
     --loss arcface --set scale=64 --set margin=0.5 --mirror random --batch 1024 --steps 200000
+
+Other tasks: metricjax train --task retrieval --help, metricjax train --task pairs --help.
 """
 
 import argparse

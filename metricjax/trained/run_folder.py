@@ -52,7 +52,7 @@ def load(run: str | pathlib.Path, mesh: Mesh | None = None) -> NetworkEncoder:
 
 
 def step_to_use(run: pathlib.Path) -> int:
-    """Of the whole checkpoints the one with the least equal error rate, of equal ones the latest."""
+    """Of the whole checkpoints the one with the least error on what was held back, of equal ones the latest."""
     whole, _ = checkpoint_digests.checked(run)
     if not whole:
         raise ValueError(f"{run} holds no checkpoint yet")
@@ -86,10 +86,14 @@ def _in_short(error: Exception) -> str:
 
 
 def _error_of(run: pathlib.Path, step: int) -> float:
-    """The equal error rate of a checkpoint; infinity where it was not measured."""
+    """The error by which a checkpoint is chosen; infinity where it was not measured."""
     path = run / checkpoint_digests.CHECKPOINTS / str(step) / "metrics" / "metrics"
-    error = json_files.read(path).get("EER") if path.is_file() else None
+    error = _error(json_files.read(path)) if path.is_file() else None
     return float(error) if isinstance(error, float | int) else np.inf
+
+
+def _error(metrics: dict) -> Any:
+    return metrics.get("error", metrics.get("EER"))  # as older versions have it
 
 
 def not_finite(tree, mesh: Mesh) -> list[str]:
@@ -107,11 +111,11 @@ def _finite(arrays, mesh: Mesh):
 
 
 def options(chosen: bool = True, **others) -> ocp.CheckpointManagerOptions:
-    """Keep the two latest checkpoints, to go on from, and, if one is `chosen` by equal error rate, the best, to use."""
+    """Keep the two latest checkpoints, to go on from, and, if one is `chosen` by its error, the best, to use."""
     policies = ocp.checkpoint_managers
-    latest, error = policies.LatestN(2), lambda metrics: metrics["EER"]
+    latest = policies.LatestN(2)
     if not chosen:
         return ocp.CheckpointManagerOptions(preservation_policy=latest, **others)
-    best = policies.BestN(get_metric_fn=error, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+    best = policies.BestN(get_metric_fn=_error, reverse=True, n=1, keep_checkpoints_without_metrics=False)
     either = policies.AnyPreservationPolicy([latest, best])
-    return ocp.CheckpointManagerOptions(preservation_policy=either, best_fn=error, best_mode="min", **others)
+    return ocp.CheckpointManagerOptions(preservation_policy=either, best_fn=_error, best_mode="min", **others)

@@ -41,7 +41,7 @@ class Checkpoints:
             left = "there is no earlier checkpoint" if last is None else f"the checkpoint of step {last} is kept"
             sys.exit(f"stopped at step {step}: not finite: {some(broken)}; {left}")
         state = dict(self.trainer.state)
-        run = copy.deepcopy({"identity": self._identity(), "history": history, "position": position})
+        run = copy.deepcopy({"identity": self.identity(), "history": history, "position": position})
         items = ocp.args.Composite(
             encoder=ocp.args.StandardSave(state.pop("average")),
             state=ocp.args.StandardSave(state),
@@ -70,7 +70,7 @@ class Checkpoints:
         """Put the latest state into the trainer, on the devices there are; returns step, history, input position."""
         step, saved = latest(self.folder)
         made = saved["identity"]
-        for name, value in self._identity().items():
+        for name, value in self.identity().items():
             if name not in ("photographs", "steps") and made.get(name, value) != value:  # older versions have fewer
                 raise ValueError(f"--resume: the checkpoint was made with {name} {made.get(name)}, not {value}")
         placed = lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where)
@@ -84,7 +84,8 @@ class Checkpoints:
             checkpoint_digests.write(self.folder, step)
         return step, saved["history"], saved["position"]
 
-    def _identity(self) -> dict:
+    def identity(self) -> dict:
+        """What the run of these checkpoints and one that goes on from them must agree on."""
         return identity(self.trainer, self.people)
 
     def finish(self) -> None:

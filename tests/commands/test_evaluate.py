@@ -89,8 +89,8 @@ def test_photographs_with_an_encoder(example, people, encoder, tmp_path):
 
 
 def test_whom_the_encoder_was_trained_on_is_left_out_and_said(example, people, encoder, tmp_path, capsys):
-    from metricjax.commands import train as train_faces
     from metricjax.commands import train_data as face_data
+    from metricjax.commands import train_faces
 
     record = face_data.load(train_faces.arguments(["--dataset", str(people), "--test-people", "2"])).record
     (tmp_path / "people.json").write_text(json.dumps(record))

@@ -17,9 +17,10 @@ from PIL import Image
 
 from metricjax import encoders
 from metricjax.commands import fitting
+from metricjax.commands.train_run import recipe_of
 from metricjax.trained import mesh
 from metricjax.trained.design import Design
-from metricjax.training import losses_by_name
+from metricjax.training import loop, losses_by_name
 from tests.helpers.people import write_people
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("standard_promotion")]
@@ -42,10 +43,10 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def example():
-    from metricjax.commands import train as train_faces
+    from metricjax.commands import train_faces
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_faces, "LOG_EVERY", 2)
+        patch.setattr(loop, "LOG_EVERY", 2)
         on = mesh.data_mesh  # one device, unless a test says otherwise: what is small is faster so
         patch.setattr(mesh, "data_mesh", lambda devices=None: on(devices or jax.devices()[:1]))
         yield train_faces
@@ -118,7 +119,7 @@ def made(example, *arguments, devices=None):
     args = example.arguments([*SMALL, *map(str, arguments)])
     fitting.fit(args, 10, 0, 20)
     design = Design(args.encoder, args.embedding_size, (28, 23), tuple(args.image_size), 1)
-    return example.Trainer(example.recipe_of(args), design, 10, devices)
+    return example.Trainer(recipe_of(args), design, 10, devices)
 
 
 class Smooth(nnx.Module):
@@ -193,7 +194,7 @@ def state_of(example, people, out):
     """The latest state of a run of 50 steps."""
     args = example.arguments([*map(str, (*SMALL, *COMMON, "--dataset", people, "--out", out, "--resume"))])
     data = example.train_data.load(args)
-    trainer = example.Trainer(example.recipe_of(args), example.train_data.design(args, data), len(data.train.people))
+    trainer = example.Trainer(recipe_of(args), example.train_data.design(args, data), len(data.train.people))
     step, *_ = example.Checkpoints(out, trainer).restore()
     assert step == 50
     return trainer.state
@@ -323,7 +324,7 @@ def test_a_collapsed_or_not_finite_run_stops(example, people, tmp_path, capsys, 
     message = refused(example, capsys, "--dataset", people, "--learning-rate", "1e30", "--out", tmp_path / "nan")
     assert "not finite" in message
     monkeypatch.setattr(example, "COLLAPSED", 2.0)
-    monkeypatch.setattr(example, "PATIENCE", 2)
+    monkeypatch.setattr(loop, "PATIENCE", 2)
     message = refused(example, capsys, "--dataset", people, "--out", tmp_path / "collapsed")
     assert "stopped at step 4: the embeddings have collapsed" in message
 

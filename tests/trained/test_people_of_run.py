@@ -25,8 +25,8 @@ def people_of_run():
 
 @pytest.fixture(scope="module")
 def faces():
-    from metricjax.commands import train as train_faces
     from metricjax.commands import train_data as face_data
+    from metricjax.commands import train_faces
 
     return lambda *given: face_data.load(train_faces.arguments(["--dataset", *map(str, given)]))
 

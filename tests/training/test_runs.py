@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 
 from metricjax import encoders
+from metricjax.commands.train_run import recipe_of
 from metricjax.ground import json_files
-from metricjax.trained import mesh
+from metricjax.trained import checkpoint_digests, mesh, people_of_run, run_folder
 from metricjax.trained.design import design_of
+from metricjax.training import Batches, Checkpoints, Trainer, interruption, loggers
 from tests.helpers.people import write_people
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("standard_promotion")]
@@ -30,7 +32,7 @@ SMALL = ["--encoder", "tiny", "--image-size", "16", "14", "--embedding-size", "8
 
 @pytest.fixture(scope="module")
 def example():
-    example = importlib.import_module("metricjax.commands.train")
+    example = importlib.import_module("metricjax.commands.train_faces")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(encoders.NAMED, "tiny", partial(encoders.SmallResNet, widths=(8,)))
         on = mesh.data_mesh
@@ -67,13 +69,13 @@ def copied(trained, tmp_path):
 def trainer_of(example, people, out):
     args = example.arguments([*SMALL, "--dataset", str(people), "--out", str(out), "--steps", "6", "--resume"])
     loaded = example.train_data.load(args)
-    return example.Trainer(example.recipe_of(args), example.train_data.design(args, loaded), len(loaded.train.people))
+    return Trainer(recipe_of(args), example.train_data.design(args, loaded), len(loaded.train.people))
 
 
 def assert_ends_alike(example, people, out, expected):
     trainers = [trainer_of(example, people, folder) for folder in (out, expected)]
     for trainer, folder in zip(trainers, (out, expected), strict=True):
-        assert example.Checkpoints(folder, trainer).restore()[0] == 6
+        assert Checkpoints(folder, trainer).restore()[0] == 6
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), trainers[0].state, trainers[1].state)
 
 
@@ -88,7 +90,7 @@ def refused(*arguments):
 
 
 def test_a_signal_ends_a_run_after_its_step_and_it_goes_on(example, people, trained, tmp_path, monkeypatch, capfd):
-    step, before = example.Trainer.step, [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    step, before = Trainer.step, [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
     def interrupted(self, number, batch):
         if number == 2:
@@ -96,7 +98,7 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on(example, people, trai
         return step(self, number, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(example.Trainer, "step", interrupted)
+        patch.setattr(Trainer, "step", interrupted)
         assert refused(example, people, tmp_path / "run", "--steps", 6) == 128 + signal.SIGTERM
     assert "SIGTERM came; the checkpoint of step 3 is written" in capfd.readouterr().err
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
@@ -108,7 +110,7 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on(example, people, trai
 
 def test_what_was_logged_goes_on_too(example, people, tmp_path, monkeypatch, capsys):
     """No step is logged twice, metrics.json grows, and a bar of 80 columns says what is done."""
-    step, out, log = example.Trainer.step, tmp_path / "run", ("--log", "csv", "--validation", 2, "--steps", 6)
+    step, out, log = Trainer.step, tmp_path / "run", ("--log", "csv", "--validation", 2, "--steps", 6)
     unfinished = lambda: json.loads((out / "metrics.json").read_text())
 
     def interrupted(self, number, batch):
@@ -120,16 +122,16 @@ def test_what_was_logged_goes_on_too(example, people, tmp_path, monkeypatch, cap
     monkeypatch.setattr(example, "LOG_EVERY", 1)
     monkeypatch.setenv("COLUMNS", "80")
     with monkeypatch.context() as patch:
-        patch.setattr(example.Trainer, "step", interrupted)
-        patch.setattr(example.loggers, "EVERY", 0.0)
-        patch.setattr(example.loggers, "SHARE", np.inf)
+        patch.setattr(Trainer, "step", interrupted)
+        patch.setattr(loggers, "EVERY", 0.0)
+        patch.setattr(loggers, "SHARE", np.inf)
         with pytest.raises(KeyError):
             run(example, people, out, "--checkpoint-every", 3, *log)
     bar = [line for line in capsys.readouterr().err.split("\r") if "steps/s" in line]
     assert bar[0].startswith("compiling |") and "training |" in "".join(bar)
     assert bar[-1].startswith("loss ") and all(len(line.strip("\n")) <= 80 for line in bar)
     assert unfinished()["history"]["step"] == [1, 2, 3, 4]
-    assert example.people_of_run.read(out)["trained on"]
+    assert people_of_run.read(out)["trained on"]
     report = run(example, people, out, "--checkpoint-every", 3, *log, "--resume")
     assert report["history"]["step"] == [1, 2, 3, 4, 5, 6]
     with open(out / "metrics.csv", newline="") as file:
@@ -142,11 +144,11 @@ def test_what_was_logged_goes_on_too(example, people, tmp_path, monkeypatch, cap
 
 def test_more_steps_train_on_and_fewer_are_refused(example, people, copied, capsys):
     assert "--steps is 5; wanted 6 at least" in refused(example, people, copied, "--resume", "--steps", 5)
-    before = example.run_folder.load(copied).digest
+    before = run_folder.load(copied).digest
     report = run(example, people, copied, "--resume", "--steps", 8)
     assert "--steps 8, not 6: the learning rate goes on as in a run of 8 steps" in capsys.readouterr().out
     assert report["history"]["step"] == [6, 8] and report["run"]["steps"] == 8
-    assert example.run_folder.load(copied).digest != before  # at the old rate, 0, it would stay the same
+    assert run_folder.load(copied).digest != before  # at the old rate, 0, it would stay the same
 
 
 def test_other_people_are_refused(example, people, copied, tmp_path, monkeypatch):
@@ -164,11 +166,11 @@ def test_other_people_are_refused(example, people, copied, tmp_path, monkeypatch
 def test_batches_go_on_from_any_position(example, people, batch):
     args = example.arguments(["--dataset", str(people), "--batch", *batch])
     loaded = example.train_data.load(args)
-    batches = example.Batches(example.recipe_of(args), loaded.train)
+    batches = Batches(recipe_of(args), loaded.train)
     expected = [next(batches) for _ in range(12)]
     assert batches.get_state() == {"next_index": 12}
     for start in (1, 5, 9):  # of several epochs
-        batches = example.Batches(example.recipe_of(args), loaded.train, {"next_index": start})
+        batches = Batches(recipe_of(args), loaded.train, {"next_index": start})
         for number in range(start, 12):
             found = next(batches)
             np.testing.assert_array_equal(found["labels"], expected[number]["labels"])
@@ -181,7 +183,7 @@ def test_batches_go_on_from_any_position(example, people, batch):
 
 def test_what_is_not_finite_is_not_saved(example, people, copied):
     trainer = trainer_of(example, people, copied)
-    kept = example.Checkpoints(copied, trainer)
+    kept = Checkpoints(copied, trainer)
     _, history, position = kept.restore()
     assert trainer.not_finite() == []
     whole = trainer.state
@@ -194,12 +196,12 @@ def test_what_is_not_finite_is_not_saved(example, people, copied):
             kept.save(7, history, position, None)
         assert f"stopped at step 7: not finite: {part}/" in caught.value.code
         assert "the checkpoint of step 6 is kept" in caught.value.code
-    assert example.checkpoint_digests.checked(copied) == ([6, 4], {})
+    assert checkpoint_digests.checked(copied) == ([6, 4], {})
 
 
 @pytest.mark.parametrize("kind", ["flipped", "cut", "missing"])
 def test_damage_anywhere_in_a_checkpoint_is_noticed(example, copied, fuzz, kind):
-    digests, step = example.checkpoint_digests, copied / "checkpoints" / "6"
+    digests, step = checkpoint_digests, copied / "checkpoints" / "6"
     files = sorted(path for path in step.rglob("*") if path.is_file())
     assert {"encoder", "state", "run"} <= {path.relative_to(step).parts[0] for path in files}
     for seed in fuzz[: max(20, len(fuzz) // 4)] if kind != "missing" else range(len(files)):
@@ -225,7 +227,7 @@ def spoil(run, step, name="encoder/_METADATA"):
 
 
 def test_the_checkpoint_before_a_damaged_one_is_used(example, people, trained, copied, capsys):
-    load = example.run_folder.load
+    load = run_folder.load
     shutil.rmtree(copied / "checkpoints" / "6")
     expected = load(copied).digest
     shutil.copytree(trained / "checkpoints" / "6", copied / "checkpoints" / "6")
@@ -246,13 +248,13 @@ def test_the_checkpoint_before_a_damaged_one_is_used(example, people, trained, c
 def test_checkpoints_without_digests(example, trained, copied, capsys):
     """One alone was interrupted at its end; if none has a digest, they are as older versions left them."""
     (copied / "digests" / "6.json").unlink()
-    assert example.checkpoint_digests.checked(copied)[0] == [4]
+    assert checkpoint_digests.checked(copied)[0] == [4]
     shutil.rmtree(copied / "digests")
-    assert example.run_folder.load(copied).digest == example.run_folder.load(trained).digest
+    assert run_folder.load(copied).digest == example.run_folder.load(trained).digest
     assert "have no digests, so that damage to them is not noticed" in capsys.readouterr().err
     spoil(copied, 6)
     with pytest.raises(ValueError, match=r"checkpoints/6 cannot be read") as caught:
-        example.run_folder.load(copied)
+        run_folder.load(copied)
     assert "\n" not in str(caught.value)
 
 
@@ -260,7 +262,7 @@ def test_a_design_that_is_not_the_checkpoints_is_refused(example, copied):
     path = copied / "encoder.json"
     path.write_text(path.read_text().replace("112", "113", 1))
     with pytest.raises(ValueError, match=r"encoder.json is damaged: 'photograph' is \[113, 112\]; the checkpoint has"):
-        example.run_folder.load(copied)
+        run_folder.load(copied)
 
 
 def test_a_damaged_design_is_refused_by_name(example, copied, fuzz):
@@ -395,7 +397,7 @@ def test_signals_are_left_alone_where_python_cannot_hear_them(example):
     heard = []
 
     def elsewhere():
-        with example.interruption.noticed() as asked:
+        with interruption.noticed() as asked:
             heard.append(asked.signal)
 
     thread = threading.Thread(target=elsewhere)
@@ -404,7 +406,7 @@ def test_signals_are_left_alone_where_python_cannot_hear_them(example):
     assert heard == [0]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup leaves it
     try:
-        with example.interruption.noticed() as asked:
+        with interruption.noticed() as asked:
             signal.raise_signal(signal.SIGINT)
             assert asked.signal == 0
     finally:

@@ -9,7 +9,7 @@ from flax import nnx
 
 import metricjax as mj
 from metricjax import encoders
-from metricjax.commands import train
+from metricjax.commands import train_faces
 from metricjax.encoders import layouts
 from metricjax.trained import mesh
 from tests.helpers.people import write_people
@@ -26,7 +26,7 @@ def small():
         patch.setitem(encoders.NAMED, "tiny", partial(encoders.IResNet, (1, 1), widths=(4, 8)))
         on = mesh.data_mesh
         patch.setattr(mesh, "data_mesh", lambda devices=None: on(devices or jax.devices()[:2]))
-        patch.setattr(train, "write", lambda *_: None)  # plots
+        patch.setattr(train_faces, "write", lambda *_: None)  # plots
         yield
 
 
@@ -44,7 +44,7 @@ def begun(people, tmp_path_factory):
 
 
 def run(people, out, *more):
-    return train.main([*SMALL, "--dataset", str(people), "--out", str(out), *map(str, more)])
+    return train_faces.main([*SMALL, "--dataset", str(people), "--out", str(out), *map(str, more)])
 
 
 def params(encoder):

@@ -21,7 +21,7 @@ SMALL = ["--encoder", "tiny", "--image-size", "16", "16", "--embedding-size", "8
 
 @pytest.fixture
 def example(monkeypatch):
-    example = importlib.import_module("metricjax.commands.train")
+    example = importlib.import_module("metricjax.commands.train_faces")
     monkeypatch.setitem(encoders.NAMED, "tiny", partial(encoders.SmallResNet, widths=(8,)))
     on = mesh.data_mesh
     monkeypatch.setattr(mesh, "data_mesh", lambda devices=None: on(devices or jax.devices()[:1]))
@@ -44,9 +44,9 @@ def test_insightface_formats_and_the_best_checkpoint(example, tmp_path, monkeypa
         assert held.images.shape == (40, 112, 112, 3)
         rate = next(rates)
         measured[rate] = encoder.digest
-        return {"EER": rate}
+        return rate
 
-    monkeypatch.setattr(example, "validated", validated)
+    monkeypatch.setattr(example, "equal_error_rate", validated)
     (tmp_path / "set").mkdir()
     out, files = tmp_path / "run", [pairs(tmp_path / f"{name}.bin", 20) for name in ("one", "other", "third")]
     pairs(files[1], 23)  # 10 folds of 2 or 3
