@@ -61,9 +61,11 @@ def arguments(argv=None) -> argparse.Namespace:
     amount = "how much images are turned, zoomed, shifted and hidden: 1 for a lot, 0 for not at all; default 0.3"
     add("--augment", type=float, default=0.3, metavar="AMOUNT", help=amount)
     add = parser.add_argument_group("towers").add_argument
-    add("--encoder", choices=encoders.NAMED, default="small_resnet", metavar="NAME", help=", ".join(encoders.NAMED))
+    named = f"small_convnet (default), which is for a laptop, or another of {', '.join(encoders.NAMED)}"
+    add("--encoder", choices=encoders.NAMED, default="small_convnet", metavar="NAME", help=named)
     add("--other-encoder", choices=encoders.NAMED, metavar="NAME", help="of the partners; default the same network")
-    add("--shared", action="store_true", help="one tower, with one set of weights, for both")
+    one = "one tower, with one set of weights, for both; default for halves, as few people are too few for two towers"
+    add("--shared", action=argparse.BooleanOptionalAction, help=one)
     add("--embedding-size", type=int, default=128)
     add("--image-size", type=int, nargs=2, metavar=("H", "W"), help="what encoders see; default 64 64, of halves 48 24")
     add("--pixels", choices=tuple(PIXELS), default="standardised", help="see metricjax train --help")
@@ -78,7 +80,7 @@ def arguments(argv=None) -> argparse.Namespace:
     add("--scale", type=float, help=begins)
     add("--most-scale", type=float, default=100.0, help="what it is kept below (default 100)")
     add("--steps", type=int, help="of the whole run (default 500, or as before)")
-    add("--learning-rate", type=float, default=1e-3)
+    add("--learning-rate", type=float, default=2e-3)
     add("--seed", type=int, default=0)
     add("--out", type=pathlib.Path, help="folder of results; default runs/DATE-TIME")
     add("--log", action="append", default=[], choices=loggers.NAMED, help="report there too, in --out")
@@ -98,8 +100,10 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--resume needs --out, the folder of the run to go on with")
     least = dict.fromkeys(("steps", "checkpoint_every", "embedding_size", "image_size", "patience", "test_groups"), 1)
     command_line.check_least(parser, args, {**least, "batch": 2, "seed": 0, "workers": 0, "validation": 0})
-    if args.shared and (args.other_encoder or args.other_weights):
-        parser.error("--shared has one tower; leave out --other-encoder and --other-weights")
+    if args.other_encoder or args.other_weights:
+        if args.shared:
+            parser.error("--shared has one tower; leave out --other-encoder and --other-weights")
+        args.shared = False
     if args.patience is not None and not args.validation:
         parser.error("--patience needs --validation, the groups to be patient with")
     if not 0 <= args.augment <= 2:
@@ -138,6 +142,7 @@ class Data(NamedTuple):
 def load(args) -> Data:
     """Read the pairs to test on; those to train on are read when they are needed."""
     source, halves = opened(args)
+    args.shared = halves if args.shared is None else args.shared
     count = len(source.people)
     tested = min(count - count // 2, MOST_TESTED) if args.test_groups is None else args.test_groups
     if count - tested - args.validation < 2:

@@ -40,7 +40,7 @@ def run(example, people, out, *more):
 @pytest.fixture(scope="module")
 def trained(example, people, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "trained"
-    return run(example, people, out, "--validation", 2, "--log", "csv"), out
+    return run(example, people, out, "--no-shared", "--validation", 2, "--log", "csv"), out
 
 
 def recalls(x, y):
@@ -99,12 +99,12 @@ def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(example, people
             signal.raise_signal(signal.SIGTERM)
         return step(self, number, batch)
 
-    whole = run(example, people, tmp_path / "whole", "--shared")
+    whole = run(example, people, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(ImageTowers, "step", interrupted)
         with pytest.raises((KeyError, SystemExit)):
-            run(example, people, tmp_path / "part", "--shared")
-    report = run(example, people, tmp_path / "part", "--shared", "--resume")
+            run(example, people, tmp_path / "part")
+    report = run(example, people, tmp_path / "part", "--resume")
     assert report["results"]["towers"] == whole["results"]["towers"]
     arrays = [np.load(tmp_path / name / "x.npz") for name in ("whole", "part")]
     for name in arrays[0].files:
