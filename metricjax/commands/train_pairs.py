@@ -41,7 +41,23 @@ from metricjax.training.image_towers import ImageTowers
 from metricjax.training.recipe import Recipe
 from metricjax.training.towers import LOSSES, TowerRecipe
 
-__all__ = ["Data", "PairBatches", "Pictures", "arguments", "both_ways", "load", "main", "opened", "table", "towers_of"]
+__all__ = [
+    "Data",
+    "PairBatches",
+    "Pictures",
+    "arguments",
+    "both_ways",
+    "check",
+    "in_memory",
+    "load",
+    "main",
+    "of_towers",
+    "opened",
+    "table",
+    "towers_of",
+    "trained_and_tested",
+    "write",
+]
 
 MOST_TESTED, MOST_COMPARED = 1000, 5000  # groups, unless the command line says otherwise; pairs, by other ways too
 KS = (1, 5, 10)
