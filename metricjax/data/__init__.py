@@ -29,6 +29,7 @@ with extra("images"):
     from metricjax.data.record_io import RecordSource
     from metricjax.data.sources import ArraySource, FolderSource
     from metricjax.data.subsets import mirrored, of_people
+    from metricjax.data.two_views import Couples, FileViews, HalfViews, couples_of_folders, read_couples
     from metricjax.data.verification_set import PairImages, verification_set
 
 __all__ = [
@@ -37,8 +38,11 @@ __all__ = [
     "UNREADABLE",
     "ArraySource",
     "Characters",
+    "Couples",
     "Faces",
+    "FileViews",
     "FolderSource",
+    "HalfViews",
     "Listing",
     "PairImages",
     "Pairs",
@@ -50,6 +54,7 @@ __all__ = [
     "augmented",
     "batches",
     "centred",
+    "couples_of_folders",
     "decoded",
     "folder",
     "lfw",
@@ -61,6 +66,7 @@ __all__ = [
     "photographs_in",
     "photographs_of_people",
     "printable",
+    "read_couples",
     "read_landmarks",
     "read_pairs",
     "resized",

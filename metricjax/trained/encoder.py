@@ -189,22 +189,30 @@ def _name(photograph: Photograph, index: int) -> str:
 class NetworkEncoder(Encoder):
     """An encoder whose network and weights are at hand."""
 
-    def __init__(self, design: Design, structure: nnx.GraphDef, weights, record=None, mesh: Mesh | None = None):
+    def __init__(
+        self, design: Design, structure: nnx.GraphDef, weights, record=None, mesh: Mesh | None = None, mirrored=True
+    ):
         super().__init__(record, mesh)
+        self.mirrored = mirrored  # whether an embedding is the sum of the image's and its mirror image's
         self.design, self.structure, self.weights = design, structure, weights
         self.name, self.photograph, self.channels = design.name, design.photograph, design.channels
         self.embedding_size = design.embedding_size
 
     @cached_property
     def digest(self) -> str:  # type: ignore[override]
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.design)).encode())
+        digest = hashlib.sha256(json.dumps(self.description).encode())
         for path, leaf in jax.tree.leaves_with_path(self.weights):
             digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
         return digest.hexdigest()
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """The design, and how it is used, in words of JSON."""
+        return dataclasses.asdict(self.design) | ({} if self.mirrored else {"mirrored": False})
+
     def apply(self, images: jax.Array) -> jax.Array:
         whole = NamedSharding(self.mesh, PartitionSpec())
-        return _embedded(self.design, self.structure, whole, self.weights, images)
+        return _embedded(self.design, self.structure, whole, self.mirrored, self.weights, images)
 
     def save(self, path: str | os.PathLike) -> None:
         from metricjax.trained import saved
@@ -221,6 +229,6 @@ def embedded(design: Design, structure: nnx.GraphDef, weights, images, mirrored=
     return project(one(images) + one(images[:, :, ::-1])) if mirrored else one(images)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _embedded(design: Design, structure, whole: NamedSharding, weights, images):
-    return jax.lax.with_sharding_constraint(embedded(design, structure, weights, images), whole)
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _embedded(design: Design, structure, whole: NamedSharding, mirrored: bool, weights, images):
+    return jax.lax.with_sharding_constraint(embedded(design, structure, weights, images, mirrored), whole)

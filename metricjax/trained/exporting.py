@@ -32,7 +32,8 @@ def export(encoder: Encoder, path: str | os.PathLike, *, mirrored: bool = True) 
     What is written is one function, from images [n, height, width, channels] of uint8, any number n of them, at the
     height, width and channels of `encoder.photograph` and `encoder.channels`, to embeddings [n, d] of length 1,
     float32: resized, brought to the pixels that the network takes, embedded, and, with `mirrored`, added to the
-    embeddings of the mirror images. It is read back and run on random images before the file gets its name.
+    embeddings of the mirror images, unless the encoder is one of two towers. It is read back and run on random images
+    before the file gets its name.
 
     - `.stablehlo`: for CPUs, GPUs and TPUs. `jax.export.deserialize(bytearray(content)).call(images)` runs it, with
       JAX and flatbuffers installed and nothing else; so does `metricjax.load`, which knows its digest too.
@@ -50,6 +51,7 @@ def export(encoder: Encoder, path: str | os.PathLike, *, mirrored: bool = True) 
     if not isinstance(encoder, NetworkEncoder):
         raise ValueError(f"encoder is {encoder!r}, exported already; wanted one that `metricjax.load` gives of a run")
 
+    mirrored = mirrored and encoder.mirrored
     function = partial(embedded, encoder.design, encoder.structure, encoder.weights, mirrored=mirrored)
     content, run = writers[path.suffix](encoder, function)
     rng = np.random.default_rng(0)

@@ -1,6 +1,5 @@
 """An encoder in one file: an .npz of its weights, its design, and the record of its people."""
 
-import dataclasses
 import json
 import os
 from typing import Any
@@ -23,7 +22,7 @@ DESIGN, RECORD, WEIGHTS = "design", "record", "weights/"
 def write(path: str | os.PathLike, encoder: NetworkEncoder) -> None:
     """All of the encoder, with a digest by which damage is noticed."""
     arrays = {name: np.asarray(leaf) for name, leaf in _named(encoder.weights).items()}
-    notes = {DESIGN: dataclasses.asdict(encoder.design), RECORD: encoder.record}
+    notes = {DESIGN: encoder.description, RECORD: encoder.record}
     write_arrays(path, {**arrays, **{name: np.array(json.dumps(note)) for name, note in notes.items()}})
 
 
@@ -31,7 +30,9 @@ def read(path: str | os.PathLike, mesh: Mesh | None = None) -> NetworkEncoder:
     """The encoder that `write` wrote; ValueError that names the file and what is wrong with it."""
     arrays = read_arrays(path)
     try:
-        design = design_of(_note(arrays, DESIGN) or {}, "its design")
+        written = _note(arrays, DESIGN) or {}
+        mirrored = written.pop("mirrored", True) is not False
+        design = design_of(written, "its design")
         record = _note(arrays, RECORD)
     except ValueError as error:
         raise ValueError(f"{path} is not an encoder that `save` wrote ({error})") from None
@@ -48,7 +49,7 @@ def read(path: str | os.PathLike, mesh: Mesh | None = None) -> NetworkEncoder:
         nnx.replace_by_pure_dict(state, found)
     mesh = mesh or meshes.data_mesh()
     weights = jax.device_put(like, NamedSharding(mesh, PartitionSpec()))
-    return NetworkEncoder(design, structure, weights, record, mesh)
+    return NetworkEncoder(design, structure, weights, record, mesh, mirrored)
 
 
 def _note(arrays: dict[str, np.ndarray], name: str) -> Any:

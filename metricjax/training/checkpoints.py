@@ -5,11 +5,11 @@ same to go on from them, except its people, for which see `people_of_run`.
 """
 
 import copy
-import dataclasses
 import json
 import pathlib
 import sys
 import threading
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -17,15 +17,17 @@ import orbax.checkpoint as ocp
 from metricjax.ground import json_files
 from metricjax.ground.names import some
 from metricjax.trained import checkpoint_digests, people_of_run, run_folder
-from metricjax.training.trainer import Trainer
 
 __all__ = ["Checkpoints", "check_people", "identity", "latest"]
 
 
 class Checkpoints:
-    """The checkpoints of one run, with `people` as its record of people; each process writes its own part."""
+    """The checkpoints of one run, with `people` as its record of people; each process writes its own part.
 
-    def __init__(self, folder: pathlib.Path, trainer: Trainer, chosen: bool = False, people: dict | None = None):
+    trainer: a `Trainer` or `TowerTrainer`: it has `recipe`, `state`, `placement`, `identity`, `descriptions`.
+    """
+
+    def __init__(self, folder: pathlib.Path, trainer: Any, chosen: bool = False, people: dict | None = None):
         self.folder, self.trainer, self.people = folder, trainer, people
         options = run_folder.options(chosen)
         self.manager = ocp.CheckpointManager((folder / checkpoint_digests.CHECKPOINTS).absolute(), options=options)
@@ -48,7 +50,8 @@ class Checkpoints:
             run=ocp.args.JsonSave(run),
         )
         if jax.process_index() == 0:
-            json_files.write(self.folder / run_folder.FILE, dataclasses.asdict(self.trainer.design))
+            for name, described in self.trainer.descriptions().items():
+                json_files.write(self.folder / name, described)
         self.manager.save(step, args=items, metrics=metrics)
         if jax.process_index() == 0:
             self._written = threading.Event()
@@ -83,6 +86,14 @@ class Checkpoints:
         if jax.process_index() == 0 and not (self.folder / checkpoint_digests.DIGESTS / f"{step}.json").is_file():
             checkpoint_digests.write(self.folder, step)
         return step, saved["history"], saved["position"]
+
+    def use_best(self) -> None:
+        """Put the average of the checkpoint to use, the best of a run that was validated, into the trainer."""
+        placed = lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where)
+        like = jax.tree.map(placed, self.trainer.state["average"], self.trainer.placement["average"])
+        step = run_folder.step_to_use(self.folder)
+        found = run_folder.restored(self.folder, step, encoder=ocp.args.StandardRestore(like))
+        self.trainer.state = {**self.trainer.state, "average": found["encoder"]}
 
     def identity(self) -> dict:
         """What the run of these checkpoints and one that goes on from them must agree on."""
@@ -121,13 +132,7 @@ def check_people(folder: pathlib.Path, saved: dict, people: dict) -> None:
         raise ValueError(f"--resume: the people and photographs are not those of the run: {which}")
 
 
-def identity(trainer: Trainer, people: dict | None = None) -> dict:
+def identity(trainer: Any, people: dict | None = None) -> dict:
     """What a checkpoint and the run that goes on from it must agree on, except `steps`, which may grow."""
-    recipe = trainer.recipe
-    word = lambda value: getattr(value, "__name__", str(value))
-    named = {name: {k: word(v) for k, v in hyper.items()} for name, hyper in recipe.losses.items()}
-    made = {"people": trainer.classes, "losses": named, **dataclasses.asdict(trainer.design)}
-    for key in ("batch", "steps", "seed", "learning_rate", "constraint", "mirror", "augment", "sampled_classes"):
-        made[key] = getattr(recipe, key)
-    made["photographs"] = None if people is None else people["digest"]  # and so who is tested on
+    made = {**trainer.identity(), "photographs": None if people is None else people["digest"]}  # who is tested on, too
     return json.loads(json.dumps(made))  # as it comes back from a checkpoint

@@ -4,9 +4,11 @@ Rows of a batch are split over the devices, and class prototypes (and their cent
 the encoder are everywhere the same. Every loss sees the whole batch, as does batch normalisation.
 """
 
+import dataclasses
 import math
 import time
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ from metricjax.data.augmentation import AUGMENTATION
 from metricjax.trained import mesh as meshes
 from metricjax.trained.design import Design, split
 from metricjax.trained.encoder import NetworkEncoder
-from metricjax.trained.run_folder import not_finite
+from metricjax.trained.run_folder import FILE, not_finite
 from metricjax.training import losses_by_name
 from metricjax.training.recipe import Recipe
 
@@ -168,6 +170,20 @@ class Trainer:
         assert self._compiled is not None
         self.state, seen = self._compiled(self.state, np.int32(number), **self.placed(batch))
         return seen
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint and the run that goes on from it must agree on, except `steps`, which may grow."""
+        recipe = self.recipe
+        word = lambda value: getattr(value, "__name__", str(value))
+        named = {name: {k: word(v) for k, v in hyper.items()} for name, hyper in recipe.losses.items()}
+        made = {"people": self.classes, "losses": named, **dataclasses.asdict(self.design)}
+        for key in ("batch", "steps", "seed", "learning_rate", "constraint", "mirror", "augment", "sampled_classes"):
+            made[key] = getattr(recipe, key)
+        return made
+
+    def descriptions(self) -> dict[str, Any]:
+        """What stands beside checkpoints, by the name of the file."""
+        return {FILE: dataclasses.asdict(self.design)}
 
     def not_finite(self) -> list[str]:
         """Names of the arrays of the state that hold NaN or infinity."""
