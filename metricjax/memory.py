@@ -1,8 +1,7 @@
 """Memory banks: embeddings of earlier batches, to compare those of this one with."""
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +22,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Bank:
+class Bank(NamedTuple):
     """Rows of earlier batches, in a fixed number of places: first in, first out.
 
     Begin with `Bank.empty`. `push` leaves its bank as it is and returns a new one (donate the old one under `jit`, and

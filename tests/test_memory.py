@@ -9,7 +9,9 @@ import pytest
 import metricjax as mj
 from metricjax.engine.sizes import LIST
 from metricjax.memory import Bank
+from tests.helpers import oracle
 from tests.helpers.batches import D, N, batch, close, pairs_with
+from tests.helpers.cases import PAIRS
 from tests.helpers.programs import run, usual, value_and_grad
 
 SLOW = pytest.mark.slow
@@ -107,6 +109,203 @@ def test_lists_of_positives_leave_the_row_itself_out(loss, rng):
 def test_ids_that_describe_nothing_are_refused(given, message):
     with pytest.raises((TypeError, ValueError), match=message):
         mj.losses.supcon(jnp.eye(3), jnp.arange(3), **given)
+
+
+# --- miners, selections, relations ------------------------------------------------------------------------------------
+
+MINERS = {
+    "angular": mj.mining.angular(0.6),
+    "batch_easy_hard": mj.mining.batch_easy_hard("semi_hard", "hard"),
+    "chain": mj.mining.chain(mj.mining.pair_margin(0.1, 1.1), mj.mining.multi_similarity()),
+    "hard_fraction": mj.mining.hard_fraction(0.4),
+    "multi_similarity": mj.mining.multi_similarity(),
+    "pair_margin": mj.mining.pair_margin(0.2, 0.9),
+    "rank_range": mj.mining.rank_range((1, 6)),
+    "switch": mj.mining.switch(1, [mj.mining.pair_margin(), mj.mining.rank_range((2, 4))]),
+    "triplet_margin": mj.mining.triplet_margin(0.2),
+}
+SELECTIONS = {
+    "all_triplets": mj.mining.all_triplets,
+    "batch_hard": mj.mining.batch_hard,
+    "distance_weighted": mj.mining.distance_weighted(jax.random.key(0), D),
+    "easy_positive_hard_negative": mj.mining.easy_positive_hard_negative,
+    "semi_hard": mj.mining.semi_hard,
+    "semi_hard_of_hardest": mj.mining.semi_hard_of_hardest,
+    "semi_hard_within": mj.mining.semi_hard_within(0.5),
+}
+
+
+def test_every_miner_is_tried():
+    assert {*MINERS, *SELECTIONS, "Miner", "Selection", "Triplets"} == set(mj.mining.__all__)
+
+
+def by_hand(z, y, bank, measure):
+    """Distances and masks of the batch against itself and the bank, and what gives distances of columns."""
+    columns = np.concatenate([z, bank.embeddings])
+    labels, there = np.concatenate([y, bank.labels]), np.concatenate([y == y, bank.age >= 0])
+    there = there & ~np.eye(N, len(labels), dtype=bool)
+    match = y[:, None] == labels[None]
+    among = jnp.asarray(oracle.matrix(measure, columns, columns), jnp.float32)
+    return among[:N], jnp.asarray(match & there), jnp.asarray(~match & there), lambda index: among[index]
+
+
+@SLOW
+@pytest.mark.parametrize("block_size", [None, 5])
+@pytest.mark.parametrize("name", MINERS)
+def test_miner_keeps_of_batch_and_bank_what_it_keeps_of_their_distances(name, block_size):
+    (z, y, _), bank, miner = batch(4), filled(), MINERS[name]
+    d, p, n, row_of = by_hand(z, np.asarray(y), bank, "cosine")
+    kept = miner(d, p, n, row_of)
+    assert any(np.sum(mask) < np.sum(side) for mask, side in zip(kept, (p, n), strict=True))
+    lists = ([np.flatnonzero(row) for row in mask] for mask in kept)
+    loss = lambda **options: mj.losses.contrastive(z, y, distance=mj.distances.cosine, margin=1.5, **options)
+    expected = oracle.contrastive(np.asarray(d), *lists, margin=1.5)
+    close(loss(miner=miner, block_size=block_size, **bank.options(z, y)), expected, rtol=1e-4)
+
+
+@SLOW
+@pytest.mark.parametrize("block_size", [None, 5])
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_selection_takes_of_batch_and_bank_what_it_takes_of_their_distances(name, block_size):
+    (z, y, _), bank, select = batch(4), filled(), SELECTIONS[name]
+    d, p, n, _ = by_hand(z, np.asarray(y), bank, "chord")
+    anchor, positive, negative = (np.asarray(a)[np.asarray(select(d, p, n).valid)] for a in select(d, p, n)[:3])
+    terms = np.asarray(d)[anchor, positive] - np.asarray(d)[anchor, negative] + 0.4
+    loss = mj.losses.triplet(
+        z, y, margin=0.4, triplets=select, distance=mj.distances.chord, block_size=block_size, **bank.options(z, y)
+    )
+    close(loss, np.mean(terms[terms > 0]), rtol=1e-4)
+
+
+@SLOW
+def test_labels_of_any_shape_and_relation():
+    """Multi-hot labels, which match where they share one."""
+    z, y, _ = batch(3)
+    several = jnp.stack([y == 0, y == 1, (y == 2) | (y == 0), y >= 3], axis=1)
+    bank = Bank.empty(6, D, label_shape=(4,), label_dtype=bool).push(z[:5], several[:5])
+    share = lambda a, b: (a & b).any()
+    case = PAIRS["multi_similarity"]
+    given = bank.options(z, several)
+    close(case(z, several, same=share, **given), case.expected(z, several, same=share, **given), rtol=1e-4)
+    with pytest.raises(TypeError, match=r"labels is int32\[rows\]; wanted bool\[rows, 4\]"):
+        bank.push(z, y)
+
+
+# --- transformations --------------------------------------------------------------------------------------------------
+
+
+def encode(w, x):
+    return jnp.tanh(x @ w)
+
+
+def stream(seed, steps=6, n=8):
+    """Steps of a training: images, labels, which rows are pushed, and whether the bank counts yet."""
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.standard_normal((steps, n, 5)), jnp.float32)
+    y, where = jnp.asarray(rng.integers(0, 4, (steps, n)), jnp.int32), jnp.asarray(rng.random((steps, n)) < 0.8)
+    return x, y, where, jnp.arange(steps) >= 2
+
+
+def step(carry, given):
+    w, bank = carry
+    x, y, where, use = given
+
+    def loss(w):
+        z = encode(w, x)
+        return mj.losses.supcon(z, y, temperature=0.5, **bank.options(z, y, use=use)), bank.push(z, y, where)
+
+    (value, bank), gradient = jax.value_and_grad(loss, has_aux=True)(w)
+    return (w - 0.1 * gradient, bank), value
+
+
+def first_weights(seed):
+    return jax.random.normal(jax.random.key(seed), (5, D))
+
+
+@SLOW
+def test_a_training_in_a_scan_is_that_of_a_loop():
+    """In which one program is compiled, and no gradient goes into the bank."""
+    carry, values, traces = (first_weights(0), Bank.empty(20, D)), [], []
+    one = jax.jit(lambda carry, given: (traces.append(None), step(carry, given))[1])
+    for given in zip(*stream(0), strict=True):
+        carry, value = one(carry, given)
+        values.append(value)
+    assert len(traces) == 1
+    scanned = jax.lax.scan(step, (first_weights(0), Bank.empty(20, D)), stream(0))
+    chex.assert_trees_all_close(scanned, (carry, jnp.stack(values)), rtol=1e-5, atol=1e-6)
+    unused = jax.lax.scan(step, (first_weights(0), Bank.empty(20, D)), (*stream(0)[:3], jnp.zeros(6, bool)))
+    np.testing.assert_allclose(scanned[1][:2], unused[1][:2])
+    assert np.all(np.abs(scanned[1][2:] - unused[1][2:]) > 1e-3)
+
+    def later(w):
+        z = encode(w, stream(1)[0][0])
+        return mj.losses.supcon(jnp.ones((2, D)), jnp.arange(2), **Bank.empty(8, D).push(z, jnp.arange(8)).options())
+
+    assert not np.any(jax.grad(later)(first_weights(0)))
+
+
+@SLOW
+def test_many_banks_by_vmap():
+    w, banks = jax.vmap(first_weights)(jnp.arange(3)), jax.tree.map(lambda a: jnp.stack([a] * 3), Bank.empty(20, D))
+    given = jax.tree.map(lambda *a: jnp.stack(a), *(stream(seed) for seed in range(3)))
+    together = jax.vmap(lambda *carry_and_given: jax.lax.scan(step, carry_and_given[:2], carry_and_given[2:]))
+    found = together(w, banks, *given)
+    for i in range(3):
+        alone = jax.lax.scan(step, (first_weights(i), Bank.empty(20, D)), stream(i))
+        chex.assert_trees_all_close(jax.tree.map(lambda a, i=i: a[i], found), alone, rtol=1e-4, atol=1e-5)
+    staleness = jax.vmap(Bank.staleness)(found[0][1])
+    close(staleness, [jax.tree.map(lambda a, i=i: a[i], found[0][1]).staleness() for i in range(3)])
+
+
+@SLOW
+def test_a_checkpoint_goes_on_where_it_was(tmp_path):
+    """Unlike that of libraries whose queue's place is not in it."""
+    import orbax.checkpoint as orbax
+
+    given = stream(0)
+    part = lambda begin, end: jax.tree.map(lambda a: a[begin:end], given)
+    whole = jax.lax.scan(step, (first_weights(0), Bank.empty(20, D)), given)[0]
+    half = jax.lax.scan(step, (first_weights(0), Bank.empty(20, D)), part(0, 3))[0]
+    with orbax.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "half", half)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "half", jax.tree.map(jnp.zeros_like, half))
+    assert isinstance(restored[1], Bank)
+    chex.assert_trees_all_equal(restored, half)
+    chex.assert_trees_all_close(jax.lax.scan(step, restored, part(3, 6))[0], whole, rtol=1e-6, atol=1e-6)
+
+
+@SLOW
+def test_half_precision_in_the_bank_and_in_the_batch():
+    z, y, _ = batch(5)
+    bank = filled(dtype=jnp.bfloat16)
+    rounded = bank._replace(embeddings=bank.embeddings.astype(jnp.float32))
+    assert bank.push(z, y).embeddings.dtype == jnp.bfloat16
+    f = jax.value_and_grad(lambda z, bank: mj.losses.supcon(z, y, **bank.options(z, y)))
+    chex.assert_trees_all_close(f(z, bank), f(z, rounded), rtol=1e-5)
+    half = z.astype(jnp.bfloat16)
+    value, gradient = f(half, bank)
+    assert (value.dtype, gradient.dtype) == (jnp.float32, jnp.bfloat16)
+    expected, expected_gradient = f(half.astype(jnp.float32), bank)
+    close(value, expected)
+    close(gradient, expected_gradient, rtol=1e-2, atol=1e-2 * np.abs(expected_gradient).max())
+    too_large = jnp.where(jnp.arange(N)[:, None] == 3, 1e5, z)
+    assert Bank.empty(N, D, dtype=jnp.float16).push(too_large, y).filled == N - 1
+
+
+# --- momentum ---------------------------------------------------------------------------------------------------------
+
+
+def test_keys_are_compared_with_their_queries(rng):
+    """Momentum contrast: −log(e^{q·k₊/τ} / Σ e^{q·k/τ}) over the own key and the queue (He et al. 2020, eq. 1)."""
+    q, keys, queue = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.standard_normal((3, 4, D)))
+    y = jnp.arange(4)
+    bank = Bank.empty(6, D).push(jnp.asarray(queue, jnp.float32), y + 4)
+    q, keys = jnp.asarray(q, jnp.float32), jnp.asarray(keys, jnp.float32)
+    given = {**bank.options(keys, y), "reference_ids": None}
+    logits = np.concatenate([q @ keys.T, q @ queue.T], axis=1) / 0.2  # the other keys are negatives, too
+    expected = np.mean(np.log(np.sum(np.exp(logits), axis=1)) - np.diagonal(logits))
+    close(mj.losses.nt_xent(q, y, temperature=0.2, **given), expected)
 
 
 # --- what is pushed ---------------------------------------------------------------------------------------------------

@@ -41,7 +41,23 @@ from metricjax.training.image_towers import ImageTowers
 from metricjax.training.recipe import Recipe
 from metricjax.training.towers import LOSSES, TowerRecipe
 
-__all__ = ["Data", "PairBatches", "Pictures", "arguments", "both_ways", "load", "main", "opened", "table", "towers_of"]
+__all__ = [
+    "Data",
+    "PairBatches",
+    "Pictures",
+    "arguments",
+    "both_ways",
+    "check",
+    "in_memory",
+    "load",
+    "main",
+    "of_towers",
+    "opened",
+    "table",
+    "towers_of",
+    "trained_and_tested",
+    "write",
+]
 
 MOST_TESTED, MOST_COMPARED = 1000, 5000  # groups, unless the command line says otherwise; pairs, by other ways too
 KS = (1, 5, 10)
@@ -56,17 +72,18 @@ def arguments(argv=None) -> argparse.Namespace:
     add("--test-groups", type=int, help=f"groups (people, pairs) kept for testing; default half, {MOST_TESTED} at most")
     add("--validation", type=int, default=0, metavar="GROUPS", help="kept to choose the checkpoint by; default none")
     add("--patience", type=int, help="checkpoints without a better validation after which the training ends")
-    add("--group-negatives", action="store_true", help="pairs of one group are negatives of each other, too")
     add("--batch", type=int, help="pairs, of all devices together; default 128, or the power of two that there are")
     add("--workers", type=int, default=0, help="processes that read and decode, besides threads")
-    amount = "how much images are turned, zoomed, shifted and hidden: 1 (default) for a lot, 0 for not at all"
-    add("--augment", type=float, default=1.0, metavar="AMOUNT", help=amount)
+    amount = "how much images are turned, zoomed, shifted and hidden: 1 for a lot, 0 for not at all; default 0.3"
+    add("--augment", type=float, default=0.3, metavar="AMOUNT", help=amount)
     add = parser.add_argument_group("towers").add_argument
-    add("--encoder", choices=encoders.NAMED, default="small_resnet", metavar="NAME", help=", ".join(encoders.NAMED))
+    named = f"small_convnet (default), which is for a laptop, or another of {', '.join(encoders.NAMED)}"
+    add("--encoder", choices=encoders.NAMED, default="small_convnet", metavar="NAME", help=named)
     add("--other-encoder", choices=encoders.NAMED, metavar="NAME", help="of the partners; default the same network")
-    add("--shared", action="store_true", help="one tower, with one set of weights, for both")
+    one = "one tower, with one set of weights, for both; default for halves, as few people are too few for two towers"
+    add("--shared", action=argparse.BooleanOptionalAction, help=one)
     add("--embedding-size", type=int, default=128)
-    add("--image-size", type=int, nargs=2, metavar=("H", "W"), help="what encoders see; default 64 64, of halves 64 28")
+    add("--image-size", type=int, nargs=2, metavar=("H", "W"), help="what encoders see; default 64 64, of halves 48 24")
     add("--pixels", choices=tuple(PIXELS), default="standardised", help="see metricjax train --help")
     file = "to begin with: published weights (.safetensors, .pth), or an .npz file of an encoder"
     add("--weights", type=pathlib.Path, metavar="FILE", help=file)
@@ -79,7 +96,7 @@ def arguments(argv=None) -> argparse.Namespace:
     add("--scale", type=float, help=begins)
     add("--most-scale", type=float, default=100.0, help="what it is kept below (default 100)")
     add("--steps", type=int, help="of the whole run (default 500, or as before)")
-    add("--learning-rate", type=float, default=1e-3)
+    add("--learning-rate", type=float, default=2e-3)
     add("--seed", type=int, default=0)
     add("--out", type=pathlib.Path, help="folder of results; default runs/DATE-TIME")
     add("--log", action="append", default=[], choices=loggers.NAMED, help="report there too, in --out")
@@ -99,8 +116,10 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--resume needs --out, the folder of the run to go on with")
     least = dict.fromkeys(("steps", "checkpoint_every", "embedding_size", "image_size", "patience", "test_groups"), 1)
     command_line.check_least(parser, args, {**least, "batch": 2, "seed": 0, "workers": 0, "validation": 0})
-    if args.shared and (args.other_encoder or args.other_weights):
-        parser.error("--shared has one tower; leave out --other-encoder and --other-weights")
+    if args.other_encoder or args.other_weights:
+        if args.shared:
+            parser.error("--shared has one tower; leave out --other-encoder and --other-weights")
+        args.shared = False
     if args.patience is not None and not args.validation:
         parser.error("--patience needs --validation, the groups to be patient with")
     if not 0 <= args.augment <= 2:
@@ -129,6 +148,7 @@ class Data(NamedTuple):
     """A source to train on, pairs to choose by, if any, and to test on, and the record of their groups."""
 
     train: mj.data.Source
+    trained_on: list[str]
     validation: Pictures | None
     tested: Pictures
     tested_on: list[str]
@@ -137,7 +157,8 @@ class Data(NamedTuple):
 
 def load(args) -> Data:
     """Read the pairs to test on; those to train on are read when they are needed."""
-    source = opened(args)
+    source, halves = opened(args)
+    args.shared = halves if args.shared is None else args.shared
     count = len(source.people)
     tested = min(count - count // 2, MOST_TESTED) if args.test_groups is None else args.test_groups
     if count - tested - args.validation < 2:
@@ -147,6 +168,9 @@ def load(args) -> Data:
         )
     part = np.searchsorted([count - tested - args.validation, count - tested], np.arange(count), side="right")
     train, held, test = (mj.data.of_people(source, part == number) for number in range(3))
+    record = people_of_run.record(train, held if args.validation else None, test.people)
+    if halves:  # a mirrored face is another person's, whose halves have changed sides
+        train, held, test = HalfViews(mj.data.mirrored(train)), HalfViews(held), HalfViews(test)
     args.batch = args.batch or min(128, 2 ** int(np.log2(len(train))))
     if args.batch > len(train):
         raise ValueError(f"--batch is {args.batch}; there are {len(train)} pairs to train on, each once in a batch")
@@ -154,22 +178,21 @@ def load(args) -> Data:
     if len(pictures.x) < 2:
         raise ValueError(f"--test-groups {tested} has one pair; wanted 2 at least, to tell apart")
     validation = in_memory(held) if args.validation else None
-    record = people_of_run.record(train, held if args.validation else None, test.people)
-    return Data(train, validation, pictures, test.people, record)
+    return Data(train, [*record["trained on"]], validation, pictures, test.people, record)
 
 
-def opened(args) -> mj.data.Source:
-    """All pairs of --dataset; the image size where the command line leaves it open."""
+def opened(args) -> tuple[mj.data.Source, bool]:
+    """All pairs of --dataset, or photographs to cut into halves; the image size where the command line has none."""
     path, of_files = pathlib.Path(args.dataset), args.other_dataset is not None
     if of_files or path.suffix.lower() in (".csv", ".tsv"):
         args.image_size = args.image_size or (64, 64)
         couples = couples_of_folders(path, args.other_dataset) if of_files else read_couples(path)
-        return FileViews(couples, tuple(args.image_size))
-    args.image_size = args.image_size or (64, 28)
+        return FileViews(couples, tuple(args.image_size)), False
+    args.image_size = args.image_size or (48, 24)
     photograph = HALVES.get(args.dataset, (112, 112))
     if args.dataset == "orl":
-        return HalfViews(mj.data.ArraySource(mj.data.orl(photograph)))
-    return HalfViews(mj.data.FolderSource(path, photograph, at_least=1))
+        return mj.data.ArraySource(mj.data.orl(photograph)), True
+    return mj.data.FolderSource(path, photograph, at_least=1), True
 
 
 def in_memory(source: mj.data.Source) -> Pictures:
@@ -183,15 +206,11 @@ class PairBatches:
 
     def __init__(self, args, recipe: TowerRecipe, source: mj.data.Source, position: dict[str, int] | None):
         drawn = Recipe(losses={}, steps=recipe.steps, batch=(recipe.batch,), seed=recipe.seed)
-        self.batches, self.group_negatives = (
-            Batches(drawn, source, position, workers=args.workers),
-            args.group_negatives,
-        )
+        self.batches = Batches(drawn, source, position, workers=args.workers)
 
     def __next__(self) -> dict[str, np.ndarray]:
         batch = next(self.batches)
-        groups = {} if self.group_negatives else {"groups": batch["labels"]}
-        return {"x": batch["images"][:, 0], "y": batch["images"][:, 1], **groups}
+        return {"x": batch["images"][:, 0], "y": batch["images"][:, 1], "groups": batch["labels"]}
 
     def get_state(self) -> dict[str, int]:
         return self.batches.get_state()
@@ -277,7 +296,7 @@ def trained_and_tested(args, check_lock) -> dict:
     kept.use_best()
     results = {"towers": of_towers(trainer, data.tested), **others}
     seconds = time.perf_counter() - started
-    groups = {"trained on": data.train.people, "tested on": data.tested_on}
+    groups = {"trained on": data.trained_on, "tested on": data.tested_on}
     run = {"task": "pairs", "dataset": args.dataset, "other_dataset": str(args.other_dataset), **kept.identity()}
     report = {"results": results, "seconds": seconds, "run": run, "groups": groups, "history": history}
     if jax.process_index() == 0:

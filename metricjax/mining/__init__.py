@@ -7,10 +7,13 @@ the pairs. Both get the distances of n anchors to m columns (for a similarity s,
 Some have no settings and are used as they are; the others are made by a function that takes the settings. All are
 callable pytrees, a `Miner` or a `Selection`, whose leaves are the numbers and keys, which may thus be traced. They
 declare as data what else they can do, and so may your own: see `Miner` and `Selection`.
+
+`hard_negatives` mines a whole corpus beforehand.
 """
 
 from metricjax.engine.miners import Miner, Selection, Triplets
 from metricjax.mining.compound import angular, chain, hard_fraction, switch
+from metricjax.mining.corpus import HardNegatives, hard_negatives
 from metricjax.mining.masks import batch_easy_hard, multi_similarity, pair_margin, rank_range, triplet_margin
 from metricjax.mining.triplets import (
     all_triplets,
@@ -23,6 +26,7 @@ from metricjax.mining.triplets import (
 )
 
 __all__ = [
+    "HardNegatives",
     "Miner",
     "Selection",
     "Triplets",
@@ -34,6 +38,7 @@ __all__ = [
     "distance_weighted",
     "easy_positive_hard_negative",
     "hard_fraction",
+    "hard_negatives",
     "multi_similarity",
     "pair_margin",
     "rank_range",

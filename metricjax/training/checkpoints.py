@@ -24,7 +24,7 @@ __all__ = ["Checkpoints", "check_people", "identity", "latest"]
 class Checkpoints:
     """The checkpoints of one run, with `people` as its record of people; each process writes its own part.
 
-    trainer: a `Trainer` or `ImageTowers`: it has `recipe`, `state`, `placement`, `identity`, `descriptions`.
+    trainer: a `Trainer` or `TowerTrainer`: it has `recipe`, `state`, `placement`, `identity`, `descriptions`.
     """
 
     def __init__(self, folder: pathlib.Path, trainer: Any, chosen: bool = False, people: dict | None = None):

@@ -66,11 +66,9 @@ class ImageTowers(TowerTrainer):
         }
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint and the run that goes on from it must agree on, except `steps`, which may grow."""
-        return {**dataclasses.asdict(self.recipe), "augment": self.augment, **self.descriptions()[FILE]}
+        return {**super().identity(), "augment": self.augment, **self.descriptions()[FILE]}
 
     def descriptions(self) -> dict[str, Any]:
-        """What stands beside checkpoints, by the name of the file."""
         return {FILE: {side: dataclasses.asdict(design) for side, design in self.designs.items()}}
 
 

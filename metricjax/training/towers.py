@@ -113,7 +113,8 @@ class TowerTrainer:
     """The state of two towers (`x` and `y`, or one that both inputs go through), and the jitted step that acts on it.
 
     Rows of a batch are split over the devices, and every row is compared with all rows of all devices; weights are
-    everywhere the same.
+    everywhere the same. `fit` trains on arrays in memory; a loop of one's own calls `step`, and `Checkpoints(folder,
+    trainer)` keeps the state.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class TowerTrainer:
         whole = NamedSharding(self.mesh, PartitionSpec())
         weights = {part: {n: getattr(t, part) for n, t in towers.items()} for part in ("params", "rest")}
         self.placement = jax.tree.map(lambda _: whole, jax.eval_shape(self._initial, weights))
-        self.state = jax.jit(self._initial, out_shardings=self.placement)(weights)
+        self.state = jax.jit(self._initial, out_shardings=self.placement)(jax.device_put(weights, whole))
         self._compiled: jax.stages.Compiled | None = None
         self._encode = jax.jit(self._encoded, static_argnums=0)
 
@@ -264,7 +265,7 @@ class TowerTrainer:
         split, found = NamedSharding(self.mesh, PartitionSpec("data")), []
         for start in range(0, rows, size):
             index = np.arange(start, start + size).clip(max=rows - 1)
-            some = jax.tree.map(lambda a, index=index: jax.device_put(np.asarray(a)[index], split), inputs)
+            some = jax.tree.map(lambda a, index=index: _placed(np.asarray(a)[index], split), inputs)
             found.append(np.asarray(self._encode(name, self.state["average"], some)))
         return np.concatenate(found)[:rows]
 
@@ -272,9 +273,21 @@ class TowerTrainer:
         z, _ = self._apply[name](weights["params"][name], weights["rest"][name], inputs, False)
         return jax.lax.with_sharding_constraint(mj.sphere.project(z), NamedSharding(self.mesh, PartitionSpec()))
 
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint and the run that goes on from it must agree on, except `steps`, which may grow."""
+        return dataclasses.asdict(self.recipe)
+
+    def descriptions(self) -> dict[str, Any]:
+        """What stands beside checkpoints, by the name of the file: nothing, as encoders may be any."""
+        return {}
+
     def not_finite(self) -> list[str]:
         """Names of the arrays of the state that hold NaN or infinity."""
         return not_finite(self.state, self.mesh)
+
+
+def _placed(rows: np.ndarray, split: NamedSharding) -> jax.Array:
+    return jax.make_array_from_callback(rows.shape, split, lambda index: rows[index])
 
 
 def _mixed(share, latest, average):

@@ -95,3 +95,52 @@ def distance_weights(row, negatives, dimension, cutoff=0.5, upper=1.4):
     top = max(log_inverse.values(), default=0.0)
     total = sum(math.exp(v - top) for v in log_inverse.values())
     return {n: math.exp(v - top) / total for n, v in log_inverse.items()}
+
+
+# --- of a corpus ----------------------------------------------------------------------------------------------------
+
+
+def hard_negatives(
+    scores,
+    positives,
+    p,
+    num_negatives=3,
+    range_min=0,
+    range_max=None,
+    min_score=None,
+    max_score=None,
+    absolute_margin=None,
+    relative_margin=None,
+    searched=None,
+    same=None,
+    rescored=None,
+):
+    """Of one query, in the steps of sentence-transformers: [(row, score)] that may be negatives, best first.
+
+    `searched` are the rows that are searched at all, `same[j]` is the row that is searched in place of j, `rescored`
+    are the scores that count after the search.
+    """
+    scores = [float(s) for s in scores]
+    after = scores if rescored is None else [-math.inf if math.isnan(s) else float(s) for s in rescored]
+    if range_max is None:
+        limited = absolute_margin is not None or relative_margin is not None or max_score is not None
+        range_max = range_min + num_negatives * (10 if limited else 1) + p
+    rows = range(len(scores)) if searched is None else searched
+    rows = [j for j in rows if scores[j] != -math.inf]
+    candidates = sorted(rows, key=lambda j: (-scores[j], j))[: range_max + p]
+    limit = min((after[j] for j in positives), default=-math.inf)
+    forbidden = {j if same is None else same[j] for j in positives}
+    left = []
+    for j in candidates:
+        s = after[j]
+        if j in forbidden or s == -math.inf:
+            continue
+        if absolute_margin is not None and s + absolute_margin > limit:
+            continue
+        if relative_margin is not None and s > limit - (0 if limit == -math.inf else abs(limit) * relative_margin):
+            continue
+        if (max_score is not None and s > max_score) or (min_score is not None and s < min_score):
+            continue
+        left.append((j, s))
+    left.sort(key=lambda pair: -pair[1])
+    return left[range_min:range_max]

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import metricjax as mj
-from metricjax.training import TowerRecipe, TowerTrainer
+from metricjax.training import Checkpoints, TowerRecipe, TowerTrainer
 from tests.helpers import captions, oracle_views
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("standard_promotion")]
@@ -42,16 +42,16 @@ def test_a_small_text_encoder_learns_what_pictures_show():
     image = mj.encoders.SmallConvNet(16, (captions.SIZE, captions.SIZE, 3), rngs=nnx.Rngs(0))
     text = Text(len(captions.WORDS), 16, rngs=nnx.Rngs(1))
     trainer = TowerTrainer(
-        TowerRecipe("clip", 250, batch=48, learning_rate=3e-3), image, text, devices=jax.devices()[:1]
+        TowerRecipe("clip", 300, batch=48, learning_rate=5e-3), image, text, devices=jax.devices()[:1]
     )
-    pictures, tokens, numbers = captions.captioned(np.random.default_rng(0), 10)
+    pictures, tokens, numbers = captions.captioned(np.random.default_rng(0), 40)
     history = trainer.fit(pictures, tokens, groups=numbers)
     assert history["loss"][-1] < history["loss"][0] / 2 and history["scale"][-1] != history["scale"][0]
     new, _, shown = captions.captioned(np.random.default_rng(1), 2)
     every = np.stack([captions.tokens(caption) for caption in captions.CAPTIONS])
     labels = {"labels": shown, "reference_labels": np.arange(len(every))}
     found = mj.metrics.both_ways(trainer.embed_x(new), trainer.embed_y(every), **labels)
-    assert found["x to y"]["recall@1"] > 0.8 and found["y to x"]["recall@1"] > 0.8  # by chance 1/48
+    assert found["x to y"]["recall@1"] > 0.6 and found["y to x"]["recall@1"] > 0.6  # by chance 1/48
 
 
 @pytest.mark.parametrize("loss", ["clip", "siglip", "info_nce"])
@@ -131,6 +131,37 @@ def test_an_encoder_with_chance_in_it_is_trained_with_and_asked_without():
     trainer.fit(x, y)
     np.testing.assert_array_equal(trainer.embed_x(x), trainer.embed_x(x))
     assert not trainer.not_finite() and np.all(np.isfinite(encoder.last.kernel[...]))  # the user's own is still there
+
+
+def test_any_towers_go_on_from_a_checkpoint(tmp_path):
+    class Text(nnx.Module):
+        def __init__(self):
+            self.norm, self.last = nnx.BatchNorm(6, rngs=nnx.Rngs(1)), nnx.Linear(6, 8, rngs=nnx.Rngs(0))
+            self.drop = nnx.Dropout(0.3, rngs=nnx.Rngs(2))
+
+        def __call__(self, inputs):
+            return self.last(self.drop(self.norm(inputs)))
+
+    x, y = pairs(6)
+    made = lambda loss="siglip": TowerTrainer(
+        TowerRecipe(loss, 6, batch=32), Text(), linear(1, 6), devices=jax.devices()[:1]
+    )
+    whole, part, later = made(), made(), made()
+    whole.fit(x, y)
+    batches = [mj.samplers.uniform_batches(32, 32, seed=0, epoch=epoch)[0] for epoch in range(6)]
+    for number in range(4):
+        part.step(number, {"x": x[batches[number]], "y": y[batches[number]]})
+    kept = Checkpoints(tmp_path, part)
+    kept.save(4, {"loss": [1.0]}, None, None)
+    kept.finish()
+    step, history, _ = Checkpoints(tmp_path, later).restore()
+    assert (step, history) == (4, {"loss": [1.0]})
+    for number in range(step, 6):
+        later.step(number, {"x": x[batches[number]], "y": y[batches[number]]})
+    jax.tree.map(np.testing.assert_array_equal, later.state["params"], whole.state["params"])
+    np.testing.assert_array_equal(later.embed_x(x), whole.embed_x(x))
+    with pytest.raises(ValueError, match="the checkpoint was made with loss siglip, not clip"):
+        Checkpoints(tmp_path, made("clip")).restore()
 
 
 def test_inputs_may_be_trees_and_be_prepared():
