@@ -423,8 +423,8 @@ def test_the_command_shows_the_help_of_its_task(capsys):
 
 @pytest.mark.skipif(not OMNIGLOT.is_dir(), reason="Omniglot's small set is not here")
 def test_characters_of_other_alphabets_are_found(tmp_path):
-    given = ["--dataset", OMNIGLOT, "--by-superclass", "--image-size", 28, 28, "--loss", "supcon", "--steps", 80]
-    given += ["--sampler", "hierarchical", "--out", tmp_path, "--checkpoint-every", 80]
+    given = ["--dataset", OMNIGLOT, "--by-superclass", "--image-size", 20, 20, "--loss", "supcon", "--steps", 160]
+    given += ["--sampler", "hierarchical", "--out", tmp_path, "--checkpoint-every", 160]
     report = train_retrieval.main([*map(str, given)])
     alphabets = {side: {name.split("/")[0] for name in names} for side, names in report["classes"].items()}
     assert len(alphabets["trained on"]) == 3 and not alphabets["trained on"] & alphabets["tested on"]
