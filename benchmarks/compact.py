@@ -1,6 +1,6 @@
 """What do prefixes, bytes and bits of embeddings cost in accuracy, and what do they save in memory and time?
 
-    python -m benchmarks.compact [--steps 600] [--shapes 64x1000000x128x10 ...] [--rounds 5]
+    python -m benchmarks.compact [--steps 200] [--shapes 64x1000000x128x10 ...] [--rounds 5]
 
 First a small encoder is trained on half of the ORL faces (see benchmarks/faces.py) by `mj.matryoshka` of a loss, and
 those of people never seen are searched for by prefixes, at each precision, and with candidates rescored by whole
@@ -79,7 +79,7 @@ def measured(q: int, m: int, d: int, k: int, rounds: int) -> list[dict]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()

@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +46,8 @@ class Codes:
         return len(self.codes)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Of the embeddings: rows and features."""
+    def shape(self) -> tuple[Any, int]:
+        """Of the embeddings: rows, whose number an export may leave open, and features."""
         return self.codes.shape[0], self.features
 
     @property
@@ -127,7 +127,8 @@ def compact(
     [[64], [128], [192]]
     """
     check_rows("embeddings", embeddings)
-    check_per_row("where", where, len(embeddings))
+    if where is not None:
+        check_per_row("where", where, len(embeddings))
     if precision not in ("int8", "binary"):
         raise ValueError(f"precision is {precision!r}; wanted 'int8' or 'binary'")
     if precision == "binary" and ranges is not None:
@@ -152,7 +153,9 @@ def _compact(embeddings, ranges, where, precision: str) -> Codes:
     if precision == "binary":
         return Codes(signs(x), exists, None, None, jnp.zeros((), jnp.int32), d)
     if ranges is None:
-        ranges = _ranges(jnp.where(exists[:, None], x, jnp.nan), 1) if len(x) else jnp.zeros((2, d), x.dtype)
+        ranges = (
+            _ranges(jnp.where(exists[:, None], x, jnp.nan), 1) if embeddings.shape[0] else jnp.zeros((2, d), x.dtype)
+        )
     lowest, highest = ranges.astype(x.dtype)[:, None]
     scale = (highest / 2 - lowest / 2) / 127.5  # the difference itself may be out of range
     offset = lowest / 2 + highest / 2 + scale / 2
@@ -203,7 +206,13 @@ def signs(x: Float[Array, "n d"]) -> UInt8[Array, "n b"]:
 def words(codes: UInt8[Array, "n b"]) -> UInt32[Array, "n w"]:
     """Four bytes in one word, filled up with zeros."""
     filled = jnp.pad(codes, [(0, 0), (0, -codes.shape[1] % 4)])
-    return lax.bitcast_convert_type(filled.reshape(filled.shape[0], filled.shape[1] // 4, 4), jnp.uint32)
+    n, width = filled.shape
+    if isinstance(n, int):
+        return lax.bitcast_convert_type(filled.reshape(n, width // 4, 4), jnp.uint32)
+    parts = (
+        filled[:, i::4].astype(jnp.uint32) << (8 * i) for i in range(4)
+    )  # as an export has no bitcast of any number
+    return functools.reduce(jnp.bitwise_or, parts)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import dataclasses
 import sys
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -237,6 +238,18 @@ def test_jit_vmap_and_bfloat16(rng, unchecked):
     over = jax.vmap(search, (0, None))(x.reshape(2, 3, D), codes)
     np.testing.assert_array_equal(over.indices.reshape(6, 4), wanted.indices)
     assert top_k(x.astype(jnp.bfloat16), codes, 4, coarse=compact(y, "binary")).scores.dtype == jnp.float32
+
+
+@pytest.mark.slow
+def test_it_exports_with_any_number_of_queries(rng):
+    y = integers(rng, 300)
+    codes, bits = compact(y), compact(y, "binary")
+    searches = (lambda x: top_k(x, codes, 3, coarse=bits), lambda x: top_k(compact(x, "binary"), bits, 3))
+    (n,) = jax.export.symbolic_shape("n")
+    for search in searches:
+        searched = jax.export.export(jax.jit(search))(jax.ShapeDtypeStruct((n, D), jnp.float32))
+        for x in (integers(rng, 1), integers(rng, 150)):
+            np.testing.assert_array_equal(searched.call(x).indices, search(x).indices)
 
 
 @pytest.mark.slow
