@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
 
 import metricjax as mj
 from metricjax.engine.sizes import LIST
@@ -12,6 +13,7 @@ from metricjax.memory import Bank
 from tests.helpers import oracle
 from tests.helpers.batches import D, N, batch, close, pairs_with
 from tests.helpers.cases import PAIRS
+from tests.helpers.meshes import SPLIT, WHOLE, assert_same, axes, mesh_of, put
 from tests.helpers.programs import run, usual, value_and_grad
 
 SLOW = pytest.mark.slow
@@ -349,3 +351,74 @@ def test_first_in_first_out(rng):
         close(bank.staleness(), np.mean(ages) if ages else 0)
     assert not np.any(bank.row[bank.age < 0])
     assert push._cache_size() == 2
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+
+def pushed_in_steps(push):
+    """After three pushes into a bank of 24 places: the bank, and the batch of the last one."""
+    bank = Bank.empty(24, D)
+    for seed in range(3):
+        z, y, _ = batch(seed)
+        z, y = jnp.concatenate([z, z[:2] + 1]), jnp.concatenate([y, y[:2]])
+        bank = push(bank, z, y, jnp.arange(16) % 5 != seed)
+    return bank, z, y
+
+
+@SLOW
+@axes
+def test_each_device_pushes_its_own_rows_and_the_loss_is_over_all(axis):
+    mesh = mesh_of(axis)
+    split = lambda f, specs, out: jax.jit(jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=out))
+    push = split(lambda bank, *rows: bank.push(*rows, axis_name="data"), (SPLIT,) * 4, SPLIT)
+    bank, z, y = pushed_in_steps(lambda bank, *rows: push(*put(mesh, bank, *rows)))
+    whole = jax.device_get(bank)
+    latest = whole.age == 0
+    assert sorted(whole.row[latest].tolist()) == [i for i in range(16) if i % 5 != 2]
+    np.testing.assert_array_equal(whole.embeddings[latest], np.asarray(z)[whole.row[latest]])
+
+    def forms(bank, z, y, axis_name=None):
+        """The batch and the bank, before it is pushed, and the bank alone, after it is."""
+        both = mj.losses.supcon(z, y, axis_name=axis_name, **bank.options(z, y, axis_name=axis_name))
+        return both, mj.losses.multi_similarity(z, y, axis_name=axis_name, **bank.options())
+
+    gradients = jax.jacrev(forms, argnums=1)
+    expected = forms(whole, z, y), gradients(whole, z, y)
+    everywhere = split(lambda *given: forms(*given, axis_name="data"), (SPLIT,) * 3, WHOLE)
+    given = put(mesh, bank, z, y)
+    assert_same((everywhere(*given), jax.jit(jax.jacrev(everywhere, argnums=1))(*given)), expected)
+
+
+@SLOW
+def test_whole_arrays_over_a_mesh():
+    """What `jit` splits by itself, with `over_mesh` for the loss."""
+    mesh = mesh_of(AxisType.Auto)
+    expected, z, y = pushed_in_steps(Bank.push)
+
+    def loss(z, y, bank, wrap=lambda loss: loss):
+        both = wrap(mj.losses.supcon)(z, y, **bank.options(z, y))
+        return both + wrap(mj.losses.triplet)(z, y, triplets=mj.mining.semi_hard, **bank.options())
+
+    with jax.set_mesh(mesh):
+        push = jax.jit(Bank.push, out_shardings=NamedSharding(mesh, SPLIT))
+        bank, *_ = pushed_in_steps(lambda bank, *rows: push(*put(mesh, bank, *rows)))
+        chex.assert_trees_all_equal(jax.device_get(bank), jax.device_get(expected))
+        over = jax.jit(jax.value_and_grad(lambda *given: loss(*given, lambda loss: mj.over_mesh(loss, "data"))))
+        found = over(*put(mesh, z, y, bank))
+    assert_same(found, jax.value_and_grad(loss)(z, y, expected))
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@SLOW
+@pytest.mark.parametrize("name", ["contrastive", "supcon", "triplet"])
+def test_memory_of_a_large_bank_is_linear(name):
+    """No array has an entry for each pair of a row and one of 65,536 places."""
+    n, capacity = 512, 65_536
+    bank = jax.eval_shape(lambda: Bank.empty(capacity, 32))
+    z, y = jax.ShapeDtypeStruct((n, 32), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.int32)
+    loss = lambda z, y, bank: getattr(mj.losses, name)(z, y, **bank.options(z, y))
+    analysis = jax.jit(jax.value_and_grad(loss)).lower(z, y, bank).compile().memory_analysis()
+    assert analysis.temp_size_in_bytes < 4 * n * capacity
