@@ -101,20 +101,18 @@ def main(argv=None) -> dict[str, dict[str, list[float]]]:
     seen = labels < TRAINED
     print(f"{'mean over seeds: ' + str(args.seeds):38}{'recall@1':>16}{'MAP@R':>16}{'staleness':>12}{'s a seed':>10}")
     for name, (loss, batch) in variants(args.batch, args.capacity).items():
-        found, started = {"recall@1": [], "map@r": [], "staleness": []}, time.perf_counter()
-        for seed in range(args.seeds):
-            key = jax.random.key(seed)
+        started = time.perf_counter()
+        found = results[name] = {what: list[float]() for what in ("recall@1", "map@r", "staleness")}
+        for key in map(jax.random.key, range(args.seeds)):
             params, age = trained(loss, batch, args.capacity, args.steps, images[seen], labels[seen], key)
             measured = mj.metrics.retrieval(encode(params, images[~seen]), labels[~seen], ks=(1,))
             for what in ("recall@1", "map@r"):
                 found[what].append(float(measured[what]))
             found["staleness"].append(float(age) if loss is not alone else 0.0)
-        results[name] = found
-        error = lambda numbers: np.std(numbers, ddof=1) / len(numbers) ** 0.5 if len(numbers) > 1 else np.nan
-        cells = [f"{np.mean(found[what]):8.3f} ± {error(found[what]):.3f}" for what in ("recall@1", "map@r")]
-        seconds = (time.perf_counter() - started) / args.seeds
-        print(f"{name:38}" + "".join(f"{cell:>16}" for cell in cells), end="")
-        print(f"{np.mean(found['staleness']):12.1f}{seconds:10.1f}", flush=True)
+        error = lambda numbers: np.std(numbers, ddof=min(1, len(numbers) - 1)) / len(numbers) ** 0.5
+        both = [f"{np.mean(found[what]):8.3f} ± {error(found[what]):.3f}" for what in ("recall@1", "map@r")]
+        numbers = np.mean(found["staleness"]), (time.perf_counter() - started) / args.seeds
+        print(f"{name:38}{both[0]:>16}{both[1]:>16}{numbers[0]:12.1f}{numbers[1]:10.1f}", flush=True)
     return results
 
 
