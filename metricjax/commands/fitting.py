@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-__all__ = ["FEW", "LOSS", "fit", "fitting"]
+__all__ = ["FEW", "LOSS", "filled", "fit", "fitting"]
 
 FEW = 200  # people, up to whom each photograph and each mirrored face has to teach as much as it can
 LOSS = "cosface+supcon"  # for any number of people: prototypes tell all of them apart, pairs those of a batch
@@ -44,13 +44,19 @@ def fitting(people: int, photographs: int) -> dict[str, Any]:
 
 def fit(args: argparse.Namespace, people: int, lone: int, photographs: int) -> str:
     """Fill in what the command line leaves open (None), and say in a line what that is."""
-    chosen = {name: value for name, value in fitting(people, photographs).items() if getattr(args, name) is None}
+    settings = fitting(people, photographs)
+    there = people * (2 if (args.mirror or settings["mirror"]) == "people" else 1)
+    most, each = settings["batch"]
+    flags = filled(args, {**settings, "batch": (min(most, there), each)})
+    who = f"{people} people" if not lone else f"{people} people and {lone} with one photograph"
+    return f"{who} to train on, {photographs} photographs: {flags}"
+
+
+def filled(args: argparse.Namespace, settings: dict[str, Any]) -> str:
+    """Take settings for what the command line leaves open (None); the flags that would say so."""
+    chosen = {name: value for name, value in settings.items() if getattr(args, name) is None}
     for name, value in chosen.items():
         setattr(args, name, value)
-    if "batch" in chosen:
-        there = people * (2 if args.mirror == "people" else 1)
-        args.batch = chosen["batch"] = (min(args.batch[0], there), args.batch[1])
     shown = lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
     flags = " ".join(f"--{name.replace('_', '-')} {shown(value)}" for name, value in chosen.items())
-    who = f"{people} people" if not lone else f"{people} people and {lone} with one photograph"
-    return f"{who} to train on, {photographs} photographs: {flags or 'all settings are given'}"
+    return flags or "all settings are given"

@@ -21,7 +21,7 @@ from metricjax.commands.fitting import LOSS
 from metricjax.trained.design import PIXELS
 from metricjax.training import loggers, losses_by_name
 
-__all__ = ["add_data", "add_encoder", "add_hosts", "add_training", "arguments", "check"]
+__all__ = ["add_data", "add_encoder", "add_hosts", "add_training", "arguments", "check", "check_training"]
 
 FITS = "default: what fits the data"
 STEPS = 500  # of runs of older versions, which do not say
@@ -107,14 +107,20 @@ def add_hosts(add: Callable) -> None:
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with an error where arguments are out of range or do not go together."""
-    if args.resume and args.out is None:
-        parser.error("--resume needs --out, the folder of the run to go on with")
-    least = dict.fromkeys(("steps", "checkpoint_every", "embedding_size", "image_size", "batch", "chunk"), 1)
-    command_line.check_least(parser, args, {**least, "seed": 0, "workers": 0, "test_people": 0})
+    check_training(parser, args)
+    command_line.check_least(parser, args, {"test_people": 0})
     if args.batch is not None and len(args.batch) > 2:
         parser.error(f"--batch is {args.batch}; wanted people and images of each, or one number of images")
     if len({path.stem for path in args.test}) < len(args.test):
         parser.error(f"--test: two of {', '.join(map(str, args.test))} have one name; wanted different ones")
+
+
+def check_training(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """`check`, of what all tasks have."""
+    if args.resume and args.out is None:
+        parser.error("--resume needs --out, the folder of the run to go on with")
+    least = dict.fromkeys(("steps", "checkpoint_every", "embedding_size", "image_size", "batch", "chunk"), 1)
+    command_line.check_least(parser, args, {**least, "seed": 0, "workers": 0})
     if args.augment is not None and not 0 <= args.augment <= 2:
         parser.error(f"--augment is {args.augment}; wanted 0 to 2")
     if args.sampled_classes is not None and not 0 < args.sampled_classes <= 1:

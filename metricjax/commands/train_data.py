@@ -223,7 +223,8 @@ def in_memory(source: Any) -> mj.data.Faces:
     return mj.data.Faces(np.stack(images), source.labels, source.people, source.files)
 
 
-def design(args, data: Data) -> Design:
+def design(args, data: Any) -> Design:
+    """That of an encoder of images such as `data.train` has."""
     height, width, channels = data.train[0].shape
     if channels == 1 and args.pixels in COLOURED:
         raise ValueError(f"--pixels {args.pixels} is for colour; the photographs of --dataset {args.dataset} are grey")

@@ -58,6 +58,7 @@ def recipe_of(args) -> Recipe:
     """What the command line says of the training itself."""
     names = ["losses", "steps", "learning_rate", "constraint", "mirror", "augment", "seed", "sampled_classes"]
     names += ["remat", "chunk"]
+    names += [name for name in ("class_power", "miner", "bank", "bank_warm_up") if hasattr(args, name)]
     return Recipe(batch=tuple(args.batch), **{name: getattr(args, name) for name in names})
 
 

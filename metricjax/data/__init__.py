@@ -23,12 +23,12 @@ with extra("images"):
     from metricjax.data.characters import Characters, omniglot
     from metricjax.data.decoder import UNREADABLE, decoded, upright
     from metricjax.data.faces import Faces, folder
-    from metricjax.data.listing import Listing, photographs_in, photographs_of_people
+    from metricjax.data.listing import Listing, photographs_in, photographs_of_classes, photographs_of_people
     from metricjax.data.pairs import Pairs, read_pairs
     from metricjax.data.photographs import Source
     from metricjax.data.record_io import RecordSource
     from metricjax.data.sources import ArraySource, FolderSource
-    from metricjax.data.subsets import mirrored, of_people
+    from metricjax.data.subsets import joined, mirrored, of_people, superlabels
     from metricjax.data.two_views import Couples, FileViews, HalfViews, couples_of_folders, read_couples
     from metricjax.data.verification_set import PairImages, verification_set
 
@@ -57,6 +57,7 @@ __all__ = [
     "couples_of_folders",
     "decoded",
     "folder",
+    "joined",
     "lfw",
     "mirrored",
     "normalised",
@@ -64,6 +65,7 @@ __all__ = [
     "omniglot",
     "orl",
     "photographs_in",
+    "photographs_of_classes",
     "photographs_of_people",
     "printable",
     "read_couples",
@@ -73,6 +75,7 @@ __all__ = [
     "scaled",
     "similarity_transform",
     "standardised",
+    "superlabels",
     "upright",
     "verification_set",
 ]

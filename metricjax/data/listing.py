@@ -13,6 +13,7 @@ __all__ = [
     "Listing",
     "photographs_in",
     "photographs_in_or_of_people",
+    "photographs_of_classes",
     "photographs_of_people",
     "reported",
 ]
@@ -71,29 +72,56 @@ def photographs_of_people(folder: str | pathlib.Path) -> Listing:
 
     They are those of `photographs_in` of each sub-folder whose name does not begin with a dot.
     """
-    folder, over = _folder(folder, "one with a sub-folder of images for each person"), _Over()
-    files, without = [], []
+    folder = _folder(folder, "one with a sub-folder of images for each person")
+    return _not_empty(_of_people(folder), f"wanted a sub-folder of images {', '.join(SUFFIXES)} for each person")
+
+
+def _of_people(folder: pathlib.Path, prefix: str = "") -> Listing:
+    """Those in a folder that may hold none; names in it begin with `prefix`."""
+    files, over, without = [], _Over(), []
     for entry in _entries(folder):
-        reason = _not_a_person(entry)
+        reason, name = _not_a_person(entry), prefix + entry.name
         if reason is not None:
-            over.add(reason, entry.name)
+            over.add(reason, name)
             continue
         try:
-            names = _photographs(folder / entry.name, f"{entry.name}/", over)
+            names = _photographs(folder / entry.name, f"{name}/", over)
         except OSError:
-            over.add(CLOSED, f"{entry.name}/")
+            over.add(CLOSED, f"{name}/")
             names = []
         person = folder / entry.name
         files += [person / name for name in names]
-        without += [] if names else [entry.name]
-    wanted = f"wanted a sub-folder of images {', '.join(SUFFIXES)} for each person"
-    return _not_empty(Listing(folder, files, over, without), wanted)
+        without += [] if names else [name]
+    return Listing(folder, files, over, without)
 
 
 def photographs_in_or_of_people(folder: str | pathlib.Path) -> Listing:
     """`photographs_in` of a folder that holds photographs itself, else `photographs_of_people`."""
     directly = _photographs(_folder(folder, "one of images"), "", _Over())
     return photographs_in(folder) if directly else photographs_of_people(folder)
+
+
+def photographs_of_classes(folder: str | pathlib.Path) -> Listing:
+    """`photographs_of_people` of a folder or, where more images are a folder deeper, in SUPER-CLASS/CLASS, those."""
+    folder = _folder(folder, "one with a sub-folder of images for each class")
+    files, over, without = [], _Over(), []
+    for entry in _entries(folder):
+        reason = _not_a_person(entry)
+        if reason is not None:
+            over.add(reason, entry.name)
+            continue
+        try:
+            part = _of_people(folder / entry.name, f"{entry.name}/")
+        except OSError:
+            over.add(CLOSED, f"{entry.name}/")
+            continue
+        files += part.files
+        without += part.without or ([] if part.files else [entry.name])
+        for reason, names in part.passed_over.items():
+            for name in names:
+                over.add(reason, name)
+    deep = len(files) > len(_of_people(folder).files)
+    return Listing(folder, files, over, without) if deep else photographs_of_people(folder)
 
 
 class _Over(dict[str, list[str]]):

@@ -11,7 +11,7 @@ import numpy as np
 from metricjax.data.alignment import aligned
 from metricjax.data.decoder import decoded, upright
 from metricjax.data.faces import Faces
-from metricjax.data.listing import photographs_of_people, reported
+from metricjax.data.listing import photographs_of_classes, photographs_of_people, reported
 from metricjax.data.people import numbered
 from metricjax.data.photographs import Photographs
 from metricjax.ground.names import some
@@ -47,6 +47,7 @@ class FolderSource(Photographs):
       landmarks: file names relative to `path` ("Ann/Ann_0001.jpg") to [5, 2], points of the photograph as it stands
         upright: see `read_landmarks` and `aligned`. A name may lack the suffix, as VGGFace2's do, and the folder, as
         CelebA's do, if no other file here is called so.
+      superclasses: sub-folders may hold the folders of classes instead, whose names are then "SUPER-CLASS/CLASS".
 
     `files` are the names without folder and suffix, as `Pairs.similarities` wants them.
     """
@@ -58,9 +59,11 @@ class FolderSource(Photographs):
         at_least: int = 2,
         mode: str = "RGB",
         landmarks: Mapping[str, np.ndarray] | None = None,
+        superclasses: bool = False,
     ):
         self.path, self.size, self.mode, self.landmarks = pathlib.Path(path), size, mode, landmarks
-        names = ["/".join(file.parts[-2:]) for file in reported(photographs_of_people(path), stacklevel=2)]
+        listing = photographs_of_classes(path) if superclasses else photographs_of_people(path)
+        names = [file.relative_to(path).as_posix() for file in reported(listing, stacklevel=2)]
         if landmarks is not None:
             if self.size[0] != self.size[1]:
                 raise ValueError(f"size is {self.size}; wanted equal height and width with landmarks")
@@ -69,7 +72,7 @@ class FolderSource(Photographs):
             if without:
                 warnings.warn(f"{len(without)} images without landmarks are left out: {some(without)}", stacklevel=2)
             names = list(self.landmarks)
-        places, labels, people = numbered([name.split("/")[0] for name in names], names, at_least, stacklevel=2)
+        places, labels, people = numbered([name.rpartition("/")[0] for name in names], names, at_least, stacklevel=2)
         if not people:
             raise ValueError(f"{path} holds no people with {at_least} images or more")
         super().__init__(labels, people)

@@ -145,6 +145,7 @@ class TfdsSource(Photographs):
       at_least: images of each person.
       mode: "RGB" or, for grey, "L".
       image, label: names of the two features.
+      superlabel: name of a feature that is the class's super-class; the names of classes are then "SUPER-CLASS/CLASS".
       data_dir: where TFDS keeps its files, for a builder given by name.
     """
 
@@ -158,19 +159,22 @@ class TfdsSource(Photographs):
         image: str = "image",
         label: str = "label",
         data_dir: str | None = None,
+        superlabel: str | None = None,
     ):
         self.size, self.mode, self.feature, self.split = size, mode, image, split
         builder = prepared(builder, data_dir)
         self.name = builder.name
         features = builder.info.features
-        missing = {image, label} - set(features)
+        missing = {image, label, *([] if superlabel is None else [superlabel])} - set(features)
         if missing:
             raise ValueError(f"{self.name} has no feature {missing}; wanted one of {sorted(features)}")
         self.records = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
         values = np.array([self.records[i][label] for i in range(len(self.records))])
-        found, labels = np.unique(values, return_inverse=True)
-        name = getattr(features[label], "int2str", lambda value: value.decode() if isinstance(value, bytes) else value)
-        names = [str(name(value)) for value in found.tolist()]
+        found, first, labels = np.unique(values, return_index=True, return_inverse=True)
+        names = [_name(features[label], value) for value in found.tolist()]
+        if superlabel is not None:
+            above = [_name(features[superlabel], self.records[i][superlabel]) for i in first.tolist()]
+            names = [f"{one}/{name}" for one, name in zip(above, names, strict=True)]
         self.places, labels, people = with_several(labels, names, at_least, stacklevel=2)
         if not people:
             raise ValueError(f"{self.name}, split {split}, holds no people with {at_least} images or more")
@@ -181,3 +185,9 @@ class TfdsSource(Photographs):
 
     def _place(self, index: int) -> str:
         return f"{self.name}, split {self.split}, example {self.places[index]}"
+
+
+def _name(feature, value) -> str:
+    """A label in words, where its feature has any."""
+    name = getattr(feature, "int2str", lambda value: value.decode() if isinstance(value, bytes) else value)
+    return str(name(value))

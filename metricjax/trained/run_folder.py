@@ -35,7 +35,9 @@ def load(run: str | pathlib.Path, mesh: Mesh | None = None) -> NetworkEncoder:
     run = pathlib.Path(run)
     if not (run / FILE).is_file():
         raise ValueError(f"{run} holds no {FILE}; wanted the folder of a run of `metricjax train`")
-    design = design_of(json_files.read(run / FILE), run / FILE)
+    written = json_files.read(run / FILE)
+    mirrored = written.pop("mirrored", True) is not False
+    design = design_of(written, run / FILE)
     step = step_to_use(run)
     made = besides_arrays(run, step)["identity"]
     for name, value in json.loads(json.dumps(dataclasses.asdict(design))).items():
@@ -48,7 +50,7 @@ def load(run: str | pathlib.Path, mesh: Mesh | None = None) -> NetworkEncoder:
     weights = restored(run, step, encoder=ocp.args.StandardRestore(like))["encoder"]
     if broken := not_finite(weights, mesh):
         raise ValueError(f"{run}: the encoder of checkpoint {step} is not finite ({broken[0]})")
-    return NetworkEncoder(design, structure, weights, people_of_run.read(run), mesh)
+    return NetworkEncoder(design, structure, weights, people_of_run.read(run), mesh, mirrored)
 
 
 def step_to_use(run: pathlib.Path) -> int:

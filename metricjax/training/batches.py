@@ -1,8 +1,10 @@
 """The batches of a training, from any position on."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ import numpy as np
 from metricjax import data, samplers
 from metricjax.training.recipe import Recipe
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "steps_per_epoch"]
 
 
 class Batches:
@@ -24,18 +26,11 @@ class Batches:
         self, recipe: Recipe, source: data.Source, position: dict[str, int] | None = None, *, workers: int = 0
     ):
         self.next_index = 0 if position is None else position["next_index"]
-        if len(recipe.batch) == 1:
-            sampler = partial(samplers.uniform_batches, len(source), *recipe.batch, seed=recipe.seed)
-        else:
-            people, each = recipe.batch
-            sampler = partial(_people_and_others, source.labels, people, each, seed=recipe.seed)
+        sampler = _sampler(recipe, source)
         if self.next_index:
             sampler = partial(_shifted, sampler, self.next_index)
-        part = {"shard": jax.process_index(), "shards": jax.process_count()}
-        try:
-            self._batches = data.batches(source, sampler, workers=workers, **part)
-        except ValueError as error:  # the sampler's: more people than there are, or parts that are not equal
-            raise ValueError(f"--batch: {error}") from None
+        with _of_batch():
+            self._batches = data.batches(source, sampler, workers=workers, **_part())
 
     def __next__(self) -> dict[str, np.ndarray]:
         batch = next(self._batches)
@@ -44,6 +39,45 @@ class Batches:
 
     def get_state(self) -> dict[str, int]:
         return {"next_index": self.next_index}
+
+
+def steps_per_epoch(recipe: Recipe, source: data.Source) -> int:
+    """How many batches the sampler takes for an epoch."""
+    with _of_batch():
+        return len(_sampler(recipe, source)(epoch=0, **_part()))
+
+
+def _part() -> dict[str, int]:
+    return {"shard": jax.process_index(), "shards": jax.process_count()}
+
+
+@contextlib.contextmanager
+def _of_batch() -> Iterator[None]:
+    """Errors of a sampler, of more people than there are or parts that are not equal, are about --batch."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"--batch: {error}") from None
+
+
+def _sampler(recipe: Recipe, source: data.Source) -> Callable[..., np.ndarray]:
+    """Batches of an epoch, as the recipe wants them."""
+    seeded: dict[str, Any] = {"seed": recipe.seed}
+    labels = source.labels
+    match recipe.batch:
+        case (images,):
+            return partial(samplers.uniform_batches, len(source), images, **seeded)
+        case (people, each) if recipe.class_power is not None:
+            seeded |= {"power": recipe.class_power, "per_class": each}
+            return partial(samplers.weighted_batches, labels, people * each, **seeded)
+        case (people, each):
+            return partial(_people_and_others, labels, people, each, **seeded)
+    superlabels = data.superlabels(source)
+    if superlabels is None:
+        raise ValueError(
+            f"--batch is {recipe.batch}; wanted two numbers at most, as classes have no super-classes here"
+        )
+    return partial(samplers.hierarchical_batches, labels, superlabels, *recipe.batch, **seeded)
 
 
 def _people_and_others(

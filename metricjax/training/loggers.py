@@ -59,7 +59,7 @@ def check(names: Iterable[str]) -> None:
 
 
 @contextlib.contextmanager
-def growing_json(path: pathlib.Path, history: Mapping[str, list]) -> Iterator[Logger]:
+def growing_json(path: pathlib.Path, history: Mapping[str, Any]) -> Iterator[Logger]:
     """A file with `history` so far, which others fill: every few seconds, and at the end. It says that more will come.
 
     Where a training ends by an error, perhaps that another run has its folder now, nothing more is written.

@@ -6,6 +6,7 @@ centres and states, which are carried from step to step (`kept`).
 
 import ast
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,12 @@ __all__ = [
     "CONSTRAINTS",
     "SMALL",
     "by_class",
+    "check_of_pairs",
     "chosen_losses",
     "heads",
     "kept",
     "kinds",
+    "miner_of",
     "offered",
     "parameters",
     "total_loss",
@@ -93,6 +96,36 @@ def value_of(text: str):
     return float(value) if type(value) is int else value
 
 
+def miner_of(text: str):
+    """A miner by its name, with settings after a colon: "multi_similarity", "rank_range:negatives=(0, 5)"."""
+    name, _, settings = text.partition(":")
+    known = [name for name in mj.mining.__all__ if _is_made(vars(mj.mining)[name], "miner")]
+    if name not in known:
+        raise ValueError(f"--miner {name} is unknown; wanted one of {', '.join(known)}; triplets: --set triplets=NAME")
+    parts = [part.partition("=") for part in re.split(r",(?![^(]*\))", settings) if part]
+    try:
+        return vars(mj.mining)[name](**{key.strip(): value_of(value.strip()) for key, _, value in parts})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--miner {text}: {error}") from None
+
+
+def check_of_pairs(losses: dict, miner: str | None, bank: int) -> None:
+    """A miner and a bank are for losses that compare embeddings with each other; ValueError where none does."""
+    compare = [name for name in losses if CATALOGUE[name].kind == "pairs"]
+    for flag, given, refused in (("--miner", miner, "miner"), ("--bank", bank, "references")):
+        if given and not compare:
+            raise ValueError(f"{flag} is for losses that compare embeddings with each other; --loss has none")
+        if given and (unfit := [name for name in compare if refused in CATALOGUE[name].refuses]):
+            raise ValueError(f"{flag} is not for {', '.join(unfit)}, which takes no {refused}")
+    if miner:
+        miner_of(miner)
+
+
+def _is_made(f, role: str) -> bool:
+    """Whether `f` is a function that makes a miner, or a selection of triplets, of numbers, words and keys."""
+    return getattr(f, "makes", None) == role and "miners" not in inspect.signature(f).parameters
+
+
 def heads(losses: dict, classes: int, size: int, key, rows: int | None = None) -> dict:
     """{name: what of a class-based loss is learnt}: prototypes on the sphere, and the bias where papers learn it.
 
@@ -130,12 +163,23 @@ def kept(losses: dict, classes: int, size: int, rows: int | None = None) -> dict
 
 
 def total_loss(
-    losses: dict, embeddings, labels, made: dict, carried: dict, number, key, *, classes: int, sampled=None, mesh=None
+    losses: dict,
+    embeddings,
+    labels,
+    made: dict,
+    carried: dict,
+    number,
+    key,
+    *,
+    classes: int,
+    sampled=None,
+    mesh=None,
+    of_pairs: dict | None = None,
 ):
     """The sum of the losses at step `number`, and what is carried on; embeddings come unnormalised.
 
     Over a mesh, rows of embeddings are split over its axis "data", and so are prototypes, by class. If classes are
-    `sampled`, `made` has their rows only.
+    `sampled`, `made` has their rows only. `of_pairs` are options of the losses that compare embeddings with each other.
     """
     total, carried = 0.0, dict(carried)
     for i, (name, hyper) in enumerate(losses.items()):
@@ -145,8 +189,13 @@ def total_loss(
         x = embeddings if as_it_is else mj.sphere.project(embeddings)
         given = {**hyper, **made.get(name, {}), **({"num_classes": classes} if entry.kind == "classes" else {})}
         given |= {} if sampled is None or name not in made else {"classes": sampled}
+        given |= (of_pairs or {}) if entry.kind == "pairs" else {}
         if "key" in entry.takes:
             given["key"] = jax.random.fold_in(key, i)
+        if _is_made(given.get("triplets"), "triplets"):
+            takes = inspect.signature(given["triplets"]).parameters
+            drawn = {"key": jax.random.fold_in(key, i), "dimension": x.shape[-1]}
+            given["triplets"] = given["triplets"](**{k: value for k, value in drawn.items() if k in takes})
         if "annealing" in parameters(name) and "annealing" not in hyper:
             given["annealing"] = mj.losses.sphereface_annealing(number)
         if "state" in entry.takes:

@@ -32,14 +32,19 @@ ROWS = 64  # prototypes are filled up to a multiple of it, so that checkpoints f
 
 
 class Trainer:
-    """The state, and the jitted step that acts on it."""
+    """The state, and the jitted step that acts on it.
 
-    def __init__(self, recipe: Recipe, design: Design, classes: int, devices=None):
-        self.recipe, self.design, self.classes = recipe, design, classes
+    mirrored: whether the encoder adds the embedding of the mirror image to that of an image, as it does for faces.
+    """
+
+    def __init__(self, recipe: Recipe, design: Design, classes: int, devices=None, *, mirrored: bool = True):
+        self.recipe, self.design, self.classes, self.mirrored = recipe, design, classes, mirrored
         self.mesh = meshes.data_mesh(devices)
         self.rows = -(-classes // ROWS) * ROWS
         if self.rows % self.mesh.size:
             raise ValueError(f"there are {self.mesh.size} devices; wanted a divisor of {ROWS}, for prototypes to split")
+        if recipe.bank % self.mesh.size:
+            raise ValueError(f"--bank is {recipe.bank}; wanted a multiple of the {self.mesh.size} devices")
         abstract = nnx.eval_shape(partial(design.network, remat=recipe.remat))
         self.structure, *_ = split(abstract)
         rate = optax.warmup_cosine_decay_schedule(0, recipe.learning_rate, recipe.steps // 10, recipe.steps)
@@ -75,6 +80,7 @@ class Trainer:
             "average": {"params": encoder, "rest": rest},  # over the last steps: what is evaluated
             "optimizer": self.optimizer.init(params),
             "kept": losses_by_name.kept(recipe.losses, self.classes, self.design.embedding_size, self.rows),
+            **({"bank": mj.memory.Bank.empty(recipe.bank, self.design.embedding_size)} if recipe.bank else {}),
         }
 
     def start_from(self, weights) -> None:
@@ -85,10 +91,10 @@ class Trainer:
         self.state = {**self.state, "params": params, "rest": placed["rest"], "average": average}
 
     def _placed(self, path, leaf) -> NamedSharding:
-        """Where an array of the state lies: one with a row for each class is split by class."""
+        """Where an array of the state lies: one with a row for each class is split by class, the bank by its rows."""
         names = {getattr(part, "key", None) for part in path}
         by_class = names & {"heads", "kept"} and leaf.shape[:1] == (self.rows,)
-        return NamedSharding(self.mesh, PartitionSpec("data") if by_class else PartitionSpec())
+        return NamedSharding(self.mesh, PartitionSpec("data") if by_class or "bank" in names else PartitionSpec())
 
     def placed(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """This process's part of a batch, as its part of the arrays that all devices share."""
@@ -103,10 +109,14 @@ class Trainer:
         embeddings, rests = mj.cached(encode, self.recipe.chunk, has_aux=True)((params, rest), images)
         return embeddings, jax.tree.map(lambda a: jnp.mean(a, axis=0, dtype=a.dtype), rests)
 
-    def loss(self, params, rest, kept, images, labels, number, key, sampled=None):
+    def loss(self, params, rest, kept, images, labels, number, key, sampled=None, bank=None):
         embeddings, rest = self.encode(params["encoder"], rest, images)
+        of_pairs = {} if self.recipe.miner is None else {"miner": losses_by_name.miner_of(self.recipe.miner)}
+        if bank is not None:
+            of_pairs |= bank.options(mj.sphere.project(embeddings), labels, use=number >= self.recipe.bank_warm_up)
         given = (self.recipe.losses, embeddings, labels, params["heads"], kept, number, key)
-        value, kept = losses_by_name.total_loss(*given, classes=self.classes, sampled=sampled, mesh=self.mesh)
+        how = {"classes": self.classes, "sampled": sampled, "mesh": self.mesh, "of_pairs": of_pairs}
+        value, kept = losses_by_name.total_loss(*given, **how)
         return value, (kept, rest, embeddings)
 
     def _step(self, state, number, images, labels):
@@ -117,14 +127,15 @@ class Trainer:
         gradient_of = jax.value_and_grad(self.loss, has_aux=True)
         sampled = self._sampled(key, labels)
         params = self._of_sampled(state["params"], sampled)
-        given = (state["rest"], state["kept"], images, labels, number, key, sampled)
+        given = (state["rest"], state["kept"], images, labels, number, key, sampled, state.get("bank"))
         (value, (kept, rest, embeddings)), gradient = gradient_of(params, *given)
         rows = {} if sampled is None else {"rows": sampled}
         updates, optimizer = self.optimizer.update(gradient, state["optimizer"], params, **rows)
         params = self._updated(state["params"], updates, sampled)
         latest = {"params": params["encoder"], "rest": rest}
         average = optax.incremental_update(latest, state["average"], step_size=0.01)
-        state = {"params": params, "rest": rest, "average": average, "optimizer": optimizer, "kept": kept}
+        bank = {"bank": state["bank"].push(mj.sphere.project(embeddings), labels)} if "bank" in state else {}
+        state = {"params": params, "rest": rest, "average": average, "optimizer": optimizer, "kept": kept, **bank}
         return state, {"loss": value, **mj.metrics.health(embeddings, labels)}
 
     def _sampled(self, key, labels):
@@ -177,20 +188,22 @@ class Trainer:
         word = lambda value: getattr(value, "__name__", str(value))
         named = {name: {k: word(v) for k, v in hyper.items()} for name, hyper in recipe.losses.items()}
         made = {"people": self.classes, "losses": named, **dataclasses.asdict(self.design)}
-        for key in ("batch", "steps", "seed", "learning_rate", "constraint", "mirror", "augment", "sampled_classes"):
-            made[key] = getattr(recipe, key)
-        return made
+        names = ["batch", "steps", "seed", "learning_rate", "constraint", "mirror", "augment", "sampled_classes"]
+        names += ["class_power", "miner", "bank", "bank_warm_up"]
+        return made | {name: getattr(recipe, name) for name in names}
 
     def descriptions(self) -> dict[str, Any]:
         """What stands beside checkpoints, by the name of the file."""
-        return {FILE: dataclasses.asdict(self.design)}
+        return {FILE: self.encoder().description}
 
     def not_finite(self) -> list[str]:
         """Names of the arrays of the state that hold NaN or infinity."""
         return not_finite(self.state, self.mesh)
 
     def encoder(self) -> NetworkEncoder:
-        return NetworkEncoder(self.design, self.structure, self.state["average"], mesh=self.mesh)
+        return NetworkEncoder(
+            self.design, self.structure, self.state["average"], mesh=self.mesh, mirrored=self.mirrored
+        )
 
 
 def _encode(structure, weights, images):

@@ -144,3 +144,24 @@ def test_every_reader_of_folders_lists_alike_and_says_so(tmp_path, capsys):
         tmp_path / "ann" / "0.heic",  # named by hand: it is tried
     ]
     assert "1 of another suffix (0.heic)" in capsys.readouterr().err
+
+
+def test_classes_may_be_in_super_classes(tmp_path, odd):
+    touch(
+        tmp_path / "deep", "greek/alpha/1.png", "greek/alpha/2.png", "latin/a/1.png", "latin/b/x.heic", "latin/no.png"
+    )
+    touch(tmp_path / "deep", "empty/none/x.txt", ".hidden/a/1.png", "read.txt")
+    found = mj.data.photographs_of_classes(tmp_path / "deep")
+    assert names(found) == ["greek/alpha/1.png", "greek/alpha/2.png", "latin/a/1.png"]
+    assert {reason: sorted(names) for reason, names in found.passed_over.items()} == {
+        "hidden": [".hidden"],
+        "of another suffix": ["empty/none/x.txt", "latin/b/x.heic"],
+        "not in a person's folder": ["latin/no.png", "read.txt"],
+    }
+    assert found.without == ["empty/none", "latin/b"]
+    flat = tmp_path / "flat"
+    touch(flat, "ann/1.png", "ann/2019/2.png", "bob/1.png")  # images in folders, and a folder deeper in one
+    assert names(mj.data.photographs_of_classes(flat)) == names(mj.data.photographs_of_people(flat))
+    touch(tmp_path / "nothing", "a/b/x.txt")
+    with pytest.raises(ValueError, match="holds no images; wanted a sub-folder"):
+        mj.data.photographs_of_classes(tmp_path / "nothing")

@@ -71,6 +71,34 @@ def test_a_folder_aligned_by_landmarks(folder, tmp_path):
         mj.data.FolderSource(folder, (112, 96), landmarks=landmarks)
 
 
+def test_classes_of_super_classes_and_several_sources_in_one(folder, tmp_path):
+    deep = tmp_path / "deep"
+    for name, count in (("greek/a", 2), ("greek/b", 3), ("latin/a", 2)):
+        (deep / name).mkdir(parents=True)
+        for i in range(count):
+            photograph(len(name) + count, i + 1, (16, 12)).save(deep / name / f"{i}.png")
+    source = mj.data.FolderSource(deep, (16, 12), superclasses=True)
+    assert source.people == ["greek/a", "greek/b", "latin/a"]  # two that are called "a"
+    np.testing.assert_array_equal(source.labels, [0, 0, 1, 1, 1, 2, 2])
+    np.testing.assert_array_equal(mj.data.superlabels(source), [0] * 5 + [1] * 2)
+    people = tmp_path / "people"
+    people.mkdir()
+    for name in ("ann", "bob"):
+        (folder / name).rename(people / name)
+    faces = mj.data.FolderSource(people, (16, 12))
+    assert mj.data.superlabels(faces) is None
+    both = pickle.loads(pickle.dumps(mj.data.joined([source, faces])))
+    assert both.people == [*source.people, "ann", "bob"] and len(both) == 15
+    np.testing.assert_array_equal(both.labels, [*source.labels, *(faces.labels + 3)])
+    assert both.files == source.files + faces.files and both.labels.dtype == np.int32
+    for i in (0, 6):
+        np.testing.assert_array_equal(both[i], source[i])
+    for i in (7, 14, -1):
+        np.testing.assert_array_equal(both[i], faces[(i - 7) % 8 if i > 0 else 7])
+    with pytest.raises(ValueError, match="sources have people in common: ann, bob"):
+        mj.data.joined([faces, faces])
+
+
 def test_folders_without_people(folder, tmp_path):
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="holds no people with 5 images or more"):
         mj.data.FolderSource(folder, (8, 8), at_least=5)
