@@ -208,7 +208,7 @@ def main():
         of_set = results.setdefault(f"MAP@R, {row['set']}", {})
         of_set |= {f"{row['loss']}, {who}": row["map@r"][who] for who in FRAMEWORKS}
     figure = mj.plots.variants(summary(results))
-    save("reality_check", [*rows, *times], figure, ["optax", "torch", "pytorch-metric-learning"])
+    save("reality_check", [*rows, *times], figure, ["optax", *theirs.PACKAGES])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from pytorch_metric_learning.utils.inference import CustomKNN
 
 from benchmarks.reality_check_ours import ADAM, EPSILON, FEATURES, MARGIN, RATES, SCALE, THREADS, Network
 
+PACKAGES = ("torch", "pytorch-metric-learning")
+
 
 def loss_of(name: str, prototypes: np.ndarray) -> tuple[Callable, list[torch.nn.Parameter]]:
     """A loss of features and labels by our name, with settings that make it ours, and the prototypes that it holds."""
