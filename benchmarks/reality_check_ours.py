@@ -68,9 +68,6 @@ class Case(NamedTuple):
 
 LOSSES = {
     "contrastive": Case(functools.partial(mj.losses.contrastive, squared=False)),
-    "contrastive, all pairs": Case(
-        functools.partial(mj.losses.contrastive, squared=False, positive_margin=0.5, margin=1.25, average="valid")
-    ),
     "triplet, batch-hard": Case(functools.partial(mj.losses.triplet, average="valid")),
     "multi-similarity, its miner": Case(
         functools.partial(mj.losses.multi_similarity, miner=mj.mining.multi_similarity())

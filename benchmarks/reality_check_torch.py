@@ -19,8 +19,6 @@ def loss_of(name: str, prototypes: np.ndarray) -> tuple[Callable, list[torch.nn.
     classes, square = len(prototypes), distances.LpDistance(power=2)
     if name == "contrastive":
         return losses.ContrastiveLoss(pos_margin=0, neg_margin=1), []
-    if name == "contrastive, all pairs":
-        return losses.ContrastiveLoss(pos_margin=0.5, neg_margin=1.25, reducer=reducers.MeanReducer()), []
     if name == "triplet, batch-hard":
         triplet = losses.TripletMarginLoss(margin=0.2, distance=square, reducer=reducers.MeanReducer())
         hardest = miners.BatchHardMiner(distance=square)
