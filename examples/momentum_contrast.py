@@ -10,7 +10,7 @@ no name; only which photograph is which, so that an older key of the same one is
 
 The table is of the other 20 people: each photograph is searched for among their others, as they are, and with every
 photograph turned, shifted and lit anew. Pixels as they are, and the encoder before its training, are to be beaten. The
-queue is worth something while batches are small; with `--batch 16` it is worth nothing here.
+queue is worth something while batches are small; with `--batch 16` it is worth next to nothing here.
 """
 
 import argparse
