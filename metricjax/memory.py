@@ -50,8 +50,12 @@ class Bank(NamedTuple):
 
     Each array has a row for each place, so that over devices all are split by `PartitionSpec(axis)`. Inside `shard_map`
     give `axis_name` to `push`, `options` and the loss: each device pushes its own rows into its own places, and the
-    loss is that over all rows of all devices. Outside, `mj.over_mesh(loss, axis)(z, y, **bank.options(z, y))` is so,
-    too. As a pytree a bank is carried by `lax.scan`, mapped by `vmap`, and saved like parameters.
+    loss is that over all rows of all devices. Outside, for whole arrays that `jit` splits over automatic axes, so is
+    `mj.over_mesh(loss, axis)(z, y, **bank.options(z, y))`. As a pytree a bank is carried by `lax.scan`, mapped by
+    `vmap`, and saved like parameters.
+
+    Memory is linear in rows and places. Time is that of two products of batch and bank for the bank alone, and of three
+    with the batch, for a bank without a gradient is still among columns that have one.
 
     >>> import jax.numpy as jnp, metricjax as mj
     >>> bank = mj.memory.Bank.empty(capacity=3, features=2)
@@ -129,7 +133,7 @@ class Bank(NamedTuple):
         where: Bool[Array, " n"] | None = None,
         use: ArrayLike = True,
         axis_name: str | tuple[str, ...] | None = None,
-    ) -> dict[str, Array]:
+    ) -> dict[str, Any]:
         """The options of a pair-based loss whose columns are this batch and the bank, or the bank alone.
 
         With the batch, which is not to be pushed yet: its rows come first, with their gradients, and `where` (the
@@ -154,7 +158,7 @@ class Bank(NamedTuple):
         )
 
 
-def _described(references, labels, where, ids) -> dict[str, Array]:
+def _described(references, labels, where, ids) -> dict[str, Any]:
     return {
         "references": references,
         "reference_labels": labels,

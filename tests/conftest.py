@@ -37,7 +37,17 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=200, metavar="NUMBER", help=f"{what} (default 200)")
 
 
-SLOW_ROOMS = ("benchmarks", "commands", "encoders", "examples", "plots", "recognition", "trained", "training")
+SLOW_ROOMS = (
+    "benchmarks",
+    "clusters",
+    "commands",
+    "encoders",
+    "examples",
+    "plots",
+    "recognition",
+    "trained",
+    "training",
+)
 
 
 @pytest.hookimpl(tryfirst=True)

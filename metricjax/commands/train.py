@@ -14,4 +14,8 @@ def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser("metricjax train", add_help=False, allow_abbrev=False)
     parser.add_argument("--task", choices=TASKS, default="faces")
     known, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    return importlib.import_module(f"metricjax.commands.{TASKS[known.task]}").main(rest)
+    try:
+        task = importlib.import_module(f"metricjax.commands.{TASKS[known.task]}")
+    except ImportError as error:  # it says which extra to install
+        sys.exit(f"metricjax train: {error}")
+    return task.main(rest)

@@ -47,6 +47,7 @@ __all__ = [
     "queries_in_identification",
     "queries_in_panel",
     "queries_in_ranking",
+    "queries_rescored_at_once",
     "references_in_block",
     "rows_in_double",
     "rows_in_joined_tile",
@@ -248,6 +249,12 @@ def candidates(n: int, references: int, k: int) -> int:
     """
     many = 2 * k + 16
     return many if n >= CANDIDATES_FROM and columns_in_group(references, many).accelerator > 1 else 0
+
+
+def queries_rescored_at_once(n: int, candidates: int, d: int) -> ByPlatform:
+    """Queries at a time of n, with rows of d features of their candidates: 2²⁰ numbers, or 2²⁶ on accelerators."""
+    at_once = lambda numbers: max(1, _even(n, max(1, numbers // max(1, candidates * d))))
+    return ByPlatform(at_once(2**20), at_once(2**26))
 
 
 def ids_to_compare() -> int:

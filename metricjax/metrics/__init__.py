@@ -1,7 +1,7 @@
 """Exact evaluation of embeddings and of scores: which function answers which question.
 
 - Are those of the same class nearest? `retrieval` (recall@k, precision@k, R-precision, MAP@R, mAP, MRR, nDCG@k); inside
-  `jit`, over batches and devices `retrieval_means`.
+  `jit`, over batches and devices `retrieval_means`. Of fewer features, bytes or bits: `compact_retrieval`.
 - Of two towers, do rows find their partners? `both_ways` (recall@k and the median rank, from x to y and back).
 - Are two of the same person? Of all pairs of a set `pair_scores`, of a list of scores `roc`; either gives a `Roc`: AUC,
   EER, TAR at a FAR, thresholds. How sure is it? `roc_bands`. By LFW's folds: `k_fold_accuracy`, `k_fold_tar`.
@@ -29,6 +29,7 @@ from metricjax.metrics.clustering import (
     pairwise_f1,
     v_measure,
 )
+from metricjax.metrics.compact import Rows, compact_retrieval
 from metricjax.metrics.hardest import HardestPairs, hardest_pairs
 from metricjax.metrics.health import embedding_health, health
 from metricjax.metrics.identification import Searches, cmc, dir_at_fpir, fnir_at_fpir, identification, searches
@@ -66,6 +67,7 @@ __all__ = [
     "PairScores",
     "PrecisionRecall",
     "Roc",
+    "Rows",
     "Searches",
     "Templates",
     "ami",
@@ -76,6 +78,7 @@ __all__ = [
     "calibrated_pair_threshold",
     "calibrated_threshold",
     "cmc",
+    "compact_retrieval",
     "decidability",
     "dir_at_fpir",
     "embedding_health",

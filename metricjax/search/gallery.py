@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +18,11 @@ from metricjax.ground.checks import check_labels, check_per_row, check_rows
 from metricjax.ground.files import read_arrays, write_arrays
 from metricjax.ground.numerics import computing_dtype, existing, finite_rows, normalize, widen
 from metricjax.ground.one_line import one_line
-from metricjax.search.neighbours import top_k
+from metricjax.search.codes import Codes
+from metricjax.search.codes import compact as compacted
+from metricjax.search.compact_gallery import CompactGallery, Matches, identified
 
 __all__ = ["ARRAYS", "Gallery", "Matches", "of_arrays"]
-
-
-class Matches(NamedTuple):
-    """Whom each query resembles most, best first: their ids, −1 for nobody, and the cosines with their templates."""
-
-    ids: Int[Array, "q k"]
-    scores: Float[Array, "q k"]
-
-    def __repr__(self) -> str:
-        return one_line(self)
 
 
 @jax.tree_util.register_dataclass
@@ -112,22 +104,30 @@ class Gallery:
         _check_ids(ids, np.size(ids))
         return _removed(self, ids)
 
-    def identify(self, queries: Float[Array, "q d"], threshold: ArrayLike | None = None, *, k: int = 1) -> Matches:
+    def identify(
+        self,
+        queries: Float[Array, "q d"],
+        threshold: ArrayLike | None = None,
+        *,
+        k: int = 1,
+        coarse: Codes | int | None = None,
+        rescore_multiplier: int = 4,
+    ) -> Matches:
         """The `k` people whose templates are closest to each query; id −1 for those who score below `threshold`.
 
         Where fewer than k are enrolled, the rest has id −1 and score −∞, as all have for a query with NaN or infinity.
         Of equal scores the first place is first. Scores are exact to float32 on every platform, as those of `verify`
         are. Memory is linear in the queries, see `top_k`. The threshold may be that of
-        `metrics.identification(...).threshold_at_fpir`.
+        `metrics.identification(...).threshold_at_fpir`. With `coarse`, as in `top_k`, only candidates of a first pass
+        are scored: people closest by their first features, or by `compact("binary").codes`.
         """
-        check_rows("queries", queries)
-        if threshold is not None and jnp.ndim(threshold):
-            raise ValueError(f"threshold has shape {jnp.shape(threshold)}; wanted one number")
-        best = top_k(queries, self.sums, k, where=self.ids >= 0)
-        found = best.indices >= 0
-        if threshold is not None:
-            found = found & (best.scores >= jnp.asarray(threshold, best.scores.dtype))
-        return Matches(jnp.where(found, self.ids[best.indices], -1), best.scores)
+        return identified(queries, self.sums, self.ids, threshold, k, coarse, rescore_multiplier)
+
+    def compact(
+        self, precision: Literal["int8", "binary"] = "int8", *, ranges: Float[Array, "2 d"] | None = None
+    ) -> CompactGallery:
+        """Its templates in a quarter or a thirty-second of the memory, to identify only; see `search.compact`."""
+        return CompactGallery(compacted(self.templates, precision, ranges=ranges, where=self.ids >= 0), self.ids)
 
     def verify(self, queries: Float[Array, "q d"], ids: Integer[Array, " q"]) -> Float[Array, " q"]:
         """The cosine of each query with the template of the person it claims to be; −∞ for people who are not enrolled.

@@ -19,9 +19,11 @@ from metricjax.ground.numerics import existing, finite_rows
 from metricjax.ground.one_line import one_line
 from metricjax.ground.pairwise import Pairwise
 from metricjax.ground.precision import EXACT
+from metricjax.search.codes import block as block_of
+from metricjax.search.codes import rows_at
 from metricjax.search.rounding import Rounded, error_of, rounded
 
-__all__ = ["Neighbours", "Options", "among", "by_platform", "plain_zeros"]
+__all__ = ["Neighbours", "Options", "among", "by_platform", "plain_zeros", "rescored"]
 
 
 class Neighbours(NamedTuple):
@@ -35,9 +37,13 @@ class Neighbours(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What is static in one call."""
+    """What is static in one call.
+
+    features: the first so many are compared; None for signs, which come as packed words.
+    """
 
     score: Pairwise
+    features: int | None
     is_distance: bool
     k: int
     exclude_self: bool
@@ -61,21 +67,24 @@ def by_platform(f: Callable[[bool], Any]) -> Any:
 
 
 def _among(options: Options, k: int, x, references, where, on_cpu: bool) -> Neighbours:
-    n, (m, d) = x.shape[0], references.shape
+    n, m, d = x.shape[0], len(references), options.features or x.shape[1]
+    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.dtype(jnp.float32)
     of_platform = lambda size: size.cpu if on_cpu else size.accelerator
-    budget = sizes.in_float32(options.memory_budget, x.dtype)
+    budget = sizes.in_float32(options.memory_budget, dtype)
     budget //= 1 if options.score.product else 2  # other scores may hold copies of their own
+    wanted = min(k, options.k + options.exclude_self)  # candidates of a first pass do not make blocks larger
     size = options.block_size
-    size = min(m, of_platform(sizes.references_in_block(m, d, k, budget)) if size == "auto" else int(size))
+    size = min(m, of_platform(sizes.references_in_block(m, d, wanted, budget)) if size == "auto" else int(size))
     rows = n if isinstance(n, int) else sizes.QUERIES_IF_UNKNOWN
     x = _in_panels(x, of_platform(sizes.queries_in_panel(rows, size, d, k, budget)))
     existence = jnp.ones(m, bool) if where is None else where
-    nothing = jnp.full((*x.shape[:2], k), -jnp.inf, x.dtype), jnp.full((*x.shape[:2], k), -1, jnp.int32)
+    nothing = jnp.full((*x.shape[:2], k), -jnp.inf, dtype), jnp.full((*x.shape[:2], k), -1, jnp.int32)
 
     def block(best, start, size):
         """The best of those so far and of the references from `start` on."""
-        these, exist = (lax.dynamic_slice_in_dim(a, start, size) for a in (references, existence))
-        step = (_in_cache if on_cpu else _on_chip)(options, rows, k, these.astype(x.dtype), exist, start)
+        these = block_of(references, start, size, options.features, dtype)
+        exist = lax.dynamic_slice_in_dim(existence, start, size)
+        step = (_in_cache if on_cpu else _on_chip)(options, rows, k, these, exist, start)
         return lax.map(lambda panel: step(*panel), (x, best))
 
     best = Neighbours(*varying(nothing, (x, references)))
@@ -97,7 +106,39 @@ def _in_panels(x, height: int):
 
 def _embedded(options: Options, rows, real):
     """References as they are compared. In a product, one that does not exist spoils its own scores only: no copy."""
-    return options.score.embed(rows if options.score.product else existing(rows, real))
+    as_they_are = options.score.product or options.features is None
+    return options.score.embed(rows if as_they_are else existing(rows, real))
+
+
+def _finite(options: Options, rows) -> Bool[Array, " b"]:
+    """Which references hold neither NaN nor infinity; packed words cannot."""
+    return jnp.ones(len(rows), bool) if options.features is None else finite_rows(rows)
+
+
+def rescored(options: Options, k: int, x, references, candidates: Int[Array, "n c"]) -> Neighbours:
+    """The k best of the candidates of each query, by their own scores; of equal ones the lower index first."""
+    return by_platform(partial(_rescored, options, k, x, references, candidates))
+
+
+def _rescored(options: Options, k: int, x, references, candidates, on_cpu: bool) -> Neighbours:
+    n, d = x.shape[0], references.shape[1]
+    height = sizes.queries_rescored_at_once(
+        n if isinstance(n, int) else sizes.QUERIES_IF_UNKNOWN, candidates.shape[1], d
+    )
+    in_panels = lambda a: _in_panels(a, height.cpu if on_cpu else height.accelerator)
+
+    def best(panel):
+        x, indices = panel
+        indices = jnp.sort(indices, axis=1)
+        rows, real = rows_at(references, indices, x.dtype)
+        rows = options.score.embed(jnp.where(real[..., None], rows, 0).reshape(-1, d)).reshape(*indices.shape, -1)
+        scores = jax.vmap(lambda x, rows: options.closeness(x[None], rows)[0])(x, rows)
+        scores, places = lax.top_k(_known(scores, real), k)
+        found = jnp.take_along_axis(indices, places, axis=1)
+        return Neighbours(scores, jnp.where(scores == -jnp.inf, -1, found))
+
+    found = lax.map(best, (in_panels(x), in_panels(candidates)))
+    return jax.tree.map(lambda a: a.reshape(-1, k)[:n], found)
 
 
 # --- on a CPU -------------------------------------------------------------------------------------------------------
@@ -109,7 +150,7 @@ def _in_cache(options: Options, n: int, k: int, rows, exist, first) -> Callable[
     References are numbered from `first` on; `exist` tells which of them there are.
     """
     is_product = options.score.product
-    real = lambda: finite_rows(rows) & exist
+    real = lambda: _finite(options, rows) & exist
     known = exist if is_product else real()
     y = _embedded(options, rows, known)
 
@@ -158,7 +199,7 @@ def _chosen(best: Neighbours, candidates: Float[Array, "n c"], firsts: Int[Array
 
 def _on_chip(options: Options, n: int, k: int, rows, exist, first) -> Callable[..., Neighbours]:
     """What `_in_cache` makes, with nothing that the host has to decide unless a proof fails."""
-    real = finite_rows(rows) & exist
+    real = _finite(options, rows) & exist
     exact = lambda y: lambda x, best: _exactly(options, y, real, first, x, best)
     embedded = lambda: _embedded(options, rows, real)
     exact_product = options.score.product and options.score.precision == EXACT and rows.dtype == jnp.float32

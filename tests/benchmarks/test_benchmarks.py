@@ -12,6 +12,7 @@ RUNS = {
     "scale": ["--batch", "256", "--dimension", "8"],
     "collectives": ["--batch", "64", "--dimension", "8"],
     "peers": ["--rounds", "1"],
+    "compact": ["--steps", "1", "--shapes", "5x3000x32x2", "--rounds", "1"],
     "search": ["--shapes", "5x3000x8x2", "--rounds", "1"],
     "variants": [
         "--steps",

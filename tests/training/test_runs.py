@@ -23,7 +23,7 @@ from metricjax.commands.train_run import recipe_of
 from metricjax.ground import json_files
 from metricjax.trained import checkpoint_digests, mesh, people_of_run, run_folder
 from metricjax.trained.design import design_of
-from metricjax.training import Batches, Checkpoints, Trainer, interruption, loggers
+from metricjax.training import Batches, Checkpoints, Trainer, interruption, loggers, loop, one_run
 from tests.helpers.people import write_people
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("standard_promotion")]
@@ -119,7 +119,7 @@ def test_what_was_logged_goes_on_too(example, people, tmp_path, monkeypatch, cap
             raise KeyError("the power fails")
         return step(self, number, batch)
 
-    monkeypatch.setattr(example, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
     monkeypatch.setenv("COLUMNS", "80")
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", interrupted)
@@ -318,7 +318,6 @@ def environment():
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_second_run_is_refused_while_the_first_lives(example, people, tmp_path, monkeypatch, elsewhere):
-    one_run = example.one_run
     monkeypatch.setattr(one_run, "DEAD_AFTER", 2.0)
     monkeypatch.setattr(one_run, "TOUCHED_EVERY", 0.2)
     process = held(tmp_path, "socket.gethostname = lambda: 'elsewhere'" if elsewhere else "")
