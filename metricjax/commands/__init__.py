@@ -10,7 +10,7 @@ from metricjax import __version__
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
-    "train": "train an encoder on photographs of people, and evaluate it on others",
+    "train": "train an encoder of faces, of images of any classes, or of pairs, and test it on others",
     "evaluate": "evaluate embeddings, or an encoder on photographs: a table and a page to look at",
     "recognize": "enrol people, and say who is in a photograph; `recognize serve` answers in a browser",
     "compare": "compare losses on photographs, each with its best hyper-parameters",
