@@ -1,4 +1,4 @@
-"""Face photographs: sets in memory, sources of any size, pairs to verify, alignment, and batches to train on."""
+"""Photographs of faces, drawings of characters: sets in memory, sources of any size, pairs, alignment, batches."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from metricjax.ground.names import printable
 with extra("images"):
     from metricjax.data.alignment import aligned, read_landmarks, similarity_transform
     from metricjax.data.batches import batches
+    from metricjax.data.characters import Characters, omniglot
     from metricjax.data.decoder import UNREADABLE, decoded, upright
     from metricjax.data.faces import Faces, folder
     from metricjax.data.listing import Listing, photographs_in, photographs_of_people
@@ -35,6 +36,7 @@ __all__ = [
     "IMAGENET_PIXELS",
     "UNREADABLE",
     "ArraySource",
+    "Characters",
     "Faces",
     "FolderSource",
     "Listing",
@@ -54,6 +56,7 @@ __all__ = [
     "mirrored",
     "normalised",
     "of_people",
+    "omniglot",
     "orl",
     "photographs_in",
     "photographs_of_people",

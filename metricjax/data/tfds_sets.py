@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import pathlib
 import socket
 import sys
 import urllib.parse
@@ -26,7 +27,7 @@ with extra("faces"):
 
     from metricjax.data.orl_faces import OrlFaces
 
-__all__ = ["TfdsSource", "lfw", "orl", "prepared"]
+__all__ = ["TfdsSource", "lfw", "omniglot_archive", "orl", "prepared"]
 
 
 def orl(size: tuple[int, int] = (112, 92), data_dir: str | None = None) -> Faces:
@@ -74,6 +75,29 @@ def lfw(size: tuple[int, int], data_dir: str | None = None, at_least: int = 2) -
         images.append(fitted(Image.fromarray(record["image"]), size))
         names.append(record["label"].decode())
     return faces_of(images, names, [""] * len(images), at_least)
+
+
+def omniglot_archive(split: str, data_dir: str | None = None) -> pathlib.Path:
+    """The unpacked archive of one split of TFDS's builder `omniglot`, which itself would need TensorFlow to list it."""
+    archives = {"train": "images_background", "test": "images_evaluation"}
+    archives |= {f"small{i}": f"images_background_small{i}" for i in (1, 2)}
+    if split not in archives:
+        raise ValueError(f"split is {split!r}; wanted one of {', '.join(archives)}")
+    builder = tfds.builder("omniglot", data_dir=data_dir, file_format="array_record")
+    url = next(url for url in builder.url_infos if url.endswith(f"/{archives[split]}.zip"))
+    downloads = pathlib.Path(builder.data_path).parents[1] / "downloads" / "omniglot" / split
+    try:
+        if not any(downloads.glob("extracted/*")):
+            _reach(builder)
+            print(f"omniglot is written to {downloads}, once", file=sys.stderr)
+        with _silenced():
+            manager = tfds.download.DownloadManager(download_dir=downloads, url_infos=builder.url_infos)
+            return pathlib.Path(manager.download_and_extract(url))
+    except Exception as error:  # whatever the network, the server or the archive did
+        raise OSError(
+            f"omniglot could not be downloaded ({type(error).__name__}: {error}). With the archive at hand, unpack it "
+            "and give the folder instead."
+        ) from error
 
 
 def prepared(builder: str | tfds.core.DatasetBuilder, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
