@@ -14,6 +14,8 @@ from metricjax.ground.one_line import one_line
 
 __all__ = ["Characters", "omniglot"]
 
+_LAYOUT = "ALPHABET/characterNN/*.png"
+
 
 class Characters(NamedTuple):
     """Drawings of characters, in order of alphabets, characters and drawers.
@@ -53,8 +55,8 @@ def omniglot(
     Without a folder, the archive of a split is downloaded on first use, as TFDS's builder `omniglot` has it.
 
     Args:
-      folder: one of alphabets, ALPHABET/CHARACTER/NNNN_DD.png with DD the drawer, or the folder that holds it, such as
-        the one that an archive was unpacked into.
+      folder: one of alphabets, ALPHABET/characterNN/NNNN_DD.png with DD the drawer, or the folder that holds it, such
+        as the one that an archive was unpacked into.
       size: height and width, to which drawings of 105 × 105 are resized.
       split: "train" (the background set, 30 alphabets), "test" (20 others), "small1" or "small2" (5 of the 30 each);
         for what is downloaded.
@@ -83,11 +85,11 @@ def omniglot(
 def _of_alphabets(folder: pathlib.Path) -> pathlib.Path:
     """The folder itself or the one folder in it that has characters two levels below."""
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is not a folder; wanted one of alphabets, ALPHABET/CHARACTER/*.png")
+        raise NotADirectoryError(f"{folder} is not a folder; wanted one of alphabets, {_LAYOUT}")
     inner = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    found = [one for one in (folder, *inner) if any(one.glob("*/*/*.png"))]
+    found = [one for one in (folder, *inner) if any(one.glob("*/character*/*.png"))]
     if len(found) != 1:
-        raise ValueError(f"{folder} holds {len(found)} folders of alphabets, ALPHABET/CHARACTER/*.png; wanted one")
+        raise ValueError(f"{folder} holds {len(found)} folders of alphabets, {_LAYOUT}; wanted one")
     return found[0]
 
 
