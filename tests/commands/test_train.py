@@ -323,7 +323,7 @@ def test_a_list_of_pairs_without_folds_is_tested_whole(example, people, tmp_path
 def test_a_collapsed_or_not_finite_run_stops(example, people, tmp_path, capsys, monkeypatch):
     message = refused(example, capsys, "--dataset", people, "--learning-rate", "1e30", "--out", tmp_path / "nan")
     assert "not finite" in message
-    monkeypatch.setattr(example, "COLLAPSED", 2.0)
+    monkeypatch.setattr(loop, "COLLAPSED", 2.0)
     monkeypatch.setattr(loop, "PATIENCE", 2)
     message = refused(example, capsys, "--dataset", people, "--out", tmp_path / "collapsed")
     assert "stopped at step 4: the embeddings have collapsed" in message
