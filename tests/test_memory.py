@@ -184,7 +184,8 @@ SELECTIONS = {
 
 
 def test_every_miner_is_tried():
-    assert {*MINERS, *SELECTIONS, "Miner", "Selection", "Triplets"} == set(mj.mining.__all__)
+    of_a_corpus = {"HardNegatives", "hard_negatives"}
+    assert {*MINERS, *SELECTIONS, *of_a_corpus, "Miner", "Selection", "Triplets"} == set(mj.mining.__all__)
 
 
 def by_hand(z, y, bank, measure):

@@ -10,7 +10,6 @@ from tqdm import tqdm
 from metricjax.data.decoder import UNREADABLE, decoded
 from metricjax.data.listing import photographs_of_people, reported
 from metricjax.data.people import of_chosen
-from metricjax.ground.one_line import one_line
 
 __all__ = ["Characters", "omniglot"]
 
@@ -34,7 +33,8 @@ class Characters(NamedTuple):
     alphabets: list[str]
 
     def __repr__(self) -> str:
-        return one_line(self)
+        of = f"{len(self.characters)} characters of {len(self.alphabets)} alphabets"
+        return f"<{len(self.labels)} drawings of {of}, {self.images.shape[1]} × {self.images.shape[2]}>"
 
     def of_alphabets(self, chosen: np.ndarray) -> "Characters":
         """The characters of some alphabets only (a mask over alphabets); both are then numbered from 0."""

@@ -12,6 +12,7 @@ from metricjax.data.decoder import decoded
 from metricjax.data.listing import photographs_in_or_of_people, reported
 from metricjax.data.photographs import Photographs, Source
 from metricjax.ground.names import printable, some
+from metricjax.ground.one_line import one_line
 
 __all__ = ["Couples", "FileViews", "HalfViews", "couples_of_folders", "read_couples"]
 
@@ -26,6 +27,9 @@ class Couples(NamedTuple):
 
     files: list[tuple[pathlib.Path, pathlib.Path]]
     groups: list[str]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 def read_couples(table: str | pathlib.Path) -> Couples:

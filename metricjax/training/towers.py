@@ -245,8 +245,10 @@ class TowerTrainer:
         for number in progress(range(self.recipe.steps)):
             rows = next(batches)
             batch = {"x": x, "y": y} | ({} if groups is None else {"groups": groups})
-            seen.append(self.step(number, jax.tree.map(lambda a, rows=rows: np.asarray(a)[rows], batch)))
-        return {name: [float(numbers[name]) for numbers in seen] for name in seen[0]}
+            numbers = self.step(number, jax.tree.map(lambda a, rows=rows: np.asarray(a)[rows], batch))
+            # Not a step ahead: virtual devices that share few threads may wait for each other for ever.
+            seen.append({name: float(value) for name, value in numbers.items()})
+        return {name: [numbers[name] for numbers in seen] for name in seen[0]}
 
     # --- what comes of it -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ import pytest
 import metricjax as mj
 from benchmarks import chord_geometry as geometry
 from benchmarks import chord_points as points
-from benchmarks import statistics
 from metricjax import sphere
 
 
@@ -132,10 +131,6 @@ def test_no_active_triplet_means_in_order():
 def test_since():
     holds = np.array([[0, 1, 0], [1, 0, 0], [1, 1, 0]], bool)
     assert points.since(holds, np.array([5, 10, 15])).tolist() == [10, 15, np.inf]
-
-
-def test_holm():
-    assert statistics.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
 
 
 RUNS = {

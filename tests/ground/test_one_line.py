@@ -15,24 +15,30 @@ import metricjax as mj
 from metricjax.ground.one_line import one_line
 
 NATURAL = {"Calibration", "ErrorRates", "Pixels", "PrecisionRecall", "Variant"}  # a few numbers each
-SLOW = {"data", "Faces", "Listing", "PairImages", "Pairs"}  # to import
-ROOMS = ("anchors", "clusters", "data", "metrics", "mining", "search", "variants")
+SLOW = {"data", "Characters", "Couples", "Faces", "Listing", "PairImages", "Pairs"}  # to import
+ROOMS = ("anchors", "clusters", "data", "memory", "metrics", "mining", "search", "variants")
 N, D = 10_000, 512
 z, on_host = partial(jax.ShapeDtypeStruct, dtype=jnp.float32), partial(np.zeros, dtype=np.float32)
 whole, flags, pairs = np.zeros(N, int), np.zeros(N, bool), np.zeros((99, 2), int)
 curve = mj.metrics.Roc(on_host(N), np.arange(N) * 1000, np.arange(N))
 images, names = np.zeros((N, 1, 1, 3), np.uint8), ["Ann Björk"] * N
 RESULTS = {
+    "Bank": lambda: mj.memory.Bank.empty(N, 8),
     "Bands": lambda: mj.metrics.Bands(on_host(N), on_host(N), on_host(N)),
+    "Characters": lambda: mj.data.Characters(images, whole, whole, whole, names, names),
     "Clusters": lambda: mj.clusters.Clusters(whole, z((N, D)), jnp.float32(0.5), jnp.int32(20)),
+    "Couples": lambda: mj.data.Couples([(pathlib.Path(name), pathlib.Path(name)) for name in names], names),
     "ErrorVersusReject": lambda: mj.metrics.ErrorVersusReject(on_host(N), on_host(N), 0.123456789),
     "Faces": lambda: mj.data.Faces(images, whole, names, names),
     "Gallery": lambda: mj.search.Gallery.empty(N, 8),
+    "HardNegatives": lambda: mj.mining.HardNegatives(z((N, 10)), z((N, 10)), z((N,))),
     "HardestPairs": lambda: mj.metrics.HardestPairs(pairs, on_host(99), pairs, on_host(99)),
     "LeaderClusters": lambda: mj.clusters.LeaderClusters(whole, z((N, D)), whole, jnp.int32(0)),
     "Listing": lambda: mj.data.Listing(pathlib.Path("/a" * 200), [pathlib.Path(name) for name in names], {}, names),
     "Matches": lambda: mj.search.Matches(z((N, 10)), z((N, 10))),
     "Mean": lambda: mj.Mean(z((N,)), z((N,))),
+    "Codes": lambda: mj.search.compact(jnp.zeros((N, 8))),
+    "CompactGallery": lambda: mj.search.Gallery.empty(N, 8).compact(),
     "Neighbours": lambda: mj.search.Neighbours(z((N, 10)), z((N, 10))),
     "PairImages": lambda: mj.data.PairImages(images, flags),
     "PairScores": lambda: mj.metrics.PairScores(curve, on_host(101), whole[:100], whole[:100]),
