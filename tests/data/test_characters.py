@@ -46,7 +46,10 @@ def test_what_a_folder_holds(folder):
         assert name == found.alphabets[alphabet]
         paper = np.asarray(drawing(int(character) - 1, drawer))
         np.testing.assert_array_equal(found.images[i, ..., 0], np.where(paper, 0, 255))
-    assert repr(found).startswith("Characters(images=uint8[15, 105, 105, 1], labels=int32[15], ")
+    assert (
+        repr(found)
+        == f"<15 drawings of {len(found.characters)} characters of {len(found.alphabets)} alphabets, 105 × 105>"
+    )
 
 
 def test_smaller_and_from_the_folder_of_alphabets(folder):

@@ -27,6 +27,8 @@ ROWS = {"cuda": 300, "tpu": 700}  # several tiles, ragged; programs are cached b
 KERNEL = {"implementation": "kernel"}
 RNG = np.random.default_rng(0)
 
+pytestmark = pytest.mark.slow  # nothing takes kernels unless it is asked to
+
 
 @pytest.fixture(params=["cuda", "tpu"])
 def rows_of_backend(request, monkeypatch):
