@@ -44,7 +44,7 @@ CLASSES, DRAWINGS = 64, 2  # of a batch, and of each of them
 RATE, WARM_UP, DECAY, AVERAGE = 0.003, 100, 0.05, 0.995  # of AdamW, and how slowly the average of weights moves
 SCALE, MARGIN, TEMPERATURE = 24.0, 0.25, 0.1  # of CosFace, and of SupCon
 MOVED = {"turn": 0.25, "stretch": 0.25, "shear": 0.25, "shift": 0.08, "bend": 0.07}  # in training, see `moved`
-VIEWS, LESS = 33, 0.8  # how many a drawing has in the end, and how far they are moved, as a share of MOVED
+VIEWS, LESS = 33, 0.8  # how many a drawing has in the end, and how far they are moved, as a share of MOVED; unbent
 CHUNK = 32  # drawings embedded at once
 
 
@@ -213,9 +213,9 @@ def shown(images):
 
 
 def embedded(encoders: list[nnx.Module], images: np.ndarray, seed: int = 0) -> np.ndarray:
-    """[n, views, d]: each drawing as it is, and VIEWS - 1 times a little moved; the networks' embeddings joined."""
+    """[n, views, d]: each drawing as it is, and VIEWS - 1 times moved, not bent; the networks' embeddings joined."""
     split = [nnx.split(encoder) for encoder in encoders]
-    less = {name: LESS * limit for name, limit in MOVED.items()}
+    less = {name: LESS * limit for name, limit in MOVED.items()} | {"bend": 0.0}
 
     @jax.jit
     def views(key, x):
