@@ -16,6 +16,8 @@ Of the small background set there are five alphabets only, so a network must be 
 - each drawing is turned, stretched, sheared and bent anew in each step, much as another hand would draw it;
 - CosFace pulls a character's drawings to its prototype, SupCon to each other; the weights that count are a running
   average;
+- the rate falls to 0 by the clock, so that a slower computer takes fewer steps, not longer;
+- three networks from different seeds err differently: their embeddings are joined, which averages their cosines;
 - in the end each drawing is embedded in several views, slightly moved, and the two closest views of two drawings count.
 """
 
@@ -42,7 +44,7 @@ CLASSES, DRAWINGS = 64, 2  # of a batch, and of each of them
 RATE, WARM_UP, DECAY, AVERAGE = 0.003, 100, 0.05, 0.995  # of AdamW, and how slowly the average of weights moves
 SCALE, MARGIN, TEMPERATURE = 24.0, 0.25, 0.1  # of CosFace, and of SupCon
 MOVED = {"turn": 0.25, "stretch": 0.25, "shear": 0.25, "shift": 0.08, "bend": 0.07}  # in training, see `moved`
-VIEWS, LESS = 25, 0.6  # how many a drawing has in the end, and how far they are moved, as a share of MOVED
+VIEWS, LESS = 33, 0.8  # how many a drawing has in the end, and how far they are moved, as a share of MOVED; unbent
 CHUNK = 32  # drawings embedded at once
 
 
@@ -53,14 +55,18 @@ def arguments(argv=None) -> argparse.Namespace:
     add("--hold", nargs="+", default=[], metavar="ALPHABET", help="alphabets to test on, with 20 characters or more")
     add("--runs", type=pathlib.Path, help="folder of the official runs, run01, run02 …, to test on")
     add("--count", type=int, default=1000, help="random runs over the alphabets held")
-    add("--minutes", type=float, default=12.0, help="of training")
+    add("--minutes", type=float, default=12.0, help="of training, all networks together")
+    add("--networks", type=int, default=3, help="whose similarities are averaged")
     add("--seed", type=int, default=0)
     add("--out", type=pathlib.Path, default=pathlib.Path("runs/one_shot_characters"), help="folder of the figure")
     args = parser.parse_args(argv)
     if not args.hold and args.runs is None:
         parser.error("there is nothing to test on; wanted --hold ALPHABET … or --runs FOLDER")
-    if args.count < 1 or args.minutes <= 0:
-        parser.error(f"--count is {args.count}, --minutes {args.minutes}; wanted at least 1, and more than 0")
+    for name in ("count", "networks"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; wanted at least 1")
+    if not args.minutes > 0:
+        parser.error(f"--minutes is {args.minutes}; wanted more than 0")
     return args
 
 
@@ -151,19 +157,18 @@ def network(seed: int) -> nnx.Module:
     return mj.encoders.SmallResNet(DIMENSIONS, (SIZE, SIZE, 1), rngs=nnx.Rngs(seed))
 
 
-def train(drawn: mj.data.Characters, minutes: float, seed: int) -> nnx.Module:
-    """The network after so many minutes, with the running average of its weights; the rate falls to 0 meanwhile."""
+def train(drawn: mj.data.Characters, minutes: float, seeds: range) -> list[nnx.Module]:
+    """A network of each seed, after an equal part of the minutes, with the running average of its weights."""
     images = np.concatenate([np.rot90(drawn.images, quarter, axes=(1, 2)) for quarter in range(4)])
     labels = np.concatenate([drawn.labels + quarter * len(drawn.characters) for quarter in range(4)])
-    graph, weights = nnx.split(mj.encoders.SmallResNet(DIMENSIONS, images.shape[1:], rngs=nnx.Rngs(seed)))
-    prototypes = jax.random.normal(jax.random.key(seed), (4 * len(drawn.characters), DIMENSIONS))
-    params = {"network": weights, "prototypes": mj.sphere.project(prototypes)}
+    network = lambda seed: mj.encoders.SmallResNet(DIMENSIONS, images.shape[1:], rngs=nnx.Rngs(seed))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: network(0)))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1.0, weight_decay=DECAY))
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state, number, rate, drawings, y):
+    def step(state, key, number, rate, drawings, y):
         params, average, optimizer_state = state
-        x = moved(jax.random.fold_in(jax.random.key(seed), number), shown(drawings), **MOVED)
+        x = moved(jax.random.fold_in(key, number), shown(drawings), **MOVED)
 
         def loss(params):
             z, prototypes = nnx.merge(graph, params["network"])(x), params["prototypes"]
@@ -176,17 +181,24 @@ def train(drawn: mj.data.Characters, minutes: float, seed: int) -> nnx.Module:
         average = optax.incremental_update(params["network"], average, jnp.maximum(1 - AVERAGE, 9 / (10 + number)))
         return (params, average, optimizer_state), value
 
-    state, started = (params, jax.tree.map(jnp.copy, weights), optimizer.init(params)), time.perf_counter()
-    with tqdm(total=round(60 * minutes), desc="training", unit=" s") as progress:
-        for number, rows in enumerate(batches(labels, seed)):
-            seconds = time.perf_counter() - started
-            if seconds >= 60 * minutes:
-                break
-            rate = RATE * min(1, (1 + number) / WARM_UP) * (1 + np.cos(np.pi * seconds / (60 * minutes))) / 2
-            state, loss = step(state, number, rate, images[rows], labels[rows])
-            progress.set_postfix(step=number, loss=f"{loss:.2f}", refresh=False)
-            progress.update(round(seconds) - progress.n)
-    return nnx.merge(graph, state[1])
+    encoders: list[nnx.Module] = []
+    each = 60 * minutes / len(seeds)
+    for seed in seeds:
+        key, started, weights = jax.random.key(seed), time.perf_counter(), nnx.state(network(seed))
+        prototypes = mj.sphere.project(jax.random.normal(key, (4 * len(drawn.characters), DIMENSIONS)))
+        params = {"network": weights, "prototypes": prototypes}
+        state = (params, jax.tree.map(jnp.copy, weights), optimizer.init(params))
+        with tqdm(total=round(each), desc=f"network {len(encoders) + 1} of {len(seeds)}", unit=" s") as progress:
+            for number, rows in enumerate(batches(labels, seed)):
+                seconds = time.perf_counter() - started
+                if seconds >= each:
+                    break
+                rate = RATE * min(1, (1 + number) / WARM_UP) * (1 + np.cos(np.pi * seconds / each)) / 2
+                state, value = step(state, key, number, rate, images[rows], labels[rows])
+                progress.set_postfix(step=number, loss=f"{value:.2f}", refresh=False)
+                progress.update(round(seconds) - progress.n)
+        encoders.append(nnx.merge(graph, state[1]))
+    return encoders
 
 
 def batches(labels: np.ndarray, seed: int) -> Iterator[np.ndarray]:
@@ -200,18 +212,17 @@ def shown(images):
     return images.astype(jnp.float32) / 127.5
 
 
-def embedded(encoder: nnx.Module, images: np.ndarray, seed: int = 0) -> np.ndarray:
-    """[n, views, d]: each drawing as it is, and VIEWS - 1 times a little moved."""
-    encoder.eval()
-    graph, weights = nnx.split(encoder)
-    less = {name: LESS * limit for name, limit in MOVED.items()}
+def embedded(encoders: list[nnx.Module], images: np.ndarray, seed: int = 0) -> np.ndarray:
+    """[n, views, d]: each drawing as it is, and VIEWS - 1 times moved, not bent; the networks' embeddings joined."""
+    split = [nnx.split(encoder) for encoder in encoders]
+    less = {name: LESS * limit for name, limit in MOVED.items()} | {"bend": 0.0}
 
     @jax.jit
     def views(key, x):
         x = shown(x)
-        several = [x, *(moved(own, x, **less) for own in jax.random.split(key, VIEWS - 1))]
-        z = nnx.merge(graph, weights)(jnp.concatenate(several))
-        return z.reshape(VIEWS, len(x), -1).swapaxes(0, 1)
+        x = jnp.concatenate([x, *(moved(own, x, **less) for own in jax.random.split(key, VIEWS - 1))])
+        z = jnp.concatenate([nnx.merge(graph, weights)(x) for graph, weights in split], axis=-1)
+        return z.reshape(VIEWS, -1, z.shape[-1]).swapaxes(0, 1)
 
     padded = np.concatenate([images, np.zeros_like(images, shape=(-len(images) % CHUNK, *images.shape[1:]))])
     keys = jax.random.split(jax.random.key(seed), len(padded) // CHUNK)
@@ -249,11 +260,11 @@ def main(argv=None) -> dict[str, dict[str, float]]:
         tests["official runs"] = official_runs(args.runs)
     seen = drawn.of_alphabets(~np.isin(names, args.hold))
     print(f"trained on {len(seen.characters)} characters of {', '.join(seen.alphabets)}")
-    encoder = train(seen, args.minutes, args.seed)
+    encoders = train(seen, args.minutes, range(args.seed * args.networks, (args.seed + 1) * args.networks))
     args.out.mkdir(parents=True, exist_ok=True)
     results = {}
     for name, runs in tests.items():
-        views, pixels = embedded(encoder, runs.images), runs.images.reshape(len(runs.images), 1, -1) / np.float32(255)
+        views, pixels = embedded(encoders, runs.images), runs.images.reshape(len(runs.images), 1, -1) / np.float32(255)
         taken = {"raw pixels": taken_for(pixels, runs), "one view": taken_for(views[:, :1], runs)}
         taken[f"{VIEWS} views"] = taken_for(views, runs)
         results[name] = {way: float(np.mean(found != runs.answers)) for way, found in taken.items()}

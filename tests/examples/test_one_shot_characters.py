@@ -54,7 +54,8 @@ def example():
 
 
 def test_a_run_of_it(example, folder, tmp_path, capsys):
-    told = {"data": folder, "hold": "Other", "runs": folder / "all_runs", "minutes": 0.3, "count": 30, "out": tmp_path}
+    told = {"data": folder, "hold": "Other", "runs": folder / "all_runs", "minutes": 0.3}
+    told |= {"networks": 2, "count": 30, "out": tmp_path}
     results = example.main([word for name, value in told.items() for word in (f"--{name}", str(value))])
     assert {name: list(found) for name, found in results.items()} == {
         name: ["raw pixels", "one view", "3 views"] for name in ("Other", "official runs")
@@ -120,7 +121,8 @@ def test_nothing_to_test_on_and_wrong_arguments(example, folder, capsys, tmp_pat
     for arguments, message in (
         ([], "there is nothing to test on; wanted --hold ALPHABET … or --runs FOLDER"),
         (["--hold", "Other", "--count", "0"], "--count is 0"),
-        (["--hold", "Other", "--minutes", "0"], "--minutes 0.0"),
+        (["--hold", "Other", "--networks", "0"], "--networks is 0"),
+        (["--hold", "Other", "--minutes", "0"], "--minutes is 0.0"),
     ):
         with pytest.raises(SystemExit):
             example.main(arguments)
