@@ -15,7 +15,7 @@ import metricjax as mj
 SIZE, FEATURES = (28, 28), 64
 CONVOLUTIONS = ((5, 16), (3, 32), (3, 64))  # kernel and channels, each with stride 2
 CLASSES, IMAGES = 16, 4  # of a batch, and of each of its classes
-RATES = {"network": 3e-3, "prototypes": 1e-2}
+RATES = {"network": 1e-3, "prototypes": 1e-2}
 ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
 MARGIN, SCALE = 0.5, 16.0  # of ArcFace
 EPSILON = 1e-5  # of the norms
@@ -67,8 +67,8 @@ class Case(NamedTuple):
 
 
 LOSSES = {
-    "contrastive": Case(functools.partial(mj.losses.contrastive, squared=False)),
-    "triplet, batch-hard": Case(functools.partial(mj.losses.triplet, average="valid")),
+    "contrastive": Case(functools.partial(mj.losses.contrastive, squared=False, average="valid")),
+    "triplet, batch-hard": Case(functools.partial(mj.losses.triplet, distance=mj.distances.chord, average="valid")),
     "multi-similarity, its miner": Case(
         functools.partial(mj.losses.multi_similarity, miner=mj.mining.multi_similarity())
     ),

@@ -16,12 +16,11 @@ PACKAGES = ("torch", "pytorch-metric-learning")
 
 def loss_of(name: str, prototypes: np.ndarray) -> tuple[Callable, list[torch.nn.Parameter]]:
     """A loss of features and labels by our name, with settings that make it ours, and the prototypes that it holds."""
-    classes, square = len(prototypes), distances.LpDistance(power=2)
+    classes, over_all = len(prototypes), reducers.MeanReducer()
     if name == "contrastive":
-        return losses.ContrastiveLoss(pos_margin=0, neg_margin=1), []
+        return losses.ContrastiveLoss(pos_margin=0, neg_margin=1, reducer=over_all), []
     if name == "triplet, batch-hard":
-        triplet = losses.TripletMarginLoss(margin=0.2, distance=square, reducer=reducers.MeanReducer())
-        hardest = miners.BatchHardMiner(distance=square)
+        triplet, hardest = losses.TripletMarginLoss(margin=0.2, reducer=over_all), miners.BatchHardMiner()
         return lambda z, y: triplet(z, y, hardest(z, y)), []
     if name == "SupCon":
         return losses.SupConLoss(0.1), []
