@@ -98,15 +98,11 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     train_arguments.check_training(parser, args)
     least = {"seeds": 1, "patience": 1, "bank": 0, "bank_warm_up": 0, "ks": 1, "split_seed": 0}
     command_line.check_least(parser, args, least)
-    if args.batch is not None and len(args.batch) != len(
-        SAMPLERS[args.sampler or OF_LENGTH.get(len(args.batch), "pk")]
-    ):
-        wanted = (
-            "P K" if args.sampler in (None, "pk", "weighted") else {"uniform": "one number"}.get(args.sampler, "S P K")
-        )
-        parser.error(
-            f"--batch is {' '.join(map(str, args.batch))}; wanted {wanted}, for --sampler {args.sampler or 'pk'}"
-        )
+    if args.batch is not None:
+        sampler = args.sampler or OF_LENGTH.get(len(args.batch), "pk")
+        if len(args.batch) != len(SAMPLERS[sampler]):
+            wanted = {"uniform": "one number", "hierarchical": "S P K"}.get(sampler, "P K")
+            parser.error(f"--batch is {' '.join(map(str, args.batch))}; wanted {wanted}, for --sampler {sampler}")
     if args.class_power is not None and (args.class_power < 0 or args.sampler != "weighted"):
         parser.error(f"--class-power is {args.class_power:g}; wanted a number from 0, with --sampler weighted")
     if args.bank_warm_up and not args.bank:

@@ -21,7 +21,7 @@ from metricjax.commands.fitting import LOSS
 from metricjax.trained.design import PIXELS
 from metricjax.training import loggers, losses_by_name
 
-__all__ = ["add_data", "add_encoder", "add_hosts", "add_training", "arguments", "check", "check_training"]
+__all__ = ["add_data", "add_encoder", "add_hosts", "add_training", "arguments", "check", "check_run", "check_training"]
 
 FITS = "default: what fits the data"
 STEPS = 500  # of runs of older versions, which do not say
@@ -116,14 +116,19 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def check_training(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """`check`, of what `add_encoder` and `add_training` add."""
+    check_run(parser, args)
+    least = dict.fromkeys(("steps", "checkpoint_every", "embedding_size", "image_size", "batch", "chunk"), 1)
+    command_line.check_least(parser, args, {**least, "seed": 0, "workers": 0})
+    if args.sampled_classes is not None and not 0 < args.sampled_classes <= 1:
+        parser.error(f"--sampled-classes is {args.sampled_classes}; wanted more than 0, up to 1")
+
+
+def check_run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """`check`, of what all tasks have."""
     if args.resume and args.out is None:
         parser.error("--resume needs --out, the folder of the run to go on with")
-    least = dict.fromkeys(("steps", "checkpoint_every", "embedding_size", "image_size", "batch", "chunk"), 1)
-    command_line.check_least(parser, args, {**least, "seed": 0, "workers": 0})
     if args.augment is not None and not 0 <= args.augment <= 2:
         parser.error(f"--augment is {args.augment}; wanted 0 to 2")
-    if args.sampled_classes is not None and not 0 < args.sampled_classes <= 1:
-        parser.error(f"--sampled-classes is {args.sampled_classes}; wanted more than 0, up to 1")
     if not args.coordinator and (args.processes is not None or args.process_id is not None):
         parser.error("--processes and --process-id need --coordinator")

@@ -19,7 +19,7 @@ from metricjax.training.batches import Batches
 from metricjax.training.checkpoints import Checkpoints, check_people, identity
 from metricjax.training.trainer import Trainer
 
-__all__ = ["equal_error_rate", "evaluate", "images_of", "main", "table", "train", "trained_and_tested", "write"]
+__all__ = ["equal_error_rate", "evaluate", "images_of", "main", "train", "trained_and_tested", "write"]
 
 FARS = (0.1, 0.01, 0.001)
 MOST_COMPARED = 5000  # images, by their raw pixels too
@@ -92,12 +92,6 @@ def images_of(data: train_data.Data) -> int:
     return max(len(held.images) for held in (data.tested, *data.sets.values()) if held is not None)
 
 
-def table(results: dict[str, dict]) -> str:
-    lines = [tables.line("people never seen in training", *results)]
-    names = next(iter(results.values()))
-    return "\n".join([*lines, *(tables.line(name, *(found[name] for found in results.values())) for name in names)])
-
-
 def main(argv=None) -> dict:
     return in_folder(arguments(argv), trained_and_tested)
 
@@ -126,7 +120,8 @@ def trained_and_tested(args, check_lock) -> dict:
     report = {"results": results, "seconds": seconds, "run": run, "people": people, "history": history}
     if jax.process_index() == 0:
         write(args.out, report, data, embeddings["embeddings"], scores)
-        print(f"\n{table(results)}\n\n{seconds:.0f} s; checkpoint, metrics.json and plots are in {args.out}")
+        table = tables.of_ways("people never seen in training", results)
+        print(f"\n{table}\n\n{seconds:.0f} s; checkpoint, metrics.json and plots are in {args.out}")
     return report
 
 

@@ -22,12 +22,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 import metricjax as mj
 from metricjax import encoders
 from metricjax.commands import command_line, tables
-from metricjax.commands.train_arguments import add_hosts
+from metricjax.commands.train_arguments import add_hosts, check_run
+from metricjax.commands.train_data import in_memory
 from metricjax.commands.train_run import curves, finished, in_folder, taken_up
 from metricjax.data.two_views import FileViews, HalfViews, couples_of_folders, read_couples
 from metricjax.ground import json_files
@@ -48,12 +48,11 @@ __all__ = [
     "arguments",
     "both_ways",
     "check",
-    "in_memory",
     "load",
     "main",
     "of_towers",
     "opened",
-    "table",
+    "pictures_of",
     "towers_of",
     "trained_and_tested",
     "write",
@@ -112,8 +111,7 @@ def arguments(argv=None) -> argparse.Namespace:
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with an error where arguments are out of range or do not go together."""
-    if args.resume and args.out is None:
-        parser.error("--resume needs --out, the folder of the run to go on with")
+    check_run(parser, args)
     least = dict.fromkeys(("steps", "checkpoint_every", "embedding_size", "image_size", "patience", "test_groups"), 1)
     command_line.check_least(parser, args, {**least, "batch": 2, "seed": 0, "workers": 0, "validation": 0})
     if args.other_encoder or args.other_weights:
@@ -122,10 +120,6 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         args.shared = False
     if args.patience is not None and not args.validation:
         parser.error("--patience needs --validation, the groups to be patient with")
-    if not 0 <= args.augment <= 2:
-        parser.error(f"--augment is {args.augment}; wanted 0 to 2")
-    if not args.coordinator and (args.processes is not None or args.process_id is not None):
-        parser.error("--processes and --process-id need --coordinator")
     try:
         loggers.check(args.log)
         TowerRecipe(args.loss, 1, scale=args.scale, most_scale=args.most_scale)
@@ -174,10 +168,10 @@ def load(args) -> Data:
     args.batch = args.batch or min(128, 2 ** int(np.log2(len(train))))
     if args.batch > len(train):
         raise ValueError(f"--batch is {args.batch}; there are {len(train)} pairs to train on, each once in a batch")
-    pictures = in_memory(test)
+    pictures = pictures_of(test)
     if len(pictures.x) < 2:
         raise ValueError(f"--test-groups {tested} has one pair; wanted 2 at least, to tell apart")
-    validation = in_memory(held) if args.validation else None
+    validation = pictures_of(held) if args.validation else None
     return Data(train, [*record["trained on"]], validation, pictures, test.people, record)
 
 
@@ -195,10 +189,10 @@ def opened(args) -> tuple[mj.data.Source, bool]:
     return mj.data.FolderSource(path, photograph, at_least=1), True
 
 
-def in_memory(source: mj.data.Source) -> Pictures:
-    images = [source[i] for i in tqdm(range(len(source)), "reading", unit=" pairs", disable=len(source) < 1000)]
-    x, y = np.moveaxis(np.stack(images), 1, 0)
-    return Pictures(x, y, np.asarray(source.labels))
+def pictures_of(source: mj.data.Source) -> Pictures:
+    found = in_memory(source)
+    x, y = np.moveaxis(found.images, 1, 0)
+    return Pictures(x, y, found.labels)
 
 
 class PairBatches:
@@ -250,16 +244,6 @@ def of_towers(trainer: ImageTowers, pictures: Pictures) -> dict[str, float]:
     return both_ways(trainer.embed_x(pictures.x), trainer.embed_y(pictures.y), pictures.groups)
 
 
-def table(results: dict[str, dict]) -> str:
-    lines = [tables.line("pairs never seen in training", *results)]
-    return "\n".join(
-        [
-            *lines,
-            *(tables.line(name, *(found[name] for found in results.values())) for name in next(iter(results.values()))),
-        ]
-    )
-
-
 def main(argv=None) -> dict:
     return in_folder(arguments(argv), trained_and_tested)
 
@@ -301,7 +285,8 @@ def trained_and_tested(args, check_lock) -> dict:
     report = {"results": results, "seconds": seconds, "run": run, "groups": groups, "history": history}
     if jax.process_index() == 0:
         write(args.out, report, trainer, data.record)
-        print(f"\n{table(results)}\n\n{seconds:.0f} s; encoders, checkpoint, metrics.json and plots are in {args.out}")
+        table = tables.of_ways("pairs never seen in training", results)
+        print(f"\n{table}\n\n{seconds:.0f} s; encoders, checkpoint, metrics.json and plots are in {args.out}")
     return report
 
 

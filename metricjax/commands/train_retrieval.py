@@ -219,9 +219,8 @@ def means(columns: list[Results], which: int = 0) -> dict[str, dict[str, float |
 
 def table(columns: list[Results]) -> str:
     """Measures of the test classes; of several seeds means, and half the widths of their 95 % intervals."""
-    names = next(iter(columns[0].values()))
     if len(columns) == 1:
-        lines = [tables.line("classes never seen in training", *columns[0])]
-        return "\n".join([*lines, *(tables.line(n, *(way[n] for way in columns[0].values())) for n in names)])
+        return tables.of_ways("classes never seen in training", columns[0])
+    names = next(iter(columns[0].values()))
     over = {name: {way: [column[way][name] for column in columns] for way in columns[0]} for name in names}
     return f"classes never seen in training, {len(columns)} seeds\n{summary(over)}"

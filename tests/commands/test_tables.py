@@ -14,6 +14,14 @@ def test_values_are_shown_by_their_kind():
     assert len(line("", 1, 2)) == len(line("rank-1", 0.25, 12345))  # columns stand under each other
 
 
+def test_a_table_has_a_column_for_each_way():
+    from metricjax.commands.tables import line, of_ways
+
+    made = of_ways("never seen", {"embeddings": {"EER": 0.1, "pairs": 7}, "raw pixels": {"EER": 0.2, "pairs": 7}})
+    wanted = [line("never seen", "embeddings", "raw pixels"), line("EER", 0.1, 0.2), line("pairs", 7, 7)]
+    assert made.splitlines() == wanted
+
+
 def test_the_least_of_several_numbers_counts(capsys):
     from metricjax.commands.command_line import check_least, parser
 
