@@ -1,6 +1,8 @@
 """What do value and gradient of each pair-based loss cost, beside the three matrix products that most cannot avoid?
 
-    python -m benchmarks.losses [--shapes 4096x128 4096x512] [--losses ... | further]
+    python -m benchmarks.losses [--shapes 4096x128 4096x512] [--losses ... | further | all]
+
+Losses of two views get the batch and the batch moved by one row.
 
 mm3 is the time of S = X Xᵀ, S X and Xᵀ S and nothing else. "default" is what runs without any option: two sweeps for
 declared losses on a CPU, panels for others and elsewhere; "autodiff" is the dense form, differentiated by JAX; on GPUs
@@ -45,13 +47,17 @@ LOSSES = {
 
 
 def from_catalogue(name: str):
-    """The loss with its defaults, and without the new state if it has one."""
+    """The loss of rows and labels with its defaults, and without the new state if it has one."""
     loss, entry = getattr(mj.losses, name), CATALOGUE[name]
+    if entry.kind == "views":
+        return lambda z, y, **how: loss(z, jnp.roll(z, 1, axis=0), **how)
     return (lambda z, y, **how: loss(z, y, entry.first("state", 1), **how)[0]) if entry.state else loss
 
 
 OF_PAIRS = {name: from_catalogue(name) for name, entry in CATALOGUE.items() if entry.kind == "pairs"}
-FURTHER = {name: loss for name, loss in OF_PAIRS.items() if loss not in LOSSES.values()}
+OF_VIEWS = {name: from_catalogue(name) for name, entry in CATALOGUE.items() if entry.kind == "views"}
+FURTHER = {name: loss for name, loss in OF_PAIRS.items() if loss not in LOSSES.values()} | OF_VIEWS
+GROUPS = {"further": list(FURTHER), "all": [*LOSSES, *FURTHER]}
 FURTHER["three in one sum"] = mj.weighted_sum(mj.losses.supcon, mj.losses.multi_similarity, mj.losses.circle)
 LINE = "{shape}  {loss:20} mm3 {mm3_ms:6.1f} ms   {ratios}   temporaries {temporaries_MiB:6.1f} MiB"
 
@@ -78,16 +84,16 @@ def batch(n: int, d: int, per_class: int, seed=0):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["4096x128", "4096x512"])
-    parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=[*LOSSES, *FURTHER, "further"])
+    parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=[*LOSSES, *FURTHER, *GROUPS])
     parser.add_argument("--per-class", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     rows = []
     for shape in args.shapes:
         z, y = batch(*map(int, shape.split("x")), args.per_class)
-        for name in FURTHER if args.losses == ["further"] else args.losses:
+        for name in [name for chosen in args.losses for name in GROUPS.get(chosen, [chosen])]:
             rows.append({"shape": shape, "loss": name, **measured((LOSSES | FURTHER)[name], z, y, args.rounds)})
-            ratios = "   ".join(f"{form} {rows[-1][form]:5.2f}" for form in forms())
+            ratios = "   ".join(f"{form} {rows[-1][form]:5.2f}" for form in forms() if form in rows[-1])
             print(LINE.format(**rows[-1], ratios=ratios), flush=True)
     drawn = [{**row, "name": f"{row['loss']}, {row['shape']}"} for row in rows]
     legend = {"default": "by default", "panels": "in panels", "autodiff": "dense, differentiated by JAX"}
@@ -98,7 +104,7 @@ def main():
 def measured(loss, z, y, rounds: int) -> dict[str, float]:
     """Times of value and gradient as multiples of mm3, and the temporaries of the default form."""
     gradient = lambda how: jax.jit(jax.value_and_grad(lambda z: loss(z, y, **how)))
-    made = {form: gradient(how) for form, how in forms().items()}
+    made = {form: gradient(how) for form, how in forms().items() if form == "default" or loss not in OF_VIEWS.values()}
     seconds = fastest({"mm3": partial(three_products, z)} | {form: partial(f, z) for form, f in made.items()}, rounds)
     ratios = {form: seconds[form] / seconds["mm3"] for form in made}
     return {"mm3_ms": 1e3 * seconds["mm3"], **ratios, "temporaries_MiB": temporaries(made["default"], z) / 2**20}

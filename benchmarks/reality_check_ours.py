@@ -68,7 +68,7 @@ class Case(NamedTuple):
 
 LOSSES = {
     "contrastive": Case(functools.partial(mj.losses.contrastive, squared=False, average="valid")),
-    "triplet, batch-hard": Case(functools.partial(mj.losses.triplet, distance=mj.distances.chord, average="valid")),
+    "triplet, batch-hard": Case(functools.partial(mj.losses.triplet, distance=mj.distances.chord, margin=None)),
     "multi-similarity, its miner": Case(
         functools.partial(mj.losses.multi_similarity, miner=mj.mining.multi_similarity())
     ),

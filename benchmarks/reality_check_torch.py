@@ -20,7 +20,8 @@ def loss_of(name: str, prototypes: np.ndarray) -> tuple[Callable, list[torch.nn.
     if name == "contrastive":
         return losses.ContrastiveLoss(pos_margin=0, neg_margin=1, reducer=over_all), []
     if name == "triplet, batch-hard":
-        triplet, hardest = losses.TripletMarginLoss(margin=0.2, reducer=over_all), miners.BatchHardMiner()
+        triplet = losses.TripletMarginLoss(margin=0, smooth_loss=True, reducer=over_all)
+        hardest = miners.BatchHardMiner()
         return lambda z, y: triplet(z, y, hardest(z, y)), []
     if name == "SupCon":
         return losses.SupConLoss(0.1), []

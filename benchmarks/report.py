@@ -4,7 +4,9 @@ Contestants are run in turn, round after round, in one process, and the fastest 
 little on a machine that does other things too. On an accelerator, which does not, the median counts.
 """
 
+import datetime
 import json
+import os
 import pathlib
 import platform
 import statistics
@@ -74,7 +76,8 @@ def temporaries(f: Callable, *arguments) -> int:
 def machine(packages: Sequence[str] = ()) -> dict[str, str | int]:
     """What the numbers were taken on."""
     versions = {name: metadata.version(name) for name in ("jax", *packages)}
-    return {**versions, "device": jax.devices()[0].device_kind, "python": platform.python_version()}
+    on = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "python": platform.python_version()}
+    return {**versions, **on, "date": datetime.date.today().isoformat()}
 
 
 def bars(rows: list[dict], label: str, values: Mapping[str, str], title: str, log: bool = False) -> Figure:

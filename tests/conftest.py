@@ -47,6 +47,7 @@ SLOW_ROOMS = (
     "recognition",
     "trained",
     "training",
+    "website",
 )
 
 

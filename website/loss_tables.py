@@ -1,4 +1,4 @@
-"""README's tables of losses, from catalogue and signatures: `python -m tests.helpers.loss_tables` prints them."""
+"""Tables of losses, with links to their pages, from catalogue and signatures."""
 
 import inspect
 import re
@@ -17,23 +17,23 @@ HEADINGS = {
 LEFT_OUT = {"where", "axis_name", "block_size", 'average="active"', "similarity=similarities.cosine"}
 
 
-def tables() -> list[str]:
-    return ["\n".join(_table(kind)) for kind in HEADINGS]
-
-
-def _table(kind: str):
-    yield f"| {HEADINGS[kind]} | | default hyper-parameters |\n|---|---|---|"
+def table(kind: str) -> str:
+    """All losses of a kind."""
+    lines = [f"| {HEADINGS[kind]} | | default hyper-parameters |", "|---|---|---|"]
     for name, entry in CATALOGUE.items():
         if entry.kind == kind:
-            yield f"| {_named(name, entry)} | {_sources(entry)} | {', '.join(_defaults(name))} |".replace("|  |", "| |")
+            lines.append(f"| {_named(name, entry)} | {_sources(entry)} | {', '.join(_defaults(name))} |")
+    return "\n".join(lines)
 
 
 def _named(name: str, entry: Entry) -> str:
     needs = [f"with a {need}" for need in ("state", "key") if need in entry.takes]
     notes = "; ".join([*needs, *filter(None, [entry.note])])
     beside = [helper for helper, served in BESIDE.items() if name in served]
-    beside = ", ".join(f"`{other}`" for other in beside + [x for x, e in CATALOGUE.items() if e.added_to == name])
-    return f"`{name}`" + (f", with {beside}" if beside else "") + (f" ({notes})" if notes else "")
+    beside = ", ".join(
+        f"`losses.{other}`" for other in beside + [x for x, e in CATALOGUE.items() if e.added_to == name]
+    )
+    return f"`losses.{name}`" + (f", with {beside}" if beside else "") + (f" ({notes})" if notes else "")
 
 
 def _sources(entry: Entry) -> str:
@@ -61,7 +61,3 @@ def _value(default) -> str:
             if public is default and callable(public):
                 return f"{module.__name__.removeprefix('metricjax.')}.{name}"
     return "" if callable(default) else str(default)
-
-
-if __name__ == "__main__":
-    print("\n\n".join(tables()))

@@ -1,0 +1,143 @@
+"""What a page says of a loss, a miner, a distance or a metric by itself: picture, docstring, properties, cost."""
+
+import inspect
+import os
+import pathlib
+import shutil
+
+import metricjax as mj
+from metricjax.losses.catalogue import BESIDE, CATALOGUE, Entry
+from website import docstrings, loss_tables, measured, pictures
+from website.pictures import distances, losses, mining
+
+DRAWN = {draw.__name__: draw for draw in (losses.loss, mining.miner, distances.distance, distances.similarity)}
+
+KINDS = {
+    "pairs": "pairs of a batch",
+    "views": "two views, or two kinds of things, row by row",
+    "rows": "nothing: it looks at embeddings alone",
+    "prototypes": "nothing: it looks at prototypes alone",
+    "classes": "embeddings with a prototype of each class",
+}
+
+COSTS = {
+    "shape": "batch × features, or batch × classes × features",
+    "loss": "loss",
+    "default": "time by default",
+    "panels": "in panels",
+    "autodiff": "dense, differentiated by JAX",
+    "temporaries_MiB": "memory by default, MiB",
+}
+
+
+def functions(page: pathlib.Path, expanded: pathlib.Path) -> dict:
+    """What pages may call. A picture is copied beside the page that shows it."""
+
+    def picture(draw: str, name: str, says: str) -> str:
+        source = pictures.drawn(DRAWN[draw], name)
+        target = expanded / "pictures" / source.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(source, target)
+        return f"![{says}]({os.path.relpath(target, (expanded / page).parent)})"
+
+    def loss(name: str) -> str:
+        """Head of a loss's page."""
+        beside = [helper for helper, served in BESIDE.items() if served[0] == name]
+        parts = [picture("loss", name, f"{name}: value and gradient, and a toy set before and after training with it")]
+        parts += [f"::: metricjax.losses.{each}" for each in (name, *beside)]
+        return "\n\n".join([*parts, "## Properties", properties(name), "## Cost", cost(name)])
+
+    def documented(room: str, *names: str, draw: str = "") -> str:
+        """Head of the page of something else: its picture, if it has one, and docstrings."""
+        parts = [picture(draw, names[0], f"{names[0]}, as the function gives it")] if draw else []
+        return "\n\n".join([*parts, *(f"::: metricjax.{room}.{name}" for name in names)])
+
+    def room(name: str) -> str:
+        """A page of all that a room has."""
+        said = inspect.getdoc(getattr(mj, name)) or ""
+        names = getattr(mj, name).__all__
+        return "\n\n".join([docstrings.listed(said), *(f"::: metricjax.{name}.{each}" for each in names)])
+
+    return {"loss": loss, "documented": documented, "room": room, "picture": picture, "losses": loss_tables.table}
+
+
+def properties(name: str) -> str:
+    """A table of what the catalogue and the signature say."""
+    entry, said = CATALOGUE[name], {}
+    said["It compares"] = KINDS[entry.kind]
+    said["It takes"] = ", ".join(f"`{take}`" for take in entry.takes) + (
+        "; prototypes `[c, k, d]`, several of a class" if entry.several else ""
+    )
+    if "state" in entry.takes:
+        said["State"] = f"returned beside the loss, for the next step; it begins with {_first(entry)}"
+    if entry.bias:
+        said["Learnt bias"] = f'begins with `CATALOGUE["{name}"].first("bias", classes)`'
+    said["Lengths"] = f"of {' and '.join(entry.lengths)} count" if entry.lengths else "do not count: only directions do"
+    options = _options(name)
+    if options:
+        said["Options"] = f"[`{options}`][metricjax.{_room(options)}.{options}]" + (
+            f", but not {', '.join(f'`{no}`' for no in entry.refuses)}" if entry.refuses else ""
+        )
+    if entry.kind in ("pairs", "views"):
+        said["References"] = (
+            "no"
+            if "references" in entry.refuses or entry.kind == "views"
+            else "yes: any rows, a [memory bank](../guides/memory_banks.md) among them"
+        )
+    said["Forms"] = _forms(name)
+    if entry.added_to:
+        to = (
+            f"[`{entry.added_to}`][metricjax.losses.{entry.added_to}]"
+            if entry.added_to in CATALOGUE
+            else f"a loss over {entry.added_to}"
+        )
+        said["Added to"] = f"{to}, times {entry.weight:g}" + (", as in its paper" if entry.weight != 1 else "")
+    said["Source"] = entry.paper or "common"
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in said.items())])
+
+
+def _first(entry: Entry) -> str:
+    return (
+        "a function of the number of classes"
+        if callable(entry.state)
+        else f"`{entry.state}`"
+        if not isinstance(entry.state, tuple) or len(entry.state) < 5
+        else f"{len(entry.state)} zeros"
+    )
+
+
+def _options(name: str) -> str:
+    hint = str(getattr(mj.losses, name).__annotations__.get("options", ""))
+    return next((kind for kind in ("AnchorOptions", "SoftmaxOptions", "PrototypeOptions") if kind in hint), "")
+
+
+def _room(options: str) -> str:
+    return "anchors" if options == "AnchorOptions" else "prototypes"
+
+
+def is_declared(name: str) -> bool:
+    """Whether the loss is one of declared statistics, which may be swept."""
+    return "over_statistics(" in inspect.getsource(getattr(mj.losses, name))
+
+
+def _forms(name: str) -> str:
+    kind = CATALOGUE[name].kind
+    if is_declared(name):
+        return "two sweeps over tiles (two matrix products), panels, dense, or a fused kernel"
+    return {"pairs": "panels of rows, or dense", "classes": "blocks of classes, or dense"}.get(
+        kind, "of the batch at once"
+    )
+
+
+def cost(name: str) -> str:
+    """What the benchmarks of losses measured of it."""
+    benchmark = "class_losses" if CATALOGUE[name].kind == "classes" else "losses"
+    found = [row for row in measured.rows(benchmark) if row["loss"].split(", ")[0] == name]
+    if not found:
+        return "Not measured: it takes no product of matrices."
+    columns = [column for column in COSTS if any(column in row for row in found)]
+    return (
+        measured.table_of(found, {column: COSTS[column] for column in columns}, {"temporaries_MiB": ".0f"})
+        + "\n\n"
+        + measured.machine(benchmark)
+    )

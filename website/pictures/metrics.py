@@ -1,0 +1,1 @@
+"""Metrics over how well classes are apart."""
