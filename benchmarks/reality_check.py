@@ -9,7 +9,8 @@ prototypes, the same P × K batches, and Adam with the same numbers; only the ar
     agreement   the largest relative difference of the loss over the first 50 steps and over all, for how many steps
                 it stays within 1e-4 for every seed, and the first 50 steps once more in float64 (one seed)
     quality     recall@1 and MAP@R of classes never seen, means and 95 % intervals (Student's t) over seeds, and those
-                of the paired difference; both are measured by `metrics.retrieval`, once also by their calculator
+                of the paired difference; both are measured by `metrics.retrieval`, once also by their calculator;
+                and what the pixels themselves would have
     time        of a step, of the encoder's part of it, and of the loss alone: medians of interleaved blocks
 
 Two threads for both. The ORL faces: people s1 to s20 and their mirror images to train on, s21 to s40 to test on.
@@ -102,6 +103,7 @@ def compared(theirs: Any, name: str, split: Split, seeds: int, steps: int) -> li
     """One row for each loss: how far the losses of both are apart, and what was measured after each seed's training."""
     index = np.array(many_trainings.batches(split.labels, CLASSES, IMAGES, range(seeds), steps))
     begin = [initial(seed, len(np.unique(split.labels))) for seed in range(seeds)]
+    pixels = mj.metrics.retrieval(split.unseen.reshape(len(split.unseen), -1), split.unseen_labels, ks=(1,))
     kinds, rows = (Ours, theirs.Theirs), []
     for loss in tqdm(LOSSES, name, unit=" losses"):
         differ, calculators, measured = [], 0.0, {who: [] for who in FRAMEWORKS}
@@ -118,6 +120,7 @@ def compared(theirs: Any, name: str, split: Split, seeds: int, steps: int) -> li
         largest = np.max(differ, axis=0)
         row = {"set": name, "loss": loss, "first": float(largest[:AGREEING].max()), "all": float(largest.max())}
         row |= {"agreeing": int(np.argmax(np.append(largest, np.inf) > CLOSE)), "calculators": calculators}
+        row["pixels"] = {measure: float(pixels[measure]) for measure in MEASURES}
         row["float64"] = in_float64(kinds, loss, begin[0], split, index[0])
         row |= {m: {who: [each[m] for each in measured[who]] for who in FRAMEWORKS} for m in MEASURES}
         rows.append(row)

@@ -4,6 +4,10 @@ import functools
 import json
 import pathlib
 
+import numpy as np
+
+from metricjax import variants
+
 MEASURED = pathlib.Path(__file__).parents[1] / "docs" / "measured"
 
 
@@ -45,6 +49,17 @@ def _cell(value, form: str) -> str:
     return format(value, form) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
+def interval(values: list[float], form: str = ".3f") -> str:
+    """The mean over seeds with its 95 % interval."""
+    mean, half = variants.mean_and_half_width(values)
+    return f"{mean:{form}} ± {half:.3f}"
+
+
+def p_values(pairs: list[tuple[list[float], list[float]]]) -> list[float]:
+    """Of paired tests of each two, corrected for their number (Holm)."""
+    return variants.holm([variants.paired_t(np.subtract(one, other)) for one, other in pairs])
+
+
 def machine(name: str) -> str:
     """The line below a table: how it is measured again, and what it was measured on."""
     about = dict(saved(name)["machine"])
@@ -55,6 +70,6 @@ def machine(name: str) -> str:
     return f"*Measured by `python -m benchmarks.{name}`: {cores}{processor}, {versions}, Python {python}{day}.*"
 
 
-def functions(page: pathlib.Path) -> dict:
+def functions() -> dict:
     """What pages may call."""
-    return {"rows": rows, "number": number, "table": table, "table_of": table_of, "machine": machine}
+    return {f.__name__: f for f in (rows, number, table, table_of, interval, p_values, machine)}

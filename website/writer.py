@@ -28,7 +28,7 @@ def markdown(source: str, page: pathlib.Path, expanded: pathlib.Path) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, comment_start_string="{##", comment_end_string="##}"
     )
-    environment.globals.update(measured.functions(page), **about.functions(page, expanded))
+    environment.globals.update(measured.functions(), **about.functions(page, expanded))
     try:
         return docstrings.linked(environment.from_string(source).render())
     except Exception as error:
