@@ -19,6 +19,7 @@ metricjax's losses on it, divided by their scale γ. They show three claims of S
 """
 
 import argparse
+import json
 import pathlib
 from functools import partial
 from typing import NamedTuple
@@ -36,6 +37,7 @@ LIMIT = 0.999  # of a cosine: at 1, where the unit vector's other coordinate is 
 STARTS = np.repeat(np.arange(1, 10)[:, None] / 10, 2, axis=1)  # s_n = s_p: an untrained encoder tells nothing apart
 MARKED = {"A": (0.2, 0.2), "B": (0.8, 0.8)}  # low and high on the diagonal, as in the paper's figure 1
 RATE, STEPS = 0.002, 2500
+NUMBERS = [f"{what}, {where}" for where in ("crossing", "end") for what in ("spread", "distance from T")]
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # Okabe and Ito's, for all eyes
 
 
@@ -189,10 +191,15 @@ def main(argv=None) -> dict[str, Panel]:
         draw(panels, args.margin, args.grid).savefig(args.out / f"{draw.__name__}.png", dpi=150)
     print(f"{'paths of descent':22}{'crossing the boundary':>26}{'at their end':>26}")
     print(f"{'':22}" + f"{'spread':>13}{'from T':>13}" * 2)
+    rows = []
     for name, panel in panels.items():
         numbers = [x for points in (panel.crossings, panel.paths[-1]) for x in spread_and_distance(points, args.margin)]
+        rows.append({"loss": name, **dict(zip(NUMBERS, numbers, strict=True))})
         print(f"{name:22}" + "".join(f"{number:13.3f}" for number in numbers))
-    print(f"boundaries.png and gradients.png are in {args.out}")
+    (args.out / "numbers.json").write_text(
+        json.dumps({"margin": args.margin, "scale": args.scale, "rows": rows}, indent=1)
+    )
+    print(f"boundaries.png, gradients.png and numbers.json are in {args.out}")
     return panels
 
 

@@ -7,7 +7,19 @@ import pytest
 from tests.helpers.benchmark_runs import run_benchmark
 
 RUNS = {
-    "losses": ["--shapes", "64x8", "--losses", "supcon", "triplet, all", "the README's own", "--rounds", "1"],
+    "losses": [
+        "--shapes",
+        "64x8",
+        "--losses",
+        "supcon",
+        "triplet, all",
+        "mean_hinge, a loss of one's own",
+        "clip",
+        "--rounds",
+        "1",
+    ],
+    "class_losses": ["--shape", "16x20x8", "--losses", "arcface", "adaface", "soft_triple", "--rounds", "1"],
+    "exactness": ["--rows", "64", "--features", "16", "--losses", "supcon", "triplet", "cosface", "clip", "koleo"],
     "memory": ["--batches", "64", "128"],
     "scale": ["--batch", "256", "--dimension", "8"],
     "collectives": ["--batch", "64", "--dimension", "8"],
@@ -61,6 +73,9 @@ def test_benchmark_runs(name, monkeypatch, tmp_path, capsys):
         supcon = next(row for row in saved["rows"] if row["loss"] == "supcon")
         assert supcon["reduce-scatter"] == supcon["embeddings"] == 64 * 8 * 4
         assert supcon["all-gather"] == supcon["embeddings"] + 64 * 4
+    if name == "exactness":
+        assert {row["way"] for row in saved["rows"]} == {"default", "dense", "panels", "devices"}
+        assert max(row["gradient"] for row in saved["rows"]) < 1e-4
     if name == "peers":
         row = saved["rows"][0]
         assert row["ours"] == pytest.approx(row["theirs"], rel=1e-5)
