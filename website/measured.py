@@ -13,6 +13,11 @@ def saved(name: str) -> dict:
     return json.loads((MEASURED / f"{name}.json").read_text())
 
 
+def measured_exists(name: str) -> bool:
+    """Whether the benchmark was saved: a page shows its table from then on."""
+    return (MEASURED / f"{name}.json").exists()
+
+
 def rows(name: str, **wanted) -> list[dict]:
     """The rows of a benchmark that have the values wanted."""
     found = [row for row in saved(name)["rows"] if all(row.get(key) == value for key, value in wanted.items())]
@@ -49,12 +54,14 @@ def machine(name: str) -> str:
     """The line below a table: how it is measured again, and what it was measured on."""
     about = dict(saved(name)["machine"])
     processor, python = about.pop("device"), about.pop("python")
+    command = about.pop("command", f"python -m benchmarks.{name}")
     cores = f"{about.pop('cores')} cores, " if "cores" in about else ""
     day = f", {about.pop('date')}" if "date" in about else ""
     versions = ", ".join(f"{package} {version}" for package, version in about.items())
-    return f"*Measured by `python -m benchmarks.{name}`: {cores}{processor}, {versions}, Python {python}{day}.*"
+    return f"*Measured by `{command}`: {cores}{processor}, {versions}, Python {python}{day}.*"
 
 
 def functions(page: pathlib.Path) -> dict:
     """What pages may call."""
-    return {"rows": rows, "number": number, "table": table, "table_of": table_of, "machine": machine}
+    found = {"rows": rows, "number": number, "table": table, "table_of": table_of, "machine": machine}
+    return {**found, "measured_exists": measured_exists}
