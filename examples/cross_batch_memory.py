@@ -8,10 +8,14 @@ most have no positive. Every other variant has the same first weights and the sa
 cross-batch memory, which adds the loss of the batch among a bank of earlier rows (Wang et al. 2020, arXiv:1912.06798,
 whose loss and margins are used); and the loss of batch and bank as one. A batch as large as batch and bank together is
 what a bank stands in for, at the encoder's cost. The table has, for the other 20 people, each photograph searched for
-among their others, the mean over seeds and its standard error.
+among their others, the mean over seeds and its standard error; it is written to runs/benchmarks, too.
 """
 
 import argparse
+import json
+import os
+import pathlib
+import platform
 import time
 from functools import partial
 
@@ -95,7 +99,8 @@ def main(argv=None) -> dict[str, dict[str, list[float]]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, number in (("steps", 600), ("seeds", 5), ("batch", 8), ("capacity", 120)):
         parser.add_argument(f"--{name}", type=int, default=number)
-    args, results = parser.parse_args(argv), {}
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/benchmarks"), help="folder of the table")
+    args, results, rows = parser.parse_args(argv), {}, []
     faces = data.orl(SIZE)
     images, labels = standardised(jnp.asarray(faces.images, jnp.float32)), jnp.asarray(faces.labels)
     seen = labels < TRAINED
@@ -113,6 +118,11 @@ def main(argv=None) -> dict[str, dict[str, list[float]]]:
         both = [f"{np.mean(found[what]):8.3f} ± {error(found[what]):.3f}" for what in ("recall@1", "map@r")]
         numbers = np.mean(found["staleness"]), (time.perf_counter() - started) / args.seeds
         print(f"{name:38}{both[0]:>16}{both[1]:>16}{numbers[0]:12.1f}{numbers[1]:10.1f}", flush=True)
+        rows.append({"photographs": name, "recall@1": both[0].strip(), "MAP@R": both[1].strip()})
+    machine = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
+    machine |= {"python": platform.python_version(), "command": "python examples/cross_batch_memory.py"}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "cross_batch_memory.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
     return results
 
 

@@ -17,6 +17,11 @@ def saved(name: str) -> dict:
     return json.loads((MEASURED / f"{name}.json").read_text())
 
 
+def measured_exists(name: str) -> bool:
+    """Whether the benchmark was saved: a page shows its table from then on."""
+    return (MEASURED / f"{name}.json").exists()
+
+
 def rows(name: str, **wanted) -> list[dict]:
     """The rows of a benchmark that have the values wanted."""
     found = [row for row in saved(name)["rows"] if all(row.get(key) == value for key, value in wanted.items())]
@@ -64,13 +69,14 @@ def machine(name: str) -> str:
     """The line below a table: how it is measured again, and what it was measured on."""
     about = dict(saved(name)["machine"])
     processor, python = about.pop("device"), about.pop("python")
+    command = about.pop("command", f"python -m benchmarks.{name}")
     cores = f"{about.pop('cores')} cores, " if "cores" in about else ""
     day = f", {about.pop('date')}" if "date" in about else ""
     versions = ", ".join(f"{package} {version}" for package, version in about.items())
-    return f"*Measured by `python -m benchmarks.{name}`: {cores}{processor}, {versions}, Python {python}{day}.*"
+    return f"*Measured by `{command}`: {cores}{processor}, {versions}, Python {python}{day}.*"
 
 
 def functions() -> dict:
     """What pages may call."""
-    own = (saved, rows, number, table, table_of, interval, p_values, machine)
+    own = (saved, measured_exists, rows, number, table, table_of, interval, p_values, machine)
     return {"mean": np.mean} | {f.__name__: f for f in own}
