@@ -7,6 +7,11 @@ import pathlib
 MEASURED = pathlib.Path(__file__).parents[1] / "docs" / "measured"
 
 
+def measured_exists(name: str) -> bool:
+    """Whether a benchmark was saved, so that a page may quote it."""
+    return (MEASURED / f"{name}.json").exists()
+
+
 @functools.cache
 def saved(name: str) -> dict:
     """What `python -m benchmarks.NAME` wrote: `rows`, and the `machine` that they were taken on."""
@@ -57,4 +62,5 @@ def machine(name: str) -> str:
 
 def functions(page: pathlib.Path) -> dict:
     """What pages may call."""
-    return {"rows": rows, "number": number, "table": table, "table_of": table_of, "machine": machine}
+    named = {"rows": rows, "number": number, "table": table, "table_of": table_of, "machine": machine}
+    return {**named, "measured_exists": measured_exists}
