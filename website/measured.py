@@ -11,15 +11,15 @@ from metricjax import variants
 MEASURED = pathlib.Path(__file__).parents[1] / "docs" / "measured"
 
 
+def measured_exists(name: str) -> bool:
+    """Whether a benchmark was saved, so that a page may quote it."""
+    return (MEASURED / f"{name}.json").exists()
+
+
 @functools.cache
 def saved(name: str) -> dict:
     """What `python -m benchmarks.NAME` wrote, `rows` and the `machine` that they were taken on, or an example."""
     return json.loads((MEASURED / f"{name}.json").read_text())
-
-
-def measured_exists(name: str) -> bool:
-    """Whether the benchmark was saved: a page shows its table from then on."""
-    return (MEASURED / f"{name}.json").exists()
 
 
 def rows(name: str, **wanted) -> list[dict]:
