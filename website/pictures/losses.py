@@ -20,23 +20,27 @@ from website.pictures.distances import ANGLES, BASIS
 
 def loss(name: str) -> Figure:
     """Its value where it has two similarities or an angle, and a toy set before and after a training with it."""
-    entry = CATALOGUE[name]
-    figure = Figure(figsize=(8.4, 2.7), layout="constrained")
-    left, before, after = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
-    if entry.kind == "classes":
-        of_angle(left, name)
-    elif (entry.kind == "pairs" and "references" not in entry.refuses) or name in ("info_nce", "clip", "siglip"):
-        of_similarities(left, name)
-    else:
-        left.remove()
+    first = of_angle if CATALOGUE[name].kind == "classes" else of_similarities if by_pair(name) else None
+    figure = Figure(figsize=(8.4 if first else 5.3, 2.7), layout="constrained")
+    *left, before, after = figure.subplots(1, 3 if first else 2, width_ratios=(1.25, 1, 1) if first else None)
+    if first:
+        first(*left, name)
     of_toy(before, after, name)
     return figure
 
 
+def by_pair(name: str) -> bool:
+    """Whether one positive and one negative of an anchor show what the loss is about."""
+    entry = CATALOGUE[name]
+    alone = "references" not in entry.refuses and name != "intra_pair_variance"  # of a mean, to which it takes several
+    return (entry.kind == "pairs" and alone) or name in ("info_nce", "clip", "siglip")
+
+
 def called(name: str) -> Callable:
-    """The loss of its arrays alone, with its first state and a random key if it takes them, and without a new state."""
+    """The loss of its arrays alone, with a state and a random key if it takes them, and without a new state."""
     function, entry = getattr(mj.losses, name), CATALOGUE[name]
-    more = {"state": lambda: entry.first("state", CLASSES), "key": lambda: jax.random.key(0)}
+    state = lambda: EVENLY if name == "dynamic_soft_margin" else entry.first("state", CLASSES)
+    more = {"state": state, "key": lambda: jax.random.key(0)}
 
     def value(*arrays, **options):
         result = function(*arrays, *(more[need]() for need in entry.takes if need in more), **options)
@@ -49,12 +53,16 @@ def called(name: str) -> Callable:
 
 SIMILARITIES = np.linspace(-0.97, 0.97, 65)
 EVERY = 5  # similarities between two arrows
+LONGEST = 1.6 * EVERY * (SIMILARITIES[1] - SIMILARITIES[0])  # arrow
+EVENLY = np.full(41, 1 / 41)  # a state of dynamic_soft_margin in which gaps of all sizes came equally often
 LENGTHS = {"magface": 60.0, "adaface": 20.0, "softmax": 8.0, "large_margin_softmax": 8.0, "sphereface": 8.0}  # of a row
 
 
 def of_similarities(axes: Axes, name: str) -> None:
     """An anchor's loss over its similarities to one positive and one negative, and which way gradient descent goes."""
     function, towers = called(name), CATALOGUE[name].kind == "views"
+    by_number = CATALOGUE[name].note == "continuous labels"
+    labels = jnp.array([0, 1, 2]) if by_number else jnp.array([0, 0, 1])  # of anchor, positive, negative
 
     def value(negative, positive):
         rest = lambda s: jnp.sqrt(jnp.maximum(1 - s * s, 1e-6))
@@ -63,8 +71,8 @@ def of_similarities(axes: Axes, name: str) -> None:
             y = jnp.stack([jnp.stack([positive, negative, third]), jnp.stack([negative, positive, third])])
             return function(BASIS[:2], y @ BASIS)
         columns = [jnp.stack([positive, rest(positive), 0.0]), jnp.stack([negative, 0.0, rest(negative)])]
-        more = {"references": jnp.stack(columns) @ BASIS, "reference_labels": jnp.array([0, 1])}
-        return function(BASIS[:1], jnp.array([0]), **more)
+        more = {"references": jnp.stack(columns) @ BASIS, "reference_labels": labels[1:]}
+        return function(BASIS[:1], labels[:1], **more)
 
     across = lambda f: jax.vmap(jax.vmap(f, (0, None)), (None, 0))
     with jax.enable_x64(True):
@@ -77,8 +85,11 @@ def of_similarities(axes: Axes, name: str) -> None:
     some = np.s_[EVERY // 2 :: EVERY]
     hidden = np.isnan(values)[some, some]
     arrows = [np.ma.array(-side[some, some], mask=hidden) for side in (right, up)]
-    axes.quiver(SIMILARITIES[some], SIMILARITIES[some], *arrows, color="black", width=0.005, pivot="mid")
-    axes.set(title="value, and descent of an anchor", xlabel="similarity to the negative", ylabel="to the positive")
+    scale = max(np.hypot(*arrows).max() / LONGEST, 1e-12)
+    style = {"color": "black", "width": 0.005, "pivot": "mid", "scale": scale, "scale_units": "x"}
+    axes.quiver(SIMILARITIES[some], SIMILARITIES[some], *arrows, **style)
+    positive, negative = ("a label 1 away", "a label 2 away") if by_number else ("the positive", "the negative")
+    axes.set(title="value, and descent of an anchor", xlabel=f"similarity to {negative}", ylabel=f"to {positive}")
 
 
 def of_angle(axes: Axes, name: str) -> None:
@@ -181,7 +192,8 @@ def of_toy(before: Axes, after: Axes, name: str) -> None:
             axes.scatter(*mapped(np.array(embedded(network, points))), c=labels, s=8, **by_class)
         if {"prototypes", "centers"} & set(entry.takes) and not alone:
             axes.scatter(*mapped(own), marker="x", c="black", s=20)
-        axes.set(title=f"{'prototypes' if alone else 'a toy set'} {when}", xticks=[], yticks=[])
+        axes.set_title(f"{'prototypes' if alone else 'a toy set'} {when}")
+        axes.locator_params(nbins=3)
         if features == 3:
             axes.add_patch(Circle((0, 0), 1, fill=False, color="gray", lw=0.5))
             axes.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal")
