@@ -1,4 +1,4 @@
-"""metricjax: deep metric learning for JAX. See the README for the catalogue."""
+"""metricjax: deep metric learning for JAX. The README names everything; `docs` explains it."""
 
 import importlib
 from typing import TYPE_CHECKING

@@ -4,6 +4,7 @@ import inspect
 import os
 import pathlib
 import shutil
+import typing
 
 import metricjax as mj
 from metricjax.losses.catalogue import BESIDE, CATALOGUE, Entry
@@ -43,7 +44,7 @@ def functions(page: pathlib.Path, expanded: pathlib.Path) -> dict:
     def loss(name: str) -> str:
         """Head of a loss's page."""
         beside = [helper for helper, served in BESIDE.items() if served[0] == name]
-        parts = [picture("loss", name, f"{name}: value and gradient, and a toy set before and after training with it")]
+        parts = [picture("loss", name, f"{name}, and a toy set before and after training with it")]
         parts += [f"::: metricjax.losses.{each}" for each in (name, *beside)]
         return "\n\n".join([*parts, "## Properties", properties(name), "## Cost", cost(name)])
 
@@ -63,70 +64,56 @@ def functions(page: pathlib.Path, expanded: pathlib.Path) -> dict:
 
 def properties(name: str) -> str:
     """A table of what the catalogue and the signature say."""
-    entry, said = CATALOGUE[name], {}
-    said["It compares"] = KINDS[entry.kind]
-    said["It takes"] = ", ".join(f"`{take}`" for take in entry.takes) + (
-        "; prototypes `[c, k, d]`, several of a class" if entry.several else ""
-    )
+    entry = CATALOGUE[name]
+    said = {"It compares": KINDS[entry.kind], "It takes": _takes(entry)}
     if "state" in entry.takes:
-        said["State"] = f"returned beside the loss, for the next step; it begins with {_first(entry)}"
+        said["State"] = f'returned beside the loss, for the next step: `CATALOGUE["{name}"].first("state", classes)`'
     if entry.bias:
         said["Learnt bias"] = f'begins with `CATALOGUE["{name}"].first("bias", classes)`'
-    said["Lengths"] = f"of {' and '.join(entry.lengths)} count" if entry.lengths else "do not count: only directions do"
-    options = _options(name)
-    if options:
-        said["Options"] = f"[`{options}`][metricjax.{_room(options)}.{options}]" + (
-            f", but not {', '.join(f'`{no}`' for no in entry.refuses)}" if entry.refuses else ""
-        )
-    if entry.kind in ("pairs", "views"):
-        said["References"] = (
-            "no"
-            if "references" in entry.refuses or entry.kind == "views"
-            else "yes: any rows, a [memory bank](../guides/memory_banks.md) among them"
-        )
+    if entry.lengths:
+        said["Lengths"] = f"of {' and '.join(entry.lengths)} count"
+    said["Options"] = _options(name)
+    if entry.kind == "pairs":
+        any_rows = "any rows, a [memory bank](../guides/memory_banks.md) among them"
+        said["References"] = "none" if "references" in entry.refuses else any_rows
     said["Forms"] = _forms(name)
     if entry.added_to:
-        to = (
-            f"[`{entry.added_to}`][metricjax.losses.{entry.added_to}]"
-            if entry.added_to in CATALOGUE
-            else f"a loss over {entry.added_to}"
-        )
+        to = f"`losses.{entry.added_to}`" if entry.added_to in CATALOGUE else f"a loss over {entry.added_to}"
         said["Added to"] = f"{to}, times {entry.weight:g}" + (", as in its paper" if entry.weight != 1 else "")
     said["Source"] = entry.paper or "common"
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in said.items())])
 
 
-def _first(entry: Entry) -> str:
-    return (
-        "a function of the number of classes"
-        if callable(entry.state)
-        else f"`{entry.state}`"
-        if not isinstance(entry.state, tuple) or len(entry.state) < 5
-        else f"{len(entry.state)} zeros"
-    )
+def _takes(entry: Entry) -> str:
+    several = "; prototypes `[c, k, d]`, several of a class" if entry.several else ""
+    return ", ".join(f"`{take}`" for take in entry.takes) + several
 
 
 def _options(name: str) -> str:
-    hint = str(getattr(mj.losses, name).__annotations__.get("options", ""))
-    return next((kind for kind in ("AnchorOptions", "SoftmaxOptions", "PrototypeOptions") if kind in hint), "")
-
-
-def _room(options: str) -> str:
-    return "anchors" if options == "AnchorOptions" else "prototypes"
-
-
-def is_declared(name: str) -> bool:
-    """Whether the loss is one of declared statistics, which may be swept."""
-    return "over_statistics(" in inspect.getsource(getattr(mj.losses, name))
+    """Names of what it takes besides hyper-parameters, and where these are explained."""
+    loss = getattr(mj.losses, name)
+    kind = str(loss.__annotations__.get("options", ""))
+    for room, public in (
+        ("anchors", "AnchorOptions"),
+        ("prototypes", "SoftmaxOptions"),
+        ("prototypes", "PrototypeOptions"),
+    ):
+        if public in kind:
+            but = ", ".join(f"`{no}`" for no in CATALOGUE[name].refuses)
+            return f"`{room}.{public}`" + (f", but not {but}" if but else "")
+    hints = typing.get_type_hints(loss, include_extras=True)
+    known = typing.get_args(hints["options"])[0].__annotations__ if "options" in hints else {}
+    own = [option for option in ("where", "weights", "axis_name") if option in inspect.signature(loss).parameters]
+    return ", ".join(f"`{option}`" for option in [*known, *own] if option not in CATALOGUE[name].refuses)
 
 
 def _forms(name: str) -> str:
-    kind = CATALOGUE[name].kind
-    if is_declared(name):
+    """Ways through the engine."""
+    if "over_statistics(" in inspect.getsource(getattr(mj.losses, name)):
         return "two sweeps over tiles (two matrix products), panels, dense, or a fused kernel"
-    return {"pairs": "panels of rows, or dense", "classes": "blocks of classes, or dense"}.get(
-        kind, "of the batch at once"
-    )
+    if "block_size" in _options(name) or CATALOGUE[name].kind == "pairs":
+        return "panels of rows, or dense"
+    return "blocks of classes, or dense" if CATALOGUE[name].kind == "classes" else "of the batch at once"
 
 
 def cost(name: str) -> str:
@@ -134,7 +121,7 @@ def cost(name: str) -> str:
     benchmark = "class_losses" if CATALOGUE[name].kind == "classes" else "losses"
     found = [row for row in measured.rows(benchmark) if row["loss"].split(", ")[0] == name]
     if not found:
-        return "Not measured: it takes no product of matrices."
+        return "Not measured."
     columns = [column for column in COSTS if any(column in row for row in found)]
     return (
         measured.table_of(found, {column: COSTS[column] for column in columns}, {"temporaries_MiB": ".0f"})

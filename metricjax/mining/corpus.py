@@ -126,7 +126,7 @@ def hard_negatives(
     order of their rows; and a query for which too few negatives are found has −1.
 
     To train with them, gather rows (images, texts) by `indices`, embed them, and give them to a loss as references: see
-    README.
+    the guide to miners.
 
     >>> import jax.numpy as jnp
     >>> corpus = jnp.array([[1.0, 0.0], [0.96, 0.28], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])

@@ -21,7 +21,7 @@ from tests.helpers.rounding import BFLOAT16, TF32, compiled
 X = jax.random.normal(jax.random.key(0), (9, 6))
 Y = jnp.arange(9) // 3
 W = jax.random.normal(jax.random.key(1), (40, 6))
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "precision.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "guides" / "precision.md"
 SIX_PRODUCTS = "num_primitive_operations = 6"
 MEASURES = {
     f"{module.__name__.rpartition('.')[2]}.{name}": getattr(module, name)

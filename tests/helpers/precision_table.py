@@ -1,4 +1,4 @@
-"""The errors in docs/precision.md: `python -m tests.helpers.precision_table [LOSS ...]` prints the table, in minutes.
+"""The errors in docs/guides/precision.md: `python -m tests.helpers.precision_table [LOSS ...]` prints them, in minutes.
 
 Embeddings are such as training makes: tight classes, each with another that looks like it. An error is that of the
 value, or the length of that of the gradient in the first argument, as a share of the whole. Operands of products at the
