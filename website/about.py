@@ -80,17 +80,16 @@ def functions(page: pathlib.Path, expanded: pathlib.Path) -> dict:
 
 def _shown(room: str, name: str) -> str:
     """The docstring of a public name; a class with the arguments that make it."""
-    return f"::: metricjax.{room}.{name}\n    options: {{merge_init_into_class: true}}"
+    return f"::: metricjax.{room}.{name}\n    options: {{merge_init_into_class: true, docstring_section_style: list}}"
 
 
 def room(name: str) -> str:
     """A page of all that a room has: a table of first lines, then all docstrings."""
     module = getattr(mj, name)
     said = docstrings.listed(inspect.getdoc(module) or "")
-    lines = [f"| `{name}.{each}` | {_first_line(getattr(module, each))} |" for each in module.__all__]
-    here = {each: f"{name}.{each}" for each in module.__all__}
-    head = docstrings.linked("\n".join([said, "", "| | |", "|---|---|", *lines]), here)
-    return "\n\n".join([head, *(_shown(name, each) for each in module.__all__)])
+    lines = [f"| `{each}` | {_first_line(getattr(module, each))} |" for each in module.__all__]
+    head = docstrings.linked("\n".join([said, "", "| name | |", "|---|---|", *lines]), docstrings.names_of(name))
+    return "\n\n".join([f"[](){{ #metricjax.{name} }}", head, *(_shown(name, each) for each in module.__all__)])
 
 
 def _first_line(public) -> str:
