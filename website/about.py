@@ -80,16 +80,20 @@ def functions(page: pathlib.Path, expanded: pathlib.Path) -> dict:
 
 def _shown(room: str, name: str) -> str:
     """The docstring of a public name; a class with the arguments that make it."""
-    return f"::: metricjax.{room}.{name}\n    options: {{merge_init_into_class: true, docstring_section_style: list}}"
+    path = f"metricjax.{room}.{name}" if room else f"metricjax.{name}"
+    return f"::: {path}\n    options: {{merge_init_into_class: true, docstring_section_style: list}}"
 
 
 def room(name: str) -> str:
-    """A page of all that a room has: a table of first lines, then all docstrings."""
-    module = getattr(mj, name)
-    said = docstrings.listed(inspect.getdoc(module) or "")
-    lines = [f"| `{each}` | {_first_line(getattr(module, each))} |" for each in module.__all__]
-    head = docstrings.linked("\n".join([said, "", "| name | |", "|---|---|", *lines]), docstrings.names_of(name))
-    return "\n\n".join([f"[](){{ #metricjax.{name} }}", head, *(_shown(name, each) for each in module.__all__)])
+    """A page of all that a room has, "" for `mj` itself: a table of first lines, then all docstrings."""
+    module = getattr(mj, name) if name else mj
+    names = module.__all__ if name else sorted(public for public in docstrings.PUBLIC if "." not in public)
+    lines = [f"| `{each}` | {_first_line(getattr(module, each))} |" for each in names]
+    said = docstrings.listed(inspect.getdoc(module) or "") if name else ""
+    parts = [said, "\n".join(["| name | |", "|---|---|", *lines])]
+    head = docstrings.linked("\n\n".join(parts), docstrings.names_of(name))
+    anchor = [f"[](){{ #metricjax.{name} }}"] if name else []
+    return "\n\n".join([*anchor, head, *(_shown(name, each) for each in names)])
 
 
 def _first_line(public) -> str:
