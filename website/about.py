@@ -1,17 +1,26 @@
 """What a page says of a loss, a miner, a distance or a metric by itself: picture, docstring, properties, cost."""
 
+import contextlib
 import inspect
+import io
 import os
 import pathlib
+import re
 import shutil
 import typing
+from unittest import mock
 
 import metricjax as mj
+from metricjax import commands
 from metricjax.losses.catalogue import BESIDE, CATALOGUE, Entry
 from website import docstrings, loss_tables, measured, pictures
-from website.pictures import distances, losses, mining
+from website.pictures import distances, losses, metrics, mining
 
-DRAWN = {draw.__name__: draw for draw in (losses.loss, mining.miner, distances.distance, distances.similarity)}
+ROOT = pathlib.Path(__file__).parents[1]
+DRAWN = {
+    draw.__name__: draw
+    for draw in (losses.loss, mining.miner, distances.distance, distances.similarity, metrics.metric)
+}
 
 KINDS = {
     "pairs": "pairs of a batch",
@@ -45,21 +54,67 @@ def functions(page: pathlib.Path, expanded: pathlib.Path) -> dict:
         """Head of a loss's page."""
         beside = [helper for helper, served in BESIDE.items() if served[0] == name]
         parts = [picture("loss", name, f"{name}, and a toy set before and after training with it")]
-        parts += [f"::: metricjax.losses.{each}" for each in (name, *beside)]
+        parts += [_shown("losses", each) for each in (name, *beside)]
         return "\n\n".join([*parts, "## Properties", properties(name), "## Cost", cost(name)])
 
     def documented(room: str, *names: str, draw: str = "") -> str:
         """Head of the page of something else: its picture, if it has one, and docstrings."""
         parts = [picture(draw, names[0], f"{names[0]}, as the function gives it")] if draw else []
-        return "\n\n".join([*parts, *(f"::: metricjax.{room}.{name}" for name in names)])
+        return "\n\n".join([*parts, *(_shown(room, name) for name in names)])
 
-    def room(name: str) -> str:
-        """A page of all that a room has."""
-        said = inspect.getdoc(getattr(mj, name)) or ""
-        names = getattr(mj, name).__all__
-        return "\n\n".join([docstrings.listed(said), *(f"::: metricjax.{name}.{each}" for each in names)])
+    def contributing() -> str:
+        """`CONTRIBUTING.md` below its heading, whose links go to the pages of the site."""
+        text = (ROOT / "CONTRIBUTING.md").read_text().partition("\n\n")[2]
+        to = lambda link: os.path.relpath(link[1], pathlib.Path("docs", page).parent)
+        return re.sub(r"(?<=\]\()(docs/[^)]+)", to, text)
 
-    return {"loss": loss, "documented": documented, "room": room, "picture": picture, "losses": loss_tables.table}
+    return {
+        "loss": loss,
+        "documented": documented,
+        "room": room,
+        "picture": picture,
+        "losses": loss_tables.table,
+        "help_of": help_of,
+        "contributing": contributing,
+    }
+
+
+def _shown(room: str, name: str) -> str:
+    """The docstring of a public name; a class with the arguments that make it."""
+    path = f"metricjax.{room}.{name}" if room else f"metricjax.{name}"
+    return f"::: {path}\n    options: {{merge_init_into_class: true, docstring_section_style: list}}"
+
+
+def room(name: str) -> str:
+    """A page of all that a room has, "" for `mj` itself: a table of first lines, then all docstrings."""
+    module = getattr(mj, name) if name else mj
+    names = module.__all__ if name else sorted(public for public in docstrings.PUBLIC if "." not in public)
+    lines = [f"| `{each}` | {_first_line(getattr(module, each))} |" for each in names]
+    said = docstrings.listed(inspect.getdoc(module) or "") if name else ""
+    parts = [said, "\n".join(["| name | |", "|---|---|", *lines])]
+    head = docstrings.linked("\n\n".join(parts), docstrings.names_of(name))
+    anchor = [f"[](){{ #metricjax.{name} }}"] if name else []
+    return "\n\n".join([*anchor, head, *(_shown(name, each) for each in names)])
+
+
+def _first_line(public) -> str:
+    said = public.__doc__ if public.__doc__ != type(public).__doc__ else None
+    return " ".join(inspect.cleandoc(said or "").partition("\n\n")[0].split()).replace("|", "\\|")
+
+
+def help_of(command: str) -> str:
+    """What `metricjax COMMAND --help` prints."""
+    printed = io.StringIO()
+    with (
+        contextlib.redirect_stdout(printed),
+        contextlib.suppress(SystemExit),
+        mock.patch.dict(os.environ, COLUMNS="100"),
+        mock.patch("warnings.formatwarning"),
+    ):
+        commands.main([*command.split(), "--help"])
+    if not printed.getvalue():
+        raise ValueError(f"metricjax {command} --help prints nothing: is the extra `faces` installed?")
+    return f"```text\n{printed.getvalue()}```"
 
 
 def properties(name: str) -> str:
