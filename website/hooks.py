@@ -20,6 +20,8 @@ def on_config(config):
 def _filled(entry, docs: pathlib.Path):
     if isinstance(entry, str) and entry.endswith("/"):
         return [f"{entry}{name}" for name in writer.in_order(docs / entry)]
+    if isinstance(entry, str) and not entry.endswith(".md"):
+        return [f"losses/{name}.md" for name in writer.losses_of(entry.removeprefix("losses/"))]
     if isinstance(entry, dict):
         return {title: _filled(inside, docs) for title, inside in entry.items()}
     return [_filled(inside, docs) for inside in entry] if isinstance(entry, list) else entry

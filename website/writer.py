@@ -5,6 +5,7 @@ import shutil
 
 import jinja2
 
+from metricjax.losses.catalogue import CATALOGUE
 from website import about, docstrings, measured
 
 
@@ -21,6 +22,11 @@ def written(pages: pathlib.Path, expanded: pathlib.Path) -> pathlib.Path:
 def in_order(folder: pathlib.Path) -> list[str]:
     """The pages of a folder, its index first."""
     return sorted((path.name for path in folder.glob("*.md")), key=lambda name: (name != "index.md", name))
+
+
+def losses_of(kind: str) -> list[str]:
+    """Their names, as the catalogue has them."""
+    return [name for name, entry in CATALOGUE.items() if entry.kind == kind]
 
 
 def markdown(source: str, page: pathlib.Path, expanded: pathlib.Path) -> str:
