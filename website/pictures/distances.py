@@ -16,8 +16,11 @@ ANGLES = np.linspace(0.5, 179.5, 359)  # degrees
 
 def distance(name: str) -> Figure:
     """Over the angle between two directions, over the length of one of them, and the slopes of both."""
-    made = {"lp": lambda: mj.distances.lp(1.0), "poincare": lambda: mj.distances.poincare(1.0)}
-    return _compared({name: made[name]() if name in made else getattr(mj.distances, name)}, inside=name == "poincare")
+    if name == "lp":
+        return _compared({f"lp({p})": mj.distances.lp(p) for p in (1, 2, 4)})
+    if name == "poincare":
+        return _compared({"poincare(1)": mj.distances.poincare(1)}, inside=True)
+    return _compared({name: getattr(mj.distances, name)})
 
 
 def similarity(_: str) -> Figure:
@@ -34,12 +37,14 @@ def _compared(functions: dict[str, Callable], inside: bool = False) -> Figure:
     cases = ((by_angle, np.radians(ANGLES), ANGLES, f"angle between two rows of length {radius:g}, degrees"),)
     cases += ((by_length, lengths, lengths, f"length of a row at 45° to one of length {radius:g}"),)
     for axes, (row, values, shown, label) in zip(figure.subplots(1, 2), cases, strict=True):
-        for name, function in functions.items():
+        for i, (name, function) in enumerate(functions.items()):
+            width = 1.5 + len(functions) - 1 - i  # some lie on others
             value = lambda v, function=function, row=row: function(base[None], row(v)[None])[0, 0]
             with jax.enable_x64(True):
                 found, slopes = map(np.array, jax.jit(jax.vmap(jax.value_and_grad(value)))(values))
-            (line,) = axes.plot(shown, found, label=name)
-            axes.plot(shown, slopes, ":", color=line.get_color(), label=f"slope of {name}")
-        axes.set(xlabel=label)
+            (line,) = axes.plot(shown, found, lw=width, label=name)
+            axes.plot(shown, slopes, ":", lw=width, color=line.get_color())
+        axes.plot([], ":", color="gray", label="slope" if len(functions) == 1 else "slopes")
+        axes.set(xlabel=label, **({"xticks": range(0, 181, 45)} if shown is ANGLES else {}))
         axes.legend(fontsize=7)
     return figure
