@@ -5,5 +5,6 @@
 - `about` says of a loss, a miner, a distance or a metric what catalogue, signature, docstring and benchmarks know.
 - `pictures` draws the real functions. A picture is kept in `build/pictures` as long as the package stays as it is.
 - `measured` reads numbers and tables from what benchmarks saved, `docs/measured/*.json`.
+- `notebooks` makes pages of `docs/notebooks`; `python -m website.notebooks` runs those, and saves what they show.
 - `docstrings` makes lists and links of the plain text of docstrings.
 """

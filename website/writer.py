@@ -6,7 +6,7 @@ import shutil
 import jinja2
 
 from metricjax.losses.catalogue import CATALOGUE
-from website import about, docstrings, measured
+from website import about, docstrings, measured, notebooks
 
 
 def written(pages: pathlib.Path, expanded: pathlib.Path) -> pathlib.Path:
@@ -16,12 +16,15 @@ def written(pages: pathlib.Path, expanded: pathlib.Path) -> pathlib.Path:
     for path in sorted(expanded.rglob("*.md")):
         page = path.relative_to(expanded)
         path.write_text(markdown(path.read_text(), page, expanded))
+    for path in sorted(expanded.rglob("*.ipynb")):
+        path.with_suffix(".md").write_text(docstrings.linked(notebooks.page(path)))
     return expanded
 
 
 def in_order(folder: pathlib.Path) -> list[str]:
-    """The pages of a folder, its index first."""
-    return sorted((path.name for path in folder.glob("*.md")), key=lambda name: (name != "index.md", name))
+    """The pages of a folder, its index first; a notebook becomes one."""
+    pages = (path.with_suffix(".md").name for path in folder.iterdir() if path.suffix in (".md", ".ipynb"))
+    return sorted(pages, key=lambda name: (name != "index.md", name))
 
 
 def losses_of(kind: str) -> list[str]:
