@@ -38,16 +38,18 @@ def variants() -> Figure:
     """The time of a grid by each way to train it, and what came of it."""
     timing, *found = rows("variants")
     figure = Figure(figsize=SIZE, layout="constrained")
-    times, errors = figure.subplots(1, 2, width_ratios=(1, 1.4))
+    times, errors = figure.subplots(1, 2, width_ratios=(1, 1.2))
     seconds = {name: sum(both) for name, both in timing["seconds"].items()}
     times.bar_label(times.barh(list(seconds), list(seconds.values())), fmt="%.0f s", padding=2)
     times.invert_yaxis()
     times.set(title=f"{timing['variants']} variants of {timing['steps']} steps", xlabel="seconds")
     times.margins(x=0.2)
-    for place, row in enumerate(sorted(found, key=lambda row: row["EER"][0])):
-        errors.errorbar(place, row["EER"][0], row["EER"][1], fmt="o", ms=3, color="tab:blue")
-    errors.set(title="what came of them: means and 95 % intervals over seeds", ylabel="equal error rate", xticks=[])
-    errors.set_xlabel("loss, constraint and margin, by error")
+    found.sort(key=lambda row: row["EER"][0])
+    means, halves = zip(*(row["EER"] for row in found), strict=True)
+    errors.errorbar(means, range(len(found)), xerr=halves, fmt="o", ms=3)
+    errors.set_yticks(range(len(found)), [f"{row['loss']}, {row['constraint']}" for row in found], fontsize=6)
+    errors.invert_yaxis()
+    errors.set(title="what came of them: means and 95 % over seeds", xlabel="equal error rate")
     return figure
 
 

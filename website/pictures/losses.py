@@ -107,7 +107,8 @@ def of_angle(axes: Axes, name: str) -> None:
     with jax.enable_x64(True):
         values, slopes = map(np.array, jax.jit(jax.vmap(jax.value_and_grad(value)))(np.radians(ANGLES)))
     if softmax:  # of two classes: L = log(1 + exp(other − own)), and the other's logit is that of a right angle
-        axes.plot(ANGLES, -np.log(np.expm1(np.maximum(values, 1e-300))), label="own logit less the other")
+        certain = np.maximum(values, 1e-300)
+        axes.plot(ANGLES, -certain - np.log(-np.expm1(-certain)), label="own logit less the other")
         scale = inspect.signature(getattr(mj.losses, name)).parameters.get("scale")
         if scale is not None:
             axes.plot(ANGLES, scale.default * np.cos(np.radians(ANGLES)), "--", color="gray", label="s cos θ")
