@@ -1,5 +1,6 @@
 """A loss: its value and gradient, and what a small network learns by it."""
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable
@@ -55,6 +56,7 @@ SIMILARITIES = np.linspace(-0.97, 0.97, 65)
 EVERY = 5  # similarities between two arrows
 LONGEST = 1.6 * EVERY * (SIMILARITIES[1] - SIMILARITIES[0])  # arrow
 EVENLY = np.full(41, 1 / 41)  # a state of dynamic_soft_margin in which gaps of all sizes came equally often
+ALONE = {"magface": {"regularizer": 0.0}}  # the logit without what is added to the loss
 LENGTHS = {"magface": 60.0, "adaface": 20.0, "softmax": 8.0, "large_margin_softmax": 8.0, "sphereface": 8.0}  # of a row
 
 
@@ -94,7 +96,7 @@ def of_similarities(axes: Axes, name: str) -> None:
 
 def of_angle(axes: Axes, name: str) -> None:
     """What the own class's logit is, if the loss is a softmax, or else the loss, as a row turns from its prototype."""
-    function, length = called(name), LENGTHS.get(name, 1.0)
+    function, length = functools.partial(called(name), **ALONE.get(name, {})), LENGTHS.get(name, 1.0)
     softmax = "SoftmaxOptions" in str(getattr(mj.losses, name).__annotations__.get("options"))
     prototypes = np.array([[1.0, 0, 0], [0, 0, 1]])
     if CATALOGUE[name].several:
