@@ -78,7 +78,9 @@ def scope(obj: griffe.Object) -> dict[str, str]:
     room = HOMES.get(obj.path, HOMES.get(own.path if own else "", obj.path.split(".")[1] if "." in obj.path else ""))
     names = names_of(room if room in ROOMS else "")
     if own is not None and own.is_class:
-        names |= {name.removeprefix(f"{own.name}."): path for name, path in names.items() if name.startswith(own.name)}
+        names |= {
+            name.removeprefix(f"{own.name}."): path for name, path in names.items() if name.startswith(f"{own.name}.")
+        }
     taken = {parameter.name for parameter in getattr(obj, "parameters", ())} | {obj.name}
     return {name: public for name, public in names.items() if name not in taken}
 
