@@ -7,17 +7,7 @@ import pytest
 from tests.helpers.benchmark_runs import run_benchmark
 
 RUNS = {
-    "losses": [
-        "--shapes",
-        "64x8",
-        "--losses",
-        "supcon",
-        "triplet, all",
-        "mean_hinge, a loss of one's own",
-        "clip",
-        "--rounds",
-        "1",
-    ],
+    "losses": ["--shapes", "64x8", "--rounds", "1", "--losses", "supcon", "triplet, all", "mean_hinge", "clip"],
     "class_losses": ["--shape", "16x20x8", "--losses", "arcface", "adaface", "soft_triple", "--rounds", "1"],
     "exactness": ["--rows", "64", "--features", "16", "--losses", "supcon", "triplet", "cosface", "clip", "koleo"],
     "memory": ["--batches", "64", "128"],
