@@ -100,7 +100,7 @@ def main(argv=None) -> dict[str, dict[str, list[float]]]:
     for name, number in (("steps", 600), ("seeds", 5), ("batch", 8), ("capacity", 120)):
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/benchmarks"), help="folder of the table")
-    args, results, rows = parser.parse_args(argv), {}, []
+    args, results, rows = parser.parse_args(argv), {}, list[dict[str, str]]()
     faces = data.orl(SIZE)
     images, labels = standardised(jnp.asarray(faces.images, jnp.float32)), jnp.asarray(faces.labels)
     seen = labels < TRAINED
