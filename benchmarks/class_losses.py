@@ -12,7 +12,7 @@ from functools import partial
 
 import jax
 
-import metricjax as mj
+from benchmarks.losses import of_arrays
 from benchmarks.prototypes import three_products
 from benchmarks.report import bars, fastest, save, temporaries
 from metricjax.losses.catalogue import CATALOGUE
@@ -23,18 +23,10 @@ LINE = "{loss:22} mm3 {mm3_ms:6.1f} ms   default {default:5.2f}   autodiff {auto
 
 def measured(name: str, n: int, c: int, d: int, rounds: int) -> dict[str, float]:
     """Times of value and gradient as multiples of mm3, and the temporaries of the default form."""
-    loss, entry = getattr(mj.losses, name), CATALOGUE[name]
-    keys = jax.random.split(jax.random.key(0), 3)
-    x, w = jax.random.normal(keys[0], (n, d)), jax.random.normal(keys[1], (c, 2, d) if entry.several else (c, d))
-    y = jax.random.randint(keys[2], (n,), 0, c)
-    more = {"state": lambda: entry.first("state", c), "key": lambda: jax.random.key(0)}
-    needs = [more[need]() for need in entry.takes if need in more]
-
-    def value(x, w, **how):
-        result = loss(x, y, w, *needs, **how)
-        return result[0] if entry.state is not None else result
-
-    gradient = lambda how: jax.jit(jax.value_and_grad(partial(value, **how), (0, 1)))
+    keys, several = jax.random.split(jax.random.key(0), 3), CATALOGUE[name].several
+    x, w = jax.random.normal(keys[0], (n, d)), jax.random.normal(keys[1], (c, 2, d) if several else (c, d))
+    y, loss = jax.random.randint(keys[2], (n,), 0, c), of_arrays(name, c)
+    gradient = lambda how: jax.jit(jax.value_and_grad(lambda x, w: loss(x, y, w, **how), (0, 1)))
     forms = {"default": gradient({}), "autodiff": gradient({"block_size": None})}
     runs = {"mm3": partial(three_products, x, w.reshape(-1, d))} | {form: partial(f, x, w) for form, f in forms.items()}
     seconds = fastest(runs, rounds)

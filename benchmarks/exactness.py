@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import metricjax as mj
+from benchmarks.losses import of_arrays
 from benchmarks.report import save
 from metricjax.losses.catalogue import CATALOGUE, Entry
 
@@ -36,16 +37,14 @@ def inputs(entry: Entry, n: int, d: int, classes: int) -> dict:
 
 def graded(name: str, entry: Entry, known: dict, mesh=None, **options):
     """Value, and gradient by all arrays of numbers."""
-    loss = getattr(mj.losses, name) if mesh is None else mj.over_mesh(getattr(mj.losses, name), "data", mesh)
+    over = {} if mesh is None else {"over": lambda loss: mj.over_mesh(loss, "data", mesh)}
+    loss = of_arrays(name, len(known["prototypes"]), **over)
     options |= {"deviation": 0.0} if "key" in entry.takes else {}  # float64 draws other numbers from a key
-    more = {"state": lambda: entry.first("state", len(known["prototypes"])), "key": lambda: jax.random.key(0)}
     by = [argument for argument in entry.takes if argument in known and argument != "labels"]
 
     def value(arrays):
         given = {**known, **dict(zip(by, arrays, strict=True))}
-        made = [given[argument] if argument in given else more[argument]() for argument in entry.takes]
-        result = loss(*made, **options)
-        return result[0] if entry.state is not None else result
+        return loss(*(given[argument] for argument in entry.takes if argument in given), **options)
 
     return jax.tree.map(np.array, jax.jit(jax.value_and_grad(value))([known[argument] for argument in by]))
 
@@ -55,7 +54,7 @@ def errors(name: str, n: int, d: int, classes: int, mesh) -> list[dict]:
     entry = CATALOGUE[name]
     known = inputs(entry, n, d, classes)
     options = inspect.signature(getattr(mj.losses, name)).parameters
-    blocks = "options" in options and str(options["options"].annotation).find("RowOptions") < 0
+    blocks = "options" in options and "RowOptions" not in str(options["options"].annotation)
     with jax.enable_x64(True):
         exact = graded(name, entry, jax.tree.map(jnp.array, known), **({"block_size": None} if blocks else {}))
     single = jax.tree.map(lambda a: jnp.array(a, jnp.float32 if a.dtype == np.float64 else jnp.int32), known)

@@ -46,19 +46,32 @@ LOSSES = {
 }
 
 
-def from_catalogue(name: str):
-    """The loss of rows and labels with its defaults, and without the new state if it has one."""
+def of_arrays(name: str, classes: int = 1, over: Callable = lambda loss: loss, **known) -> Callable:
+    """The loss of its arrays alone: with its first state and a key, or those `known`, and without the new state."""
+    loss, entry = over(getattr(mj.losses, name)), CATALOGUE[name]
+    first = {"state": lambda: entry.first("state", classes), "key": lambda: jax.random.key(0)}
+    first |= {need: lambda value=value: value for need, value in known.items()}
+
+    def value(*arrays, **options):
+        result = loss(*arrays, *(first[need]() for need in entry.takes if need in first), **options)
+        return result[0] if entry.state is not None else result
+
+    return value
+
+
+def from_catalogue(name: str) -> Callable:
+    """The loss of rows and labels with its defaults."""
     loss, entry = getattr(mj.losses, name), CATALOGUE[name]
     if entry.kind == "views":
         return lambda z, y, **how: loss(z, jnp.roll(z, 1, axis=0), **how)
-    return (lambda z, y, **how: loss(z, y, entry.first("state", 1), **how)[0]) if entry.state else loss
+    return of_arrays(name) if "state" in entry.takes else loss
 
 
 OF_PAIRS = {name: from_catalogue(name) for name, entry in CATALOGUE.items() if entry.kind == "pairs"}
 OF_VIEWS = {name: from_catalogue(name) for name, entry in CATALOGUE.items() if entry.kind == "views"}
 FURTHER = {name: loss for name, loss in OF_PAIRS.items() if loss not in LOSSES.values()} | OF_VIEWS
-GROUPS = {"further": list(FURTHER), "all": [*LOSSES, *FURTHER]}
 FURTHER["three in one sum"] = mj.weighted_sum(mj.losses.supcon, mj.losses.multi_similarity, mj.losses.circle)
+GROUPS = {"further": list(FURTHER), "all": [*LOSSES, *FURTHER]}
 LINE = "{shape}  {loss:20} mm3 {mm3_ms:6.1f} ms   {ratios}   temporaries {temporaries_MiB:6.1f} MiB"
 
 

@@ -1,9 +1,11 @@
 """The three pictures of README and start page, from what benchmarks saved: `python -m website.readme_pictures`."""
 
+import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks import exactness
 from website.measured import MEASURED, rows
+from website.pictures import STYLE
 
 ASSETS = MEASURED.parent / "assets"
 SIZE = (8.4, 2.8)
@@ -59,10 +61,6 @@ def exact() -> Figure:
 
 
 if __name__ == "__main__":
-    import matplotlib
-
-    from website.pictures import STYLE
-
     with matplotlib.rc_context(STYLE):
         for draw in (speed, variants, exact):
             draw().savefig(ASSETS / f"{draw.__name__}.png")

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 import metricjax as mj
+from benchmarks.losses import of_arrays
 from metricjax.losses.catalogue import CATALOGUE
 from website.pictures.distances import ANGLES, BASIS
 
@@ -38,16 +39,8 @@ def by_pair(name: str) -> bool:
 
 
 def called(name: str) -> Callable:
-    """The loss of its arrays alone, with a state and a random key if it takes them, and without a new state."""
-    function, entry = getattr(mj.losses, name), CATALOGUE[name]
-    state = lambda: EVENLY if name == "dynamic_soft_margin" else entry.first("state", CLASSES)
-    more = {"state": state, "key": lambda: jax.random.key(0)}
-
-    def value(*arrays, **options):
-        result = function(*arrays, *(more[need]() for need in entry.takes if need in more), **options)
-        return result[0] if entry.state is not None else result
-
-    return value
+    """The loss of its arrays alone, in a state that shows what it is about."""
+    return of_arrays(name, CLASSES, **({"state": EVENLY} if name == "dynamic_soft_margin" else {}))
 
 
 # --- value and gradient -----------------------------------------------------------------------------------------------
