@@ -13,6 +13,7 @@ import pytest
 
 import metricjax as mj
 from metricjax.losses.catalogue import CATALOGUE
+from website.pictures import BLANK
 
 ROOT = pathlib.Path(__file__).parents[2]
 ROOMS = {name: getattr(mj, name) for name in dir(mj) if inspect.ismodule(getattr(mj, name))}
@@ -24,7 +25,7 @@ PUBLIC |= {f"metricjax.{name}" for name in dir(mj) if not name.startswith("_") a
 def site(tmp_path_factory):
     pytest.importorskip("mkdocs")
     folder = tmp_path_factory.mktemp("site")
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", BLANK: "1"}
     command = (sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stdout + done.stderr
