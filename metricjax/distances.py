@@ -188,7 +188,8 @@ def _poincare(c: float) -> Pairwise:
 
 
 def _number(name: str, value: Any) -> float:
-    """A number that is known while tracing, as Python has it."""
+    """A number that is known while tracing: of 1 and 1.0 the same, an int, whose powers are products."""
     if isinstance(value, jax.core.Tracer):
         raise TypeError(f"{name} is traced; wanted a number, as a distance is static")
-    return value if isinstance(value, int | float) else np.asarray(value).item()
+    number = np.asarray(value).item()
+    return int(number) if number == number // 1 else number

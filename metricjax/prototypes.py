@@ -72,7 +72,7 @@ class PrototypeOptions(TypedDict, total=False):
 
 
 class SoftmaxOptions(PrototypeOptions, total=False):
-    """Options of class-based losses that are a softmax cross-entropy: `PrototypeOptions`, and
+    """Options of class-based losses that are a softmax cross-entropy: those of `PrototypeOptions`, and one more.
 
     label_smoothing: ε, for the target distribution (1 − ε) [j = y] + ε / c over the c classes that take part.
     """

@@ -91,7 +91,7 @@ def test_embed_and_compare_make_the_whole():
 
 
 def test_factories_return_the_same_function_again():
-    assert mj.distances.lp(2) is mj.distances.lp(2)
+    assert mj.distances.lp(2) is mj.distances.lp(2) is mj.distances.lp(2.0) is mj.distances.lp(np.float32(2))
     assert mj.distances.poincare(0.5) is mj.distances.poincare(0.5)
 
 

@@ -21,7 +21,9 @@ SIZES = {"tiny": (256, 12, 8), "small": (512, 12, 8), "base": (512, 24, 8)}  # w
 
 
 class FaceViT(nnx.Module):
-    """Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
+    """A vision transformer for aligned faces, as insightface trains it.
+
+    Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
 
     A vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) as insightface's arcface_torch has it for faces,
     whose weights `load_weights` reads: patches of 9 × 9 pixels (what is left at the right and below is not seen),

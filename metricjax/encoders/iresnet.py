@@ -41,7 +41,9 @@ class Block(nnx.Module):
 
 
 class IResNet(nnx.Module):
-    """Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
+    """The network of ArcFace for aligned faces.
+
+    Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
 
     The network of ArcFace (Deng et al. 2019, arXiv:1801.07698), with the blocks of Han et al. 2017, arXiv:1610.02915: a
     convolution, four stages that each halve height and width, then norm, dropout, all positions joined and mapped to

@@ -48,7 +48,9 @@ class Bottleneck(nnx.Module):
 
 
 class MobileFaceNet(nnx.Module):
-    """Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
+    """A network of a million parameters for aligned faces, made for telephones.
+
+    Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
 
     The first network of Chen et al. 2018, arXiv:1804.07573: a strided and a depthwise convolution, bottlenecks, and in
     place of an average over positions a global depthwise convolution, which weighs them, then a linear map and a norm

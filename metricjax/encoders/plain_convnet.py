@@ -27,7 +27,9 @@ class Layer(nnx.Module):
 
 
 class PlainConvNet(nnx.Module):
-    """Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
+    """A plain convolutional network for small aligned faces, which learns in few steps.
+
+    Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
 
     3 × 3 convolutions, one for each of `widths`, each but the last followed by a halving of height and width; then all
     positions are joined and mapped to the embedding: faces are aligned, so position matters. Its first convolution sees

@@ -55,7 +55,9 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
+    """ResNet 18 to 152 for photographs of anything, as torchvision has it.
+
+    Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
 
     The network of He et al. 2015, arXiv:1512.03385, as torchvision has it (strides on the 3 × 3 convolutions), whose
     weights `load_weights` reads: a strided convolution of 7 × 7, max-pooling, four stages, and as features the mean of

@@ -40,7 +40,9 @@ def conv_by_products(
 
 
 class SmallConvNet(nnx.Module):
-    """Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
+    """A convolutional network that trains fast under `jax.vmap`, many at once.
+
+    Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
 
     Convolutions of stride 2, one for each of `widths`, then a linear map of all positions. All of it is matrix products
     (`conv_by_products`), so that many of these networks train at once under `jax.vmap` at little more than the cost of

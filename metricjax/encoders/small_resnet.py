@@ -38,7 +38,9 @@ class Block(nnx.Module):
 
 
 class SmallResNet(nnx.Module):
-    """Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
+    """A residual network without batch statistics, for small aligned images.
+
+    Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
 
     A strided convolution, then one residual block for each of `widths`, each halving height and width but the first,
     then all positions of the last block joined and mapped to the embedding: faces are aligned, so position matters.

@@ -19,7 +19,9 @@ SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)} 
 
 
 class ViT(nnx.Module):
-    """Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
+    """A vision transformer for photographs of anything: ImageNet's, DINOv2, and the image tower of CLIP.
+
+    Images [n, height, width, channels] to embeddings [n, embedding_size] of length 1; `features` has any length.
 
     The vision transformer of Dosovitskiy et al. 2021, arXiv:2010.11929, and its kin: patches, a class token, learned
     positions, blocks of attention, a norm; its features are the class token, as in the published models, whose weights

@@ -106,8 +106,8 @@ def compact(
 ) -> Codes:
     """Embeddings in a quarter ("int8") or a thirty-second ("binary") of their memory, as references of `search.top_k`.
 
-    int8: the code of x in a feature that goes from a to b is round(255 (x − a) / (b − a)) − 128, so that none is off by
-    more than half a step; a feature that does not vary keeps its value. binary: whether x > 0.
+    As int8, the code of x in a feature that goes from a to b is round(255 (x − a) / (b − a)) − 128, so that none is off
+    by more than half a step; a feature that does not vary keeps its value. As binary, it is whether x > 0.
 
     Codes mean what `quantize_embeddings` of sentence-transformers means by "int8" and "ubinary", but are rounded to the
     closest value instead of down.
