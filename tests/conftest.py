@@ -35,6 +35,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 def pytest_addoption(parser):
     what = "hostile inputs that each reader of files is tried on"
     parser.addoption("--fuzz", type=int, default=200, metavar="NUMBER", help=f"{what} (default 200)")
+    what = "run every NUMBER-th test only, a cross-section of all (default 1)"
+    parser.addoption("--every", type=int, default=1, metavar="NUMBER", help=what)
 
 
 SLOW_ROOMS = (
@@ -52,7 +54,7 @@ SLOW_ROOMS = (
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Some rooms are slow, and hostile files; tests of one loss share compiled programs, after each other."""
     for item in items:
         if item.path.parent.name in SLOW_ROOMS or "fuzz" in getattr(item, "fixturenames", ()):
@@ -60,6 +62,9 @@ def pytest_collection_modifyitems(items):
     case = lambda item: getattr(item, "callspec", None) and item.callspec.params.get("case")
     names = {}
     items.sort(key=lambda item: names.setdefault(id(case(item)) if case(item) else item.path, len(names)))
+    number = config.getoption("--every")
+    config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % number])
+    items[:] = items[::number]
 
 
 TESTS, MAPS = itertools.count(1), pathlib.Path("/proc/self/maps")

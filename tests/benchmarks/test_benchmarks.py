@@ -52,6 +52,8 @@ def test_benchmark_runs(name, monkeypatch, tmp_path, capsys):
     benchmark = importlib.import_module(f"benchmarks.{name}")
     if name == "peers":
         monkeypatch.setattr(benchmark, "PEERS", {"optax": benchmark.optax_contestants})
+    if name == "compact":
+        monkeypatch.setattr(benchmark, "PREFIXES", (8, 64))
     if name == "variants":
         monkeypatch.setattr(benchmark, "LOSSES", dict(list(benchmark.LOSSES.items())[:1]))
     saved = run_benchmark(benchmark, RUNS[name], monkeypatch, tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from metricjax.engine.sizes import BUDGET
 from tests.helpers.batches import slow_unless
-from tests.helpers.cases import CLASSES, PAIRS
+from tests.helpers.cases import CLASSES, PAIRS, PATHS
 
 D = 128
 
@@ -46,7 +46,7 @@ def test_temporaries_are_linear_in_the_batch(name):
     assert used[65536] <= 2.2 * used[32768]
 
 
-@pytest.mark.parametrize("name", slow_unless(("supcon", "triplet-swap-all", "histogram"), PAIRS))
+@pytest.mark.parametrize("name", slow_unless(("supcon", "triplet-swap-all", "histogram"), PATHS))
 def test_panels_of_accelerators_stay_within_their_budget(name, accelerator_sizes):
     """In the sizes that a GPU gets, compiled for a CPU, which keeps more than a GPU does."""
     n = 40_000  # which no other test has: what was traced for it before would be taken
