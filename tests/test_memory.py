@@ -11,13 +11,12 @@ import metricjax as mj
 from metricjax.engine.sizes import LIST
 from metricjax.memory import Bank
 from tests.helpers import oracle
-from tests.helpers.batches import D, N, batch, close, each_of
-from tests.helpers.cases import PAIRS, PATHS
+from tests.helpers.batches import D, N, batch, close, paths_with
+from tests.helpers.cases import PAIRS
 from tests.helpers.meshes import SPLIT, WHOLE, assert_same, axes, mesh_of, put
 from tests.helpers.programs import run, usual, value_and_grad
 
 SLOW = pytest.mark.slow
-WITH_REFERENCES = [name for name in PATHS if "references" not in PAIRS[name].lacks]
 
 
 def filled(capacity=11, pushed=9, seed=2, **options):
@@ -44,7 +43,7 @@ def rows_among_references(seed=1):
     }  # fmt: skip
 
 
-@each_of(WITH_REFERENCES, ("supcon",))
+@paths_with("references", ("supcon",))
 @pytest.mark.parametrize("block_size", [None, pytest.param(5, marks=SLOW)])
 def test_a_row_is_not_compared_with_the_reference_that_it_is(case, block_size):
     z, y, given = rows_among_references()
@@ -58,7 +57,7 @@ def test_a_row_is_not_compared_with_the_reference_that_it_is(case, block_size):
         close(value, case.expected(z, y, **usual(case), **one), rtol=5e-5)
 
 
-@each_of(WITH_REFERENCES, ())
+@paths_with("references", ())
 @pytest.mark.parametrize("block_size", [None, 5])
 def test_loss_over_batch_and_bank_is_that_over_all_rows(case, block_size):
     """Of which those of the batch are anchors; free places and rows that do not exist do not count."""
@@ -78,7 +77,7 @@ def test_loss_over_batch_and_bank_is_that_over_all_rows(case, block_size):
     assert np.any(gradient)
 
 
-@each_of(WITH_REFERENCES, ())
+@paths_with("references", ())
 def test_an_empty_bank_and_one_that_waits_change_nothing(case):
     z, y, _ = batch(3)
 

@@ -1,5 +1,7 @@
 """Batches of the losses' tests, and how near results have to be."""
 
+from functools import partial
+
 import chex
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +61,9 @@ pairs, classes = each_of(PAIRS), each_of(CLASSES)
 paths, class_paths = each_of(PATHS, OFTEN), each_of(CLASS_PATHS, OFTEN)
 
 
-def pairs_with(option, often=None):
+def pairs_with(option, often=OFTEN, names=PAIRS):
     """The losses over pairs that take `option`."""
-    return each_of([name for name, case in PAIRS.items() if option not in case.lacks], often)
+    return each_of([name for name in names if option not in PAIRS[name].lacks], often)
+
+
+paths_with = partial(pairs_with, names=PATHS)

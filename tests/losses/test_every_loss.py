@@ -1,11 +1,11 @@
 """Every public loss of embeddings and labels through every invariant (test_views.py has the others).
 
 test_catalogue.py sees to it that none is missing. What a row function can get wrong is asked of every loss: its value,
-its gradient, rows that do not exist, references, miners, relations, panels, degenerate and broken batches, lengths of
-embeddings, half precision. What the engine does before and after the row function, which gets scores and masks and
-returns a total and a count for each row, is asked of the losses of `PATHS` and `CLASS_PATHS`, one for each way through
-it: the order and the size of the batch, masks against smaller batches, reductions and their gradients, `vmap`, `jit`,
-derivatives of a higher order, tracing once, panels of one row, and lists of positives.
+its gradient, rows that do not exist, references, degenerate and broken batches, lengths of embeddings, half precision.
+What the engine does before and after the row function, which gets scores and masks and returns a total and a count for
+each row, is asked of the losses of `PATHS` and `CLASS_PATHS`, one for each way through it: miners, relations, weights,
+the order and the size of the batch, masks against smaller batches, reductions and their gradients, `vmap`, `jit`,
+derivatives of a higher order, tracing once, panels, and lists of positives.
 
 Tests share compiled programs: see `tests.helpers.programs`. Of the ways, `OFTEN` is run each time, and the rest on CI.
 """
@@ -33,6 +33,7 @@ from tests.helpers.batches import (
     pairs,
     pairs_with,
     paths,
+    paths_with,
 )
 from tests.helpers.cases import CLASS_PATHS, CLASSES, OFTEN, PAIRS, PATHS, SCALED, VIEWS
 from tests.helpers.programs import run, usual, value_and_grad
@@ -46,7 +47,7 @@ def is_a_way(case):
 
 
 every, every_way = each_of(BOTH), each_of(BOTH, WAYS)
-every_path, every_but_alike = each_of(WAYS, OFTEN), each_of([*PAIRS, *CLASS_PATHS], OFTEN)
+every_path = each_of(WAYS, OFTEN)
 
 
 # --- values ---------------------------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ def with_references(seed):
     return {"references": references, "reference_labels": labels, "reference_where": jnp.arange(9) % 4 != 1}
 
 
-@pairs_with("references", OFTEN)
+@pairs_with("references")
 def test_pair_loss_over_references_equals_the_oracle(case):
     (z, y, _), given = batch(1), with_references(2)
     value, gradients = run(case, z, y, block_size=5, weights=jnp.ones(N), **given)
@@ -79,7 +80,7 @@ def test_pair_loss_over_references_equals_the_oracle(case):
         chex.assert_trees_all_close((value, gradients), dense, rtol=2e-5, atol=5e-6)
 
 
-@pairs_with("same", PATHS)
+@paths_with("same")
 def test_custom_label_relation(case):
     z, y, _ = batch(3)
     several = jnp.stack([y == 0, y == 1, (y == 2) | (y == 0), y >= 3], axis=1)
@@ -92,11 +93,11 @@ def nearest_negatives(distances, positives, negatives):
     return positives, negatives & (distances < 1)
 
 
-@pairs_with("miner", PATHS)
+@paths_with("miner")
 def test_miner_equals_the_oracle_on_what_it_keeps(case):
     z, y, _ = batch(4)
     expected = case.expected(z, y, mined=lambda distance: distance < 1)
-    for block_size in (None, 4) if is_a_way(case) else (4,):
+    for block_size in (None, 4):
         close(case(z, y, miner=nearest_negatives, block_size=block_size), expected)
 
 
@@ -181,7 +182,7 @@ def test_order_of_the_batch_does_not_matter(case):
     close(permuted_gradients["z"], gradients["z"][order])
 
 
-@every_but_alike
+@every_path
 def test_weights_of_zero_and_one_equal_leaving_anchors_out(case):
     z, y, *rest = inputs(case, 7)
     if case is CLASSES["proxy_anchor"]:
@@ -197,22 +198,19 @@ def test_weights_of_zero_and_one_equal_leaving_anchors_out(case):
         chosen, chosen_gradients = f(jnp.ones(N), where=weights > 0)
         close(value, chosen)
         close(gradients["z"], chosen_gradients["z"])
-    if columns and is_a_way(case):
+    if columns:
         own = {"references": z, "reference_labels": y}
         close(case(z, y, weights=weights, **own), case(z[::2], y[::2], **own))
 
 
-@every_but_alike
+@every_path
 def test_reduction_gets_one_mean_per_anchor(case):
     arguments = inputs(case, 8)
     by_hand = lambda mean: jnp.sum(mean.total) / jnp.maximum(jnp.sum(mean.count), 1)
     value, gradients = run(case, *arguments)
-    if is_a_way(case):
-        own, own_gradient = value_and_grad(case, *arguments, reduction=by_hand, **usual(case))
-        close(own_gradient, gradients["z"])
-    else:
-        own = case(*arguments, reduction=by_hand, **usual(case))
+    own, own_gradient = value_and_grad(case, *arguments, reduction=by_hand, **usual(case))
     close(own, value)
+    close(own_gradient, gradients["z"])
 
 
 # --- degenerate batches ---------------------------------------------------------------------------------------------
@@ -475,7 +473,7 @@ def check_blocks(case, sizes, reduction=None):
         chex.assert_trees_all_close(blocks, dense, rtol=2e-5, atol=2e-5 * scale)
 
 
-@every_but_alike
+@each_of([*PAIRS, *CLASS_PATHS], OFTEN)
 def test_bfloat16_is_close_to_float32(case):
     z, y, *rest = inputs(case, 15)
     half = lambda a: a.astype(jnp.bfloat16)
