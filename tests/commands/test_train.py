@@ -221,16 +221,16 @@ def started(devices, *arguments):
     )
 
 
-def test_two_processes_of_four_devices_train_as_one_device(example, people, tmp_path):
+def test_two_processes_of_two_devices_train_as_one_device(example, people, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     several = ("--coordinator", address, "--processes", 2, "--process-id")
-    both = [started(4, people, tmp_path / "both", *several, process) for process in range(2)]
+    both = [started(2, people, tmp_path / "both", *several, process) for process in range(2)]
     report, expected = whole(example, people, tmp_path / "one", jax.devices()[:1])
     printed = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
-    assert "on 8 device(s) of 2 process(es)" in printed[0]
+    assert "on 4 device(s) of 2 process(es)" in printed[0]
     assert "people never seen" in printed[0] and "people never seen" not in printed[1]
     assert_close(state_of(example, people, tmp_path / "both"), expected)
     results = json.loads((tmp_path / "both" / "metrics.json").read_text())["results"]

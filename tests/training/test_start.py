@@ -25,7 +25,7 @@ def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(encoders.NAMED, "tiny", partial(encoders.IResNet, (1, 1), widths=(4, 8)))
         on = mesh.data_mesh
-        patch.setattr(mesh, "data_mesh", lambda devices=None: on(devices or jax.devices()[:2]))
+        patch.setattr(mesh, "data_mesh", lambda devices=None: on(devices or jax.devices()[:1]))
         patch.setattr(train_faces, "write", lambda *_: None)  # plots
         yield
 
