@@ -35,8 +35,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 def pytest_addoption(parser):
     what = "hostile inputs that each reader of files is tried on"
     parser.addoption("--fuzz", type=int, default=200, metavar="NUMBER", help=f"{what} (default 200)")
-    what = "run every NUMBER-th test only, a cross-section of all (default 1)"
-    parser.addoption("--every", type=int, default=1, metavar="NUMBER", help=what)
+    what = "the K-th part, from 0, of the tests dealt out to N parts (default 0/1)"
+    parser.addoption("--part", default="0/1", metavar="K/N", help=what)
 
 
 SLOW_ROOMS = (
@@ -62,9 +62,9 @@ def pytest_collection_modifyitems(config, items):
     case = lambda item: getattr(item, "callspec", None) and item.callspec.params.get("case")
     names = {}
     items.sort(key=lambda item: names.setdefault(id(case(item)) if case(item) else item.path, len(names)))
-    number = config.getoption("--every")
-    config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % number])
-    items[:] = items[::number]
+    k, n = map(int, config.getoption("--part").split("/"))
+    config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % n != k])
+    items[:] = items[k::n]
 
 
 TESTS, MAPS = itertools.count(1), pathlib.Path("/proc/self/maps")
