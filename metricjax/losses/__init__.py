@@ -48,6 +48,8 @@ make the others equal.
 | `dynamic_soft_margin` | its histogram carries a gradient, so no second step | it does not | is a bug |
 | `dynamic_soft_margin` | a batch weighs as much as it has triplets | `momentum` | is a bug: not normalised |
 | `dynamic_soft_margin` | fails in the last bin | counts | is a bug: index |
+| `smooth_ap` | the anchor is a positive of its own; classes of one size, in order | neither | the paper |
+| `pnp` | "O", α = 1; the anchor is a positive of its own | "Dq", α = 4; it is not | the paper's best |
 | `embedding_norm` | `LpRegularizer`: ‖x‖ | ‖x‖²: its `power=2` | the paper |
 | two views | `SelfSupervisedLoss(NTXentLoss())` | `nt_xent` of both, stacked | labels say it |
 | two views | the same with `symmetric=False` | `info_nce` | |

@@ -35,7 +35,7 @@ def to_faiss(references: Searched) -> Any:
 
     stored, keys = _existing(references)
     if not isinstance(stored, Codes):
-        index = faiss.IndexIDMap2(faiss.IndexFlatIP(stored.shape[1]))
+        index: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(stored.shape[1]))
         index.add_with_ids(stored, keys)
         return index
     codes = np.asarray(stored.codes)
