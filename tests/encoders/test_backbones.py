@@ -29,7 +29,7 @@ FACES = [name for name in SMALL if name not in OTHERS]
 
 
 def slowly(*parameters):
-    """Of encoders that are made of the parts of others: left to CI."""
+    """Of encoders that are made of the parts of others: slow tests."""
     return [pytest.param(*p, marks=pytest.mark.slow) if isinstance(p, tuple) else slowly((p,))[0] for p in parameters]
 
 

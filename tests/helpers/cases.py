@@ -322,7 +322,7 @@ CLASS_PATHS = (
 )  # fmt: skip
 
 
-# Of the ways, those that are gone on every run: CI goes all of them.
+# Of the ways, those that are gone on every run: the others are slow tests.
 OFTEN = (
     "contrastive", "triplet", "triplet-all", "triplet-swap-all", "margin-by-class", "supcon", "angular",
     "lifted_structure", "histogram", "centroid_triplet",
