@@ -1,8 +1,9 @@
-"""What do value and gradient of each pair-based loss cost, beside the three matrix products that most cannot avoid?
+"""What do value and gradient of each loss without classes cost, beside the three matrix products of most?
 
     python -m benchmarks.losses [--shapes 4096x128 4096x512] [--losses ... | further | all]
 
-Losses of two views get the batch and the batch moved by one row.
+Losses of two views get the batch and the batch moved by one row, regularisers the batch alone, as embeddings or as
+prototypes, two of each class where a class has several.
 
 mm3 is the time of S = X Xᵀ, S X and Xᵀ S and nothing else. "default" is what runs without any option: two sweeps for
 declared losses on a CPU, panels for others and elsewhere; "autodiff" is the dense form, differentiated by JAX; on GPUs
@@ -63,13 +64,15 @@ def from_catalogue(name: str) -> Callable:
     """The loss of rows and labels with its defaults."""
     loss, entry = getattr(mj.losses, name), CATALOGUE[name]
     if entry.kind == "views":
-        return lambda z, y, **how: loss(z, jnp.roll(z, 1, axis=0), **how)
+        return lambda z, y: loss(z, jnp.roll(z, 1, axis=0))
+    if entry.kind in ("rows", "prototypes"):
+        return lambda z, y: loss(z.reshape(-1, 2, z.shape[1]) if entry.several else z)
     return of_arrays(name) if "state" in entry.takes else loss
 
 
 OF_PAIRS = {name: from_catalogue(name) for name, entry in CATALOGUE.items() if entry.kind == "pairs"}
-OF_VIEWS = {name: from_catalogue(name) for name, entry in CATALOGUE.items() if entry.kind == "views"}
-FURTHER = {name: loss for name, loss in OF_PAIRS.items() if loss not in LOSSES.values()} | OF_VIEWS
+OTHERS = {name: from_catalogue(name) for name, entry in CATALOGUE.items() if entry.kind not in ("pairs", "classes")}
+FURTHER = {name: loss for name, loss in OF_PAIRS.items() if loss not in LOSSES.values()} | OTHERS
 FURTHER["three in one sum"] = mj.weighted_sum(mj.losses.supcon, mj.losses.multi_similarity, mj.losses.circle)
 GROUPS = {"further": list(FURTHER), "all": [*LOSSES, *FURTHER]}
 LINE = "{shape}  {loss:20} mm3 {mm3_ms:6.1f} ms   {ratios}   temporaries {temporaries_MiB:6.1f} MiB"
@@ -117,7 +120,7 @@ def main():
 def measured(loss, z, y, rounds: int) -> dict[str, float]:
     """Times of value and gradient as multiples of mm3, and the temporaries of the default form."""
     gradient = lambda how: jax.jit(jax.value_and_grad(lambda z: loss(z, y, **how)))
-    made = {form: gradient(how) for form, how in forms().items() if form == "default" or loss not in OF_VIEWS.values()}
+    made = {form: gradient(how) for form, how in forms().items() if form == "default" or loss not in OTHERS.values()}
     seconds = fastest({"mm3": partial(three_products, z)} | {form: partial(f, z) for form, f in made.items()}, rounds)
     ratios = {form: seconds[form] / seconds["mm3"] for form in made}
     return {"mm3_ms": 1e3 * seconds["mm3"], **ratios, "temporaries_MiB": temporaries(made["default"], z) / 2**20}

@@ -7,7 +7,19 @@ import pytest
 from tests.helpers.benchmark_runs import run_benchmark
 
 RUNS = {
-    "losses": ["--shapes", "64x8", "--rounds", "1", "--losses", "supcon", "triplet, all", "mean_hinge", "clip"],
+    "losses": [
+        "--shapes",
+        "64x8",
+        "--rounds",
+        "1",
+        "--losses",
+        "supcon",
+        "triplet, all",
+        "mean_hinge",
+        "clip",
+        "koleo",
+        "merged_centers",
+    ],
     "class_losses": ["--shape", "16x20x8", "--losses", "arcface", "adaface", "soft_triple", "--rounds", "1"],
     "exactness": ["--rows", "64", "--features", "16", "--losses", "supcon", "triplet", "cosface", "clip", "koleo"],
     "memory": ["--batches", "64", "128"],

@@ -7,7 +7,8 @@ each row, is asked of the losses of `PATHS` and `CLASS_PATHS`, one for each way 
 the order and the size of the batch, masks against smaller batches, reductions and their gradients, `vmap`, `jit`,
 derivatives of a higher order, tracing once, panels, and lists of positives.
 
-Tests share compiled programs: see `tests.helpers.programs`. Of the ways, `OFTEN` is run each time, and the rest as slow tests.
+Tests share compiled programs: see `tests.helpers.programs`. Of the ways, `OFTEN` is run each time, and the rest as slow
+tests.
 """
 
 import chex
