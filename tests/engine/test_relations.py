@@ -10,12 +10,11 @@ from jax.tree_util import Partial
 
 import metricjax as mj
 from tests.helpers import oracle, oracle_pairs
-from tests.helpers.batches import slow_unless
-from tests.helpers.cases import PAIRS
+from tests.helpers.batches import each_of, slow_unless
 from tests.helpers.programs import value_and_grad
 
 NAMES = ("supcon", "margin", "lifted_structure", "triplet", "triplet-semi-hard", "triplet-all")
-cases = pytest.mark.parametrize("case", [PAIRS[name] for name in NAMES], ids=NAMES)
+cases = each_of(NAMES, ("supcon", "triplet", "triplet-all"))
 relations = mj.relations
 N, M = 10, 7
 

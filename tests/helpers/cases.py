@@ -324,9 +324,8 @@ CLASS_PATHS = (
 
 # Of the ways, those that are gone on every run: the others are slow tests.
 OFTEN = (
-    "contrastive", "triplet", "triplet-all", "triplet-swap-all", "margin-by-class", "supcon", "angular",
-    "lifted_structure", "histogram", "centroid_triplet",
-    "softmax", "sphereface", "sub_center_arcface", "curricularface", "adaface", "proxy_anchor", "center",
+    "contrastive", "triplet", "triplet-swap-all", "margin-by-class", "supcon", "histogram",
+    "softmax", "sub_center_arcface", "curricularface", "center",
 )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 SPLIT, WHOLE = PartitionSpec("data"), PartitionSpec()
-axes = pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit], ids=str)
+AXES = [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)]
+axes = pytest.mark.parametrize("axis", AXES, ids=str)
 
 
 def mesh_of(axis, shape=(8,), names=("data",)):

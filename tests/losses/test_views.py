@@ -18,19 +18,18 @@ import metricjax as mj
 from tests.helpers import oracle
 from tests.helpers.batches import assert_finite, close, slow_unless
 from tests.helpers.cases import VIEWS
-from tests.helpers.meshes import SPLIT, WHOLE, assert_same, mesh_of, put
+from tests.helpers.meshes import SPLIT, WHOLE, assert_same, axes, mesh_of, put
 from tests.helpers.refusals import refuses
 
 N, D = 12, 5
 WEIGHTS = jnp.linspace(0.5, 2.0, N)
 NAMES = tuple(VIEWS)
 CONTRASTS = ("info_nce", "clip", "siglip")
-# Those that take different ways over devices.
-OVER_DEVICES = ("info_nce", "siglip", "alignment_uniformity", "vicreg", "barlow_twins", "koleo", "zero_mean")
+OFTEN = ("info_nce", "vicreg", "koleo")  # the others are slow tests where many programs are compiled
 IN_PANELS = tuple(name for name, case in VIEWS.items() if case.panels)
 
 views = pytest.mark.parametrize("name", NAMES)
-in_panels = pytest.mark.parametrize("name", IN_PANELS)
+in_panels = pytest.mark.parametrize("name", slow_unless(OFTEN, IN_PANELS))
 contrasts = pytest.mark.parametrize("name", CONTRASTS)
 
 
@@ -89,7 +88,7 @@ def test_equals_the_oracle(name):
     close(case(*arrays, **given), case.expected(*arrays, **given))
 
 
-@pytest.mark.parametrize("name", slow_unless(OVER_DEVICES, NAMES))
+@pytest.mark.parametrize("name", slow_unless(OFTEN, NAMES))
 def test_float64_stays_and_gradients_match_finite_differences(name, x64):
     """Of the views, and of every hyper-parameter; in panels, forward mode and second derivatives are the dense ones."""
     case, arrays = VIEWS[name], inputs(name, 1, dtype=np.float64)
@@ -379,8 +378,8 @@ test_wrong_arguments_are_named = refuses(WRONG)
 # --- devices and memory ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("axis", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)], ids=str)
-@pytest.mark.parametrize("name", slow_unless(OVER_DEVICES, NAMES))
+@axes
+@pytest.mark.parametrize("name", slow_unless(OFTEN, NAMES))
 def test_eight_devices_equal_one(name, axis):
     """Value and gradient, of hyper-parameters too; the gradient taken outside `shard_map` and inside."""
     case, n = VIEWS[name], 16
@@ -411,7 +410,7 @@ def test_over_mesh_equals_one_device(name):
     assert_same(spread(*put(mesh, *arrays)), jax.jit(jax.value_and_grad(VIEWS[name]))(*arrays))
 
 
-@pytest.mark.parametrize("name", [*CONTRASTS, "alignment_uniformity", "koleo", "spread_out"])
+@pytest.mark.parametrize("name", slow_unless(OFTEN, [*CONTRASTS, "alignment_uniformity", "koleo", "spread_out"]))
 def test_temporaries_are_linear_in_the_batch(name):
     """At most three arrays (for the two directions of clip: five) of the size of each that comes in, and 32 MiB."""
     takes, most = VIEWS[name].takes, 5 if name == "clip" else 3

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from metricjax.transforms import (
     apply_to_rows,
@@ -18,6 +18,7 @@ from metricjax.transforms import (
     riemannian_gradient,
     riemannian_sgd,
 )
+from tests.helpers.meshes import axes
 
 RETRACTIONS = ("exponential", "projection")
 
@@ -388,7 +389,7 @@ def test_on_rows(name, rng):
         np.testing.assert_allclose(whole[rows[:2]] if whole.ndim else whole, part, atol=1e-6)
 
 
-@pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit], ids=str)
+@axes
 @some
 def test_rows_split_over_devices_need_no_traffic(name, axis, rng):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis,))
