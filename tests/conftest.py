@@ -31,6 +31,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", os.path.join(tempfile.gettempdir(), "metricjax-tests-compiled"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
+gc.set_threshold(10_000, 10, 10)  # what is traced stays: looking through millions of objects often finds little garbage
+
 
 def pytest_addoption(parser):
     what = "hostile inputs that each reader of files is tried on"
