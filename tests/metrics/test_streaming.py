@@ -8,7 +8,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import metricjax as mj
 from metricjax.metrics import retrieval, retrieval_means
-from tests.helpers.meshes import axes, mesh_of, put
+from tests.helpers.meshes import mesh_of, put
 from tests.helpers.refusals import refuses
 
 DOT, SPLIT, KS = mj.similarities.dot, PartitionSpec("data"), (1, 3, 100)
@@ -69,7 +69,7 @@ def test_batches_add_up_to_leaving_each_query_out_of_all(rng):
     agree(jax.tree.map(lambda *a: sum(a), *each), ranked(x, y, where=where))
 
 
-@axes
+@pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_eight_devices_equal_one(axis, rng):
     """Leaving each query out on one kind of mesh, with references on the other."""
     x, y, where, z, v = rows(rng, 24), labels(rng, 24), jnp.arange(24) % 5 > 0, rows(rng, 32), labels(rng, 32)
