@@ -19,7 +19,7 @@ from tests.helpers.lowering import lowered
 
 ROOT = pathlib.Path(__file__).parents[2]
 LARGE = accelerator.all_jobs(False, pathlib.Path())
-OF_A_KIND = {job.name.split(" ")[0].strip(","): job for job in reversed(LARGE)}  # the smallest, as they are in order
+OF_A_KIND = {job.name.split(" ")[0].strip(","): job for job in reversed(LARGE)}  # the first of each
 WORDS = ["--rounds", "1", "--budget", "400"]
 
 
