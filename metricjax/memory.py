@@ -50,7 +50,7 @@ class Bank(NamedTuple):
 
     Each array has a row for each place, so that over devices all are split by `PartitionSpec(axis)`. Inside `shard_map`
     give `axis_name` to `push`, `options` and the loss: each device pushes its own rows into its own places, and the
-    loss is that over all rows of all devices. Outside, for whole arrays that `jit` splits over automatic axes, so is
+    loss is that over all rows of all devices. Outside, for whole arrays that lie over the mesh, so is
     `mj.over_mesh(loss, axis)(z, y, **bank.options(z, y))`. As a pytree a bank is carried by `lax.scan`, mapped by
     `vmap`, and saved like parameters.
 
@@ -123,7 +123,8 @@ class Bank(NamedTuple):
 
         Rows that `where` leaves out take no place, nor do those that hold NaN or infinity. No gradient goes through.
         """
-        return _pushed(axis_name, self, embeddings, _checked(self, embeddings, labels, where), where)
+        labels = _checked(self, embeddings, labels, where)
+        return _split_as(self, partial(_pushed, axis_name), self, embeddings, labels, where)
 
     def options(
         self,
@@ -148,14 +149,8 @@ class Bank(NamedTuple):
             own = jnp.where(self.age == 0, self.row, -1)
             return _described(self.embeddings, self.labels, there, own)
         labels = _checked(self, embeddings, labels, where)
-        n, x = len(embeddings), widen(embeddings)
-        exist = jnp.ones(n, bool) if where is None else jnp.asarray(where)
-        return _described(
-            jnp.concatenate([x, self.embeddings.astype(x.dtype)]),
-            jnp.concatenate([labels, self.labels]),
-            jnp.concatenate([exist, there]),
-            jnp.concatenate([row_ids(n, axis_name), jnp.full_like(self.row, -1)]),
-        )
+        alike = _described(self.embeddings, self.labels, self.age, self.row)
+        return _split_as(alike, partial(_with_batch, axis_name), self, there, embeddings, labels, where)
 
 
 def _described(references, labels, where, ids) -> dict[str, Any]:
@@ -165,6 +160,24 @@ def _described(references, labels, where, ids) -> dict[str, Any]:
         "reference_where": where,
         "reference_ids": ids,
     }
+
+
+def _with_batch(axis_name, bank: Bank, there, embeddings, labels, where) -> dict[str, Any]:
+    n, x = len(embeddings), widen(embeddings)
+    exist = jnp.ones(n, bool) if where is None else jnp.asarray(where)
+    return _described(
+        jnp.concatenate([x, bank.embeddings.astype(x.dtype)]),
+        jnp.concatenate([labels, bank.labels]),
+        jnp.concatenate([exist, there]),
+        jnp.concatenate([row_ids(n, axis_name), jnp.full_like(bank.row, -1)]),
+    )
+
+
+def _split_as(arrays: Any, f: Any, *arguments: Any) -> Any:
+    """`f(*arguments)`, whose results lie over explicit axes of a mesh as `arrays` do; `f` need not know of them."""
+    lie = jax.tree.map(lambda a: jax.typeof(a).sharding, arrays)
+    axes = sorted({axis for sharding in jax.tree.leaves(lie) for axis in sharding.mesh.explicit_axes})
+    return jax.sharding.auto_axes(f, axes=tuple(axes), out_sharding=lie)(*arguments) if axes else f(*arguments)
 
 
 def _checked(bank: Bank, embeddings: Any, labels: Any, where: Any) -> Array:

@@ -441,9 +441,10 @@ def test_each_device_pushes_its_own_rows_and_the_loss_is_over_all(axis):
 
 
 @SLOW
-def test_whole_arrays_over_a_mesh():
-    """What `jit` splits by itself, with `over_mesh` for the loss."""
-    mesh = mesh_of(AxisType.Auto)
+@axes
+def test_whole_arrays_over_a_mesh(axis):
+    """What `jit` splits by itself, or where it is told to, with `over_mesh` for the loss."""
+    mesh = mesh_of(axis)
     expected, z, y = pushed_in_steps(Bank.push)
 
     def loss(z, y, bank, wrap=lambda loss: loss):
@@ -451,8 +452,9 @@ def test_whole_arrays_over_a_mesh():
         return both + wrap(mj.losses.triplet)(z, y, triplets=mj.mining.semi_hard, **bank.options())
 
     with jax.set_mesh(mesh):
-        push = jax.jit(Bank.push, out_shardings=NamedSharding(mesh, SPLIT))
+        push = jax.jit(Bank.push, out_shardings=NamedSharding(mesh, SPLIT) if axis == AxisType.Auto else None)
         bank, *_ = pushed_in_steps(lambda bank, *rows: push(*put(mesh, bank, *rows)))
+        assert all(a.sharding.spec[0] == "data" for a in bank)
         chex.assert_trees_all_equal(jax.device_get(bank), jax.device_get(expected))
         over = jax.jit(jax.value_and_grad(lambda *given: loss(*given, lambda loss: mj.over_mesh(loss, "data"))))
         found = over(*put(mesh, z, y, bank))

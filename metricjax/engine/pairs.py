@@ -331,15 +331,19 @@ def with_fixed_count(mean: Mean, x: Array) -> Mean:
 
 def chosen_triplets(loss: PairLoss, scores, positives, negatives, row: Side):
     """Columns of the positive and the negative, and validity, each [r, t]."""
-    found = as_triplets(with_key_per_row(loss.select, row)(scores, positives, negatives))
+    found = as_triplets(with_key_per_row(loss.select, row)(scores, positives, negatives), len(scores))
     return jax.tree.map(lambda a: a.reshape(len(scores), -1), (found.positive, found.negative, found.valid))
 
 
-def as_triplets(found: Any) -> Triplets:
-    """What a selection returned, once it is known to be triplets."""
+def as_triplets(found: Any, rows: int) -> Triplets:
+    """What a selection returned, once it is known to be triplets, as many of each of the rows."""
     if not isinstance(found, Triplets):
         wanted = "mj.mining.Triplets(anchor, positive, negative, valid); what keeps pairs goes to `miner`"
         raise TypeError(f"triplets returned {shown(found)}; wanted {wanted}")
+    _, *shapes = (jnp.shape(a) for a in found)
+    if shapes[0][:1] != (rows,) or shapes != shapes[:1] * 3:
+        wanted = f"arrays of one shape [{rows}, ...], a row for each anchor, with `valid` False where it has fewer"
+        raise ValueError(f"triplets returned {shown(found[1:])} for {rows} rows; wanted {wanted}")
     return found
 
 

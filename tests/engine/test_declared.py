@@ -158,6 +158,14 @@ def test_what_is_bound_to_a_declared_function_reaches_all_of_it(size):
     np.testing.assert_allclose(loss(functools.partial(powered, p=2.0)), mj.losses.supcon(Z, Y) ** 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shapes", [[(3,)] * 3, [()] * 3, [(16, 2), (16, 2), (16,)]])
+def test_a_selection_returns_as_many_triplets_of_each_row(shapes):
+    """Else they could not be told from those of other rows: `anchor` is not looked at."""
+    few = lambda *_: mj.mining.Triplets(jnp.zeros(3, int), *(jnp.zeros(shape, int) for shape in shapes))
+    with pytest.raises(ValueError, match=r"triplets returned .* for \d+ rows; wanted arrays of one shape \[\d+, ...\]"):
+        mj.losses.triplet(Z, Y, triplets=few, block_size=16)
+
+
 def test_many_triplets_a_row_are_picked_out_of_the_scores():
     def several(distances, positives, negatives):
         p, n = (jax.lax.top_k(mask.astype(jnp.float32), k)[1] for mask, k in ((positives, 3), (negatives, 40)))
