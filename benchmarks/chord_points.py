@@ -235,8 +235,6 @@ def main():
     tables |= {f"By {by}: paired differences": tests(rows, found, by) for by in ("constraint", "selection")}
     for title, some in tables.items():
         table(title, some, [name for name in some[0] if "95 %" not in name])
-    means = {name: a[:, 0].mean(axis=1) for name, a in found.items() if name not in ("curve", "steps")}
-    tables["Means over seeds"] = [row | {name: float(a[i]) for name, a in means.items()} for i, row in enumerate(rows)]
     saved = [{"table": title, **row} for title, some in tables.items() for row in some]
     save("chord_points", saved, plot(rows, found, tuned, args.steps, args.rates), ("optax", "scipy"))
 
