@@ -62,9 +62,9 @@ def functions(page: pathlib.Path, expanded: pathlib.Path) -> dict:
         parts = [picture(draw, names[0], f"{names[0]}, as the function gives it")] if draw else []
         return "\n\n".join([*parts, *(_shown(room, name) for name in names)])
 
-    def contributing() -> str:
-        """`CONTRIBUTING.md` below its heading, whose links go to the pages of the site."""
-        text = (ROOT / "CONTRIBUTING.md").read_text().partition("\n\n")[2]
+    def below(heading: str, file: str, before: str | None = None) -> str:
+        """What stands below a heading of a file beside `docs`, and before another one; links go to the site's pages."""
+        text = (ROOT / file).read_text().partition(f"{heading}\n\n")[2].partition(before or "\0")[0]
         to = lambda link: os.path.relpath(link[1], pathlib.Path("docs", page).parent)
         return re.sub(r"(?<=\]\()(docs/[^)]+)", to, text)
 
@@ -75,7 +75,7 @@ def functions(page: pathlib.Path, expanded: pathlib.Path) -> dict:
         "picture": picture,
         "losses": loss_tables.table,
         "help_of": help_of,
-        "contributing": contributing,
+        "below": below,
     }
 
 
@@ -122,11 +122,11 @@ def properties(name: str) -> str:
     entry = CATALOGUE[name]
     said = {"It compares": KINDS[entry.kind], "It takes": _takes(entry)}
     if "state" in entry.takes:
-        said["State"] = f'returned beside the loss, for the next step: `CATALOGUE["{name}"].first("state", classes)`'
+        said["State"] = f'begins with `CATALOGUE["{name}"].first("state", classes)`; the next comes beside the loss'
     if entry.bias:
         said["Learnt bias"] = f'begins with `CATALOGUE["{name}"].first("bias", classes)`'
     if entry.lengths:
-        said["Lengths"] = f"of {' and '.join(entry.lengths)} count"
+        said["Scale"] = f"that of {' and '.join(entry.lengths)} counts"
     said["Options"] = _options(name)
     if entry.kind == "pairs":
         any_rows = "any rows, a [memory bank](../guides/memory_banks.md) among them"
@@ -134,7 +134,7 @@ def properties(name: str) -> str:
     said["Forms"] = _forms(name)
     if entry.added_to:
         to = f"`losses.{entry.added_to}`" if entry.added_to in CATALOGUE else f"a loss over {entry.added_to}"
-        said["Added to"] = f"{to}, times {entry.weight:g}" + (", as in its paper" if entry.weight != 1 else "")
+        said["Added to"] = to + (f", times {entry.weight:g}" if entry.weight != 1 else ", with a weight of your own")
     said["Source"] = entry.paper or "common"
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in said.items())])
 
@@ -164,7 +164,10 @@ def _options(name: str) -> str:
 
 def _forms(name: str) -> str:
     """Ways through the engine."""
-    if "over_statistics(" in inspect.getsource(getattr(mj.losses, name)):
+    source = inspect.getsource(mj.losses.unified_pair if name == "circle" else getattr(mj.losses, name))
+    if "over_towers(" in source:
+        return "two sweeps over tiles for both directions at once, panels, or dense"
+    if "over_statistics(" in source:
         return "two sweeps over tiles (two matrix products), panels, dense, or a fused kernel"
     if "block_size" in _options(name) or CATALOGUE[name].kind == "pairs":
         return "panels of rows, or dense"

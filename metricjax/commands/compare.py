@@ -110,8 +110,9 @@ def arguments(argv=None) -> argparse.Namespace:
     add("--image-size", type=int, nargs=2, default=(32, 28), metavar=("H", "W"))
     add("--baseline", metavar="LOSS", help="compare the others with it, seed by seed: differences, p, and p after Holm")
     add("--seed", type=int, default=0, help="of the split of people, of the search, and first of the trainings")
-    add("--out", type=pathlib.Path, default=pathlib.Path("runs/compare_losses"), help="folder of the results")
+    add("--out", type=pathlib.Path, help="folder of results; default runs/DATE-TIME")
     args = parser.parse_args(argv)
+    args.out = args.out or command_line.dated_folder()
     least = {"trials": 1, "seeds": 1, "steps": 1, "batch": 2, "image_size": 8, "seed": 0}
     command_line.check_least(parser, args, least)
     args.losses = args.losses.split(",")

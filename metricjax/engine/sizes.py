@@ -176,8 +176,8 @@ class Tiling(NamedTuple):
 def tiling_in_kernel(operands: str, d: int, products: int, heavy: bool, small: bool) -> Tiling | None:
     """The tile of a sweep that takes so many products of d features; None where registers are too few for a kernel.
 
-    The fastest that were found on an H100, of 128 features, and smaller ones for a `heavy` loss, that holds more in
-    registers. A `small` GPU has less than 160 KiB for a program.
+    The fastest of a prototype of these kernels on an H100, of 128 features, and smaller ones for a `heavy` loss, that
+    holds more in registers. A `small` GPU has less than 160 KiB for a program.
     """
     parts = math.ceil(d / _TILE)
     if operands == "bfloat16" and parts <= (2 if small else 4):

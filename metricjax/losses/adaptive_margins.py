@@ -97,7 +97,7 @@ def curricularface(
     `momentum`: hard classes count for little at first and more and more later. The new t is used at once, without a
     gradient. Mean over rows. Options: `SoftmaxOptions`.
 
-    Huang et al. 2020, arXiv:2004.00288 (s = 64, m = 0.5, α = 0.01).
+    Huang et al. 2020, arXiv:2004.00288 (s = 64, m = 0.5; α = 0.01 as in their code).
 
     >>> import jax.numpy as jnp
     >>> loss, t = curricularface(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2), jnp.array(0.5), scale=1.0)

@@ -112,7 +112,7 @@ _LOSSES: dict[str, Entry] = {
     ),
     "dynamic_soft_margin": of_pairs(
         'Zhang & Rusinkiewicz 2019, "Learning local descriptors with a CDF-based dynamic soft margin"',
-        needs=("state",), state=(0.0,) * 41,
+        needs=("state",), state=(0.0,) * 512,
     ),
     # pairs: softmax and its like
     "n_pairs": of_pairs(
@@ -171,7 +171,7 @@ _LOSSES: dict[str, Entry] = {
     ),
     # classes: softmax, and margins in it
     "softmax": of_classes(lengths=("embeddings", "prototypes"), bias=jnp.zeros),
-    "normalized_softmax": of_classes("Zhai & Wu 2018, arXiv:1811.12649", "NormFace"),
+    "normalized_softmax": of_classes("Wang et al. 2017 (NormFace), arXiv:1704.06369; Zhai & Wu 2018, arXiv:1811.12649"),
     "cosface": of_classes("Wang et al. 2018, arXiv:1801.09414"),
     "arcface": of_classes("Deng et al. 2019, arXiv:1801.07698"),
     "combined_margin": of_classes("Deng et al. 2019, arXiv:1801.07698"),

@@ -118,7 +118,7 @@ def normalized_softmax(
 ) -> Loss:
     """Softmax over cosines: mean over rows of −log softmax(cos θ_j / τ)_y. Options: `SoftmaxOptions`.
 
-    Zhai & Wu 2018, arXiv:1811.12649 (τ = 0.05); also known as NormFace.
+    Wang et al. 2017 (NormFace), arXiv:1704.06369; Zhai & Wu 2018, arXiv:1811.12649 (τ = 0.05).
 
     >>> import jax.numpy as jnp
     >>> float(normalized_softmax(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2), temperature=1.0))  # log(1 + 1/e)
@@ -147,7 +147,7 @@ def cosface(
 
     Options: `SoftmaxOptions`.
 
-    Wang et al. 2018, arXiv:1801.09414 (s = 64, m = 0.35).
+    Wang et al. 2018, arXiv:1801.09414 (s = 64, m = 0.35); AM-softmax is that of Wang et al. 2018, arXiv:1801.05599.
 
     >>> import jax.numpy as jnp
     >>> z = jnp.array([[1.0, 1.0]])  # as near to one class as to the other

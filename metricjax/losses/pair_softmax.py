@@ -254,8 +254,8 @@ def nca(
 
     The mean is over anchors that have a positive, however far it is. Options: `AnchorOptions`.
 
-    Goldberger et al. 2004, "Neighbourhood components analysis" (the logarithm of its objective, T = 1); Frosst,
-    Papernot, Hinton 2019, "Analyzing and improving representations with the soft nearest neighbor loss",
+    Goldberger et al. 2004, "Neighbourhood components analysis" (which maximises the sum of these probabilities, T = 1);
+    Frosst, Papernot, Hinton 2019, "Analyzing and improving representations with the soft nearest neighbor loss",
     arXiv:1902.01889.
 
     >>> import jax.numpy as jnp

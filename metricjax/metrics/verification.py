@@ -169,10 +169,10 @@ def tar_at_far(scores: ArrayLike, same: ArrayLike, far: float) -> float:
 
 
 def k_fold_accuracy(scores: ArrayLike, same: ArrayLike, folds: int | ArrayLike = 10) -> tuple[float, float]:
-    """Mean and standard deviation over folds of the verification accuracy (LFW's protocol).
+    """Mean and standard deviation over folds of the verification accuracy, as papers on faces report it.
 
     Each fold is judged at the threshold that is most accurate on all other folds: the highest such, half-way down to
-    the next score.
+    the next score. LFW's own protocol reports the standard error of the mean: the deviation divided by √folds.
 
     Args:
       scores: [n] similarities of pairs.

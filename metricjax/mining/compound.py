@@ -20,7 +20,7 @@ __all__ = ["angular", "chain", "hard_fraction", "switch"]
 
 @offered("miner", made=True)
 def angular(angle: ArrayLike = math.pi / 9) -> Miner:
-    """Keeps the pairs that are part of a triplet whose angle at the negative is wide: tan⁻¹(d_ap / 2 d_cn) > `angle`.
+    """Keeps the pairs of triplets whose angle at the negative is wide: arctan(d_ap / (2 d_cn)) > `angle`.
 
     c is the middle of anchor and positive, so that d_cn² = (d_an² + d_pn²) / 2 − d_ap² / 4: the distances have to be
     Euclidean (`distances.chord` or `distances.euclidean`). A positive is kept if it makes such a triplet with any

@@ -49,7 +49,7 @@ def _one_each(positive: Int[Array, " n"], negative: Int[Array, " n"], positives,
 def batch_hard(
     distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]
 ) -> Triplets:
-    """For each anchor its farthest positive and its closest negative: n triplets (Hermans et al. 2017, 1703.07737).
+    """For each anchor its farthest positive and its closest negative (Hermans et al. 2017, arXiv:1703.07737).
 
     >>> import jax.numpy as jnp
     >>> t = batch_hard(jnp.array([[0.0, 1.0, 2.0, 3.0]]), jnp.array([[0, 1, 1, 0]]) > 0, jnp.array([[0, 0, 0, 1]]) > 0)
@@ -63,7 +63,7 @@ def batch_hard(
 def easy_positive_hard_negative(
     distances: Float[Array, "n m"], positives: Bool[Array, "n m"], negatives: Bool[Array, "n m"]
 ) -> Triplets:
-    """For each anchor its closest positive and its closest negative: n triplets (Xuan et al. 2020, 1904.04370)."""
+    """For each anchor its closest positive and its closest negative (Xuan et al. 2020, arXiv:1904.04370)."""
     return _one_each(_closest(distances, positives), _closest(distances, negatives), positives, negatives)
 
 

@@ -17,11 +17,15 @@ def weights_of(path: pathlib.Path, design: Design, seed: int = 0):
     `metricjax.encoders.load_weights`: all of the network is filled but a last layer that such files do not have.
 
     Raises:
-      ValueError: names are missing, left over or of other shapes; an encoder is of another network.
+      ValueError: names are missing, left over or of other shapes; an encoder is of another network, or no weights are
+        published of it.
     """
     if not path.is_dir() and path.suffix != ".npz":
         network = design.network(seed)
-        encoders.load_weights(network, path)
+        try:
+            encoders.load_weights(network, path)
+        except TypeError as error:
+            raise ValueError(f"of {design.name} no weights are published: {error}") from None
         _, params, rest = split(network)
         return {"params": params, "rest": rest}
     encoder = load(path)
