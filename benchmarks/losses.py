@@ -108,7 +108,9 @@ def main():
     for shape in args.shapes:
         z, y = batch(*map(int, shape.split("x")), args.per_class)
         for name in [name for chosen in args.losses for name in GROUPS.get(chosen, [chosen])]:
-            rows.append({"shape": shape, "loss": name, **measured((LOSSES | FURTHER)[name], z, y, args.rounds)})
+            loss = (LOSSES | FURTHER)[name]
+            of = {"default": {}} if loss in OTHERS.values() else forms()
+            rows.append({"shape": shape, "loss": name, **measured(loss, z, y, args.rounds, of)})
             ratios = "   ".join(f"{form} {rows[-1][form]:5.2f}" for form in forms() if form in rows[-1])
             print(LINE.format(**rows[-1], ratios=ratios), flush=True)
     drawn = [{**row, "name": f"{row['loss']}, {row['shape']}"} for row in rows]
@@ -117,10 +119,10 @@ def main():
     save("losses", rows, bars(drawn, "name", legend, "value and gradient, multiples of three products", log=True))
 
 
-def measured(loss, z, y, rounds: int) -> dict[str, float]:
-    """Times of value and gradient as multiples of mm3, and the temporaries of the default form."""
+def measured(loss, z, y, rounds: int, forms: dict[str, dict]) -> dict[str, float]:
+    """Times of value and gradient in each form, as multiples of mm3, and the temporaries of the default one."""
     gradient = lambda how: jax.jit(jax.value_and_grad(lambda z: loss(z, y, **how)))
-    made = {form: gradient(how) for form, how in forms().items() if form == "default" or loss not in OTHERS.values()}
+    made = {form: gradient(how) for form, how in forms.items()}
     seconds = fastest({"mm3": partial(three_products, z)} | {form: partial(f, z) for form, f in made.items()}, rounds)
     ratios = {form: seconds[form] / seconds["mm3"] for form in made}
     return {"mm3_ms": 1e3 * seconds["mm3"], **ratios, "temporaries_MiB": temporaries(made["default"], z) / 2**20}

@@ -91,7 +91,7 @@ def retrieval(n: int, d: int, most: int) -> Case:
 def pairs(n: int, d: int, listed: int) -> Case:
     z, y = people(n, d)
     count, ours, numbers = n * (n - 1) // 2, lambda: mj.metrics.pair_scores(z, y), lambda p: [p.roc.auc()]
-    case = Case(f"pairs {n}x{d}", count, ours, numbers, product=product(z, z))
+    case = Case(f"pair_scores {n}x{d}", count, ours, numbers, product=product(z, z))
     if n > listed or not installed(SKLEARN):
         return case
     from sklearn.metrics import roc_auc_score, roc_curve
@@ -109,7 +109,7 @@ def pairs(n: int, d: int, listed: int) -> Case:
 def bands(n: int, d: int) -> Case:
     z, y = people(n, d)
     seen = n * (n - 1) // 2
-    return Case(f"bands {n}x{d}", 200 * seen, partial(mj.metrics.roc_bands, z, y, FARS[FARS * seen >= 100]))
+    return Case(f"roc_bands {n}x{d}", 200 * seen, partial(mj.metrics.roc_bands, z, y, FARS[FARS * seen >= 100]))
 
 
 def identification(q: int, g: int, d: int) -> Case:

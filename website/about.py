@@ -1,4 +1,4 @@
-"""What a page says of a loss, a miner, a distance or a metric by itself: picture, docstring, properties, cost."""
+"""What a page says of a loss, a miner, a distance or a metric by itself: picture, docstring, properties."""
 
 import contextlib
 import inspect
@@ -13,7 +13,7 @@ from unittest import mock
 import metricjax as mj
 from metricjax import commands
 from metricjax.losses.catalogue import BESIDE, CATALOGUE, Entry
-from website import docstrings, loss_tables, measured, pictures
+from website import costs, docstrings, loss_tables, pictures
 from website.pictures import distances, losses, metrics, mining
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,15 +28,6 @@ KINDS = {
     "rows": "nothing: it looks at embeddings alone",
     "prototypes": "nothing: it looks at prototypes alone",
     "classes": "embeddings with a prototype of each class",
-}
-
-COSTS = {
-    "shape": "batch × features, or batch × classes × features",
-    "loss": "loss",
-    "default": "time by default",
-    "panels": "in panels",
-    "autodiff": "dense, differentiated by JAX",
-    "temporaries_MiB": "memory by default, MiB",
 }
 
 
@@ -55,12 +46,13 @@ def functions(page: pathlib.Path, expanded: pathlib.Path) -> dict:
         beside = [helper for helper, served in BESIDE.items() if served[0] == name]
         parts = [picture("loss", name, f"{name}, and a toy set before and after training with it")]
         parts += [_shown("losses", each) for each in (name, *beside)]
-        return "\n\n".join([*parts, "## Properties", properties(name), "## Cost", cost(name)])
+        return "\n\n".join([*parts, "## Properties", properties(name), "## Cost", costs.of_loss(name)])
 
     def documented(room: str, *names: str, draw: str = "") -> str:
         """Head of the page of something else: its picture, if it has one, and docstrings."""
         parts = [picture(draw, names[0], f"{names[0]}, as the function gives it")] if draw else []
-        return "\n\n".join([*parts, *(_shown(room, name) for name in names)])
+        parts += [_shown(room, name) for name in names]
+        return "\n\n".join([*parts, *costs.beside(room, names)])
 
     def below(heading: str, file: str, before: str | None = None) -> str:
         """What stands below a heading of a file beside `docs`, and before another one; links go to the site's pages."""
@@ -172,17 +164,3 @@ def _forms(name: str) -> str:
     if "block_size" in _options(name) or CATALOGUE[name].kind == "pairs":
         return "panels of rows, or dense"
     return "blocks of classes, or dense" if CATALOGUE[name].kind == "classes" else "of the batch at once"
-
-
-def cost(name: str) -> str:
-    """What the benchmarks of losses measured of it."""
-    benchmark = "class_losses" if CATALOGUE[name].kind == "classes" else "losses"
-    found = [row for row in measured.rows(benchmark) if row["loss"].split(", ")[0] == name]
-    if not found:
-        return "Not measured."
-    columns = [column for column in COSTS if any(column in row for row in found)]
-    return (
-        measured.table_of(found, {column: COSTS[column] for column in columns}, {"temporaries_MiB": ".0f"})
-        + "\n\n"
-        + measured.machine(benchmark)
-    )

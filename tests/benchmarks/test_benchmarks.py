@@ -22,6 +22,7 @@ RUNS = {
     ],
     "class_losses": ["--shape", "16x20x8", "--losses", "arcface", "adaface", "soft_triple", "--rounds", "1"],
     "exactness": ["--rows", "64", "--features", "16", "--losses", "supcon", "triplet", "cosface", "clip", "koleo"],
+    "miners": ["--shape", "32x8", "--rounds", "1", "--only", "semi_hard", "hard_fraction", "lp", "dot"],
     "memory": ["--batches", "64", "128"],
     "scale": ["--batch", "256", "--dimension", "8"],
     "collectives": ["--batch", "64", "--dimension", "8"],
