@@ -11,11 +11,6 @@ from metricjax import variants
 MEASURED = pathlib.Path(__file__).parents[1] / "docs" / "measured"
 
 
-def measured_exists(name: str) -> bool:
-    """Whether a benchmark was saved, so that a page may quote it."""
-    return (MEASURED / f"{name}.json").exists()
-
-
 @functools.cache
 def saved(name: str) -> dict:
     """What `python -m benchmarks.NAME` wrote, `rows` and the `machine` that they were taken on, or an example."""
@@ -78,5 +73,5 @@ def machine(name: str) -> str:
 
 def functions() -> dict:
     """What pages may call."""
-    own = (saved, measured_exists, rows, number, table, table_of, interval, p_values, machine)
+    own = (saved, rows, number, table, table_of, interval, p_values, machine)
     return {"mean": np.mean} | {f.__name__: f for f in own}
