@@ -38,7 +38,7 @@ SELECTIONS = {
     "distance_weighted": mj.mining.distance_weighted(jax.random.key(0), 128),
     "all_triplets": mj.mining.all_triplets,
 }
-MADE = {"lp": mj.distances.lp(3), "poincare": mj.distances.poincare(1)}  # the others are distances by themselves
+MADE = {"lp": mj.distances.lp(1), "poincare": mj.distances.poincare(1)}  # the others are distances by themselves
 DISTANCES = {name: MADE.get(name, getattr(mj.distances, name)) for name in mj.distances.__all__}
 SIMILARITIES = {name: getattr(mj.similarities, name) for name in mj.similarities.__all__}
 CONTESTANTS = {  # what each is an option of, and all of them

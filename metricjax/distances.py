@@ -132,6 +132,8 @@ def _lp(p: float) -> Pairwise:
     def lp_distance(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """‖x − y‖_p."""
         difference = jnp.abs(x[:, None] - y[None])
+        if p == 1:
+            return jnp.sum(difference, axis=-1)
         largest = lax.stop_gradient(jnp.max(difference, axis=-1, initial=0))
         scale = jnp.where(largest > 0, largest, 1)
         total = jnp.sum((difference / scale[..., None]) ** p, axis=-1)

@@ -78,8 +78,8 @@ class Selection:
     Attributes:
       select: the function, or a `Partial` of it.
       one: for a selection of one negative for each positive: `one(d_ap [n, 1], distances [n, m], negatives [n, m]) ->
-        columns [n]` selects that of one positive of each row, so that positives can be taken one after the other.
-        Values bound to the selection are bound to it, too.
+        columns [n]` selects that of one positive of each row, so that positives can be taken one after the other; a
+        column that is no negative says that there is none. Values bound to the selection are bound to it, too.
       every: it selects every triplet of a positive and a negative, which a loss may sum without listing them.
       extremes: it selects one triplet for each anchor, with the farthest or the closest positive and negative (in this
         order), the first of equal ones: a fused kernel then finds them.

@@ -150,7 +150,14 @@ def semi_hard_within(margin: ArrayLike = 0.2) -> Selection:
     >>> t.valid[0].tolist(), int(t.negative[0, 0])
     ([True, False, False, False, False], 2)
     """
-    return Selection(Partial(_semi_hard_within, margin))
+    return Selection(Partial(_semi_hard_within, margin), one=Partial(_semi_hard_within_negative, margin))
+
+
+def _semi_hard_within_negative(margin, limit, distances, negatives) -> Int[Array, " n"]:
+    """That for one positive of each anchor, `limit` away; a column that is no negative where there is none."""
+    near = negatives & (distances > limit) & (distances < limit + jnp.asarray(margin, distances.dtype))
+    closest = _closest(distances, near)
+    return jnp.where(_marked(near, closest), closest, jnp.argmin(negatives, axis=1).astype(jnp.int32))
 
 
 def _semi_hard_within(margin, distances, positives, negatives) -> Triplets:

@@ -33,18 +33,19 @@ def test_selects_what_the_oracle_selects(name, ties, rng):
     assert chosen(jax.jit(select)(jnp.asarray(d), p, n)) == expected
 
 
+@pytest.mark.parametrize("select", [mj.mining.semi_hard, mj.mining.semi_hard_within(0.5)], ids=["all", "within"])
 @pytest.mark.parametrize("ties", [False, True])
-def test_semi_hard_negative_is_that_of_semi_hard(ties, rng):
+def test_semi_hard_negative_is_that_of_semi_hard(ties, select, rng):
     d = rng.integers(0, 4, (50, 9)) if ties else rng.random((50, 9))
     d = jnp.asarray(d, jnp.float32)
     positive = rng.integers(0, 4, 50)
     positives = jnp.asarray(np.arange(9) == positive[:, None])
     negatives = ~positives & jnp.asarray(rng.random((50, 9)) < 0.7) & (np.arange(50)[:, None] > 3)
     limit = jnp.take_along_axis(d, jnp.asarray(positive)[:, None], axis=1)
-    negative = mj.mining.semi_hard.one(limit, d, negatives)
-    some = np.any(negatives, axis=1)
+    negative = select.one(limit, d, negatives)
+    some = np.asarray(negatives)[np.arange(50), negative]
     together = {(i, int(positive[i]), int(negative[i])) for i in range(50) if some[i]}
-    assert together == chosen(mj.mining.semi_hard(d, positives, negatives))
+    assert together == chosen(select(d, positives, negatives))
 
 
 @pytest.mark.parametrize("name", SELECTORS)
