@@ -3,8 +3,7 @@
     python -m benchmarks.miners [--shape 4096x128] [--only semi_hard lp ...] [--rounds 7]
 
 Value and gradient: selections of triplets are in `mj.losses.triplet`, masks and distances in `mj.losses.contrastive`,
-similarities in `mj.losses.supcon`. mm3 is the time of S = X Xᵀ, S X and
-Xᵀ S and nothing else.
+similarities in `mj.losses.supcon`. mm3 is the time of S = X Xᵀ, S X and Xᵀ S and nothing else.
 """
 
 import argparse
@@ -60,9 +59,8 @@ def main():
     rows = []
     for option, (loss, some) in CONTESTANTS.items():
         for name in [name for name in some if name in args.only]:
-            found = measured(
-                partial(getattr(mj.losses, loss), **{option: some[name]}), z, y, args.rounds, {"default": {}}
-            )
+            with_it = partial(getattr(mj.losses, loss), **{option: some[name]})
+            found = measured(with_it, z, y, args.rounds, {"default": {}})
             rows.append({"shape": args.shape, "loss": loss, "option": option, "name": name, **found})
             print(LINE.format(**rows[-1]), flush=True)
     drawn = [{**row, "label": f"{row['option']}: {row['name']}"} for row in rows]

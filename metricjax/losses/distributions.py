@@ -100,7 +100,7 @@ def histogram(
     similarity: Callable[[Array, Array], Array] = similarities.cosine,
     **options: Unpack[AnchorOptions],
 ) -> Loss:
-    """Histogram loss: Σ_r h⁻_r Σ_{q≤r} h⁺_q, the probability of a negative pair that is as similar as a positive one.
+    """Histogram loss: Σ_r h⁻_r Σ_{q≤r} h⁺_q: the chance that a negative pair is at least as similar as a positive.
 
     h⁺ and h⁻ are the histograms of all positive and of all negative pairs over bins + 1 nodes from −1 to 1: a
     similarity gives its weight linearly to the two nearest. `reduction` reduces over negatives. Options:
