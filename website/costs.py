@@ -25,6 +25,8 @@ OPTIONS = {"mining": ("triplets", "miner"), "distances": ("distance",), "similar
 def of_loss(name: str) -> str:
     benchmark = "class_losses" if CATALOGUE[name].kind == "classes" else "losses"
     found = [row for row in measured.rows(benchmark) if row["loss"].split(", ")[0] == name]
+    if not found:
+        return "Not measured."
     columns = {column: title for column, title in OF_LOSS.items() if any(column in row for row in found)}
     return _table(benchmark, found, columns)
 
