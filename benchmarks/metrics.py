@@ -1,25 +1,23 @@
 """What does evaluation cost, next to scikit-learn and PyTorch Metric Learning where they can do it?
 
-    python -m benchmarks.metrics [--retrieval 10000x128 60000x128 ...] [--pairs 5000x128 ... 45000x128] [--listed 5000]
-                                 [--bands 5000x128 ...] [--searches 1000x100000x128 ...] [--labels 10000 ...]
-                                 [--rounds 5] [--peer-rows 20000]
+    python -m benchmarks.metrics [retrieval:10000x128 pair_scores:45000x128 nmi:10000 ...] [--rounds 5]
 
-- retrieval, rows x features: `mj.metrics.retrieval`, and `AccuracyCalculator` (precision at 1, R-precision, MAP@R) with
-  its nearest neighbours by PyTorch;
-- pairs, rows x features: `mj.metrics.pair_scores`, which sees n(n − 1)/2 pairs, 45000 rows a thousand million, and
-  scikit-learn's `roc_curve` and `roc_auc_score` of the list of all scores, up to `--listed` rows;
-- bands, rows x features: `mj.metrics.roc_bands` by 200 resamples of people;
-- searches, queries x gallery x features: `mj.metrics.identification`, half of the queries with one mate in the gallery,
-  all others in it distractors;
-- clustering, labels: NMI, AMI and ARI, and scikit-learn's; BCubed.
+A name of `mj.metrics` and a size each; without any, those of `SIZES`. Sizes are
 
-Five rows of each person. Where a peer gives the same number, it has to agree before anything is timed. A peer that is
-not installed, or is given too many rows to be waited for, is left out. Of what compares rows, "product" is the time of
-the bare `x @ y.T`, in panels of 128 queries within one program, and "ratio" how many times that ours takes.
+- rows x features of embeddings, five rows of each person; `both_ways` takes four of them as captions of the fifth;
+- queries x gallery x features for `identification`: half of the queries have a mate in the gallery, all other rows of
+  it are distractors; queries x gallery for what takes a table of their scores;
+- the number of scores of pairs, of which one in a hundred is genuine, or of labels that are compared with clusters.
+
+Where a peer gives the same number, it has to agree before anything is timed. A peer that is not installed, or would
+have to be waited for (`PATIENCE`), is left out. "MiB" is the most of the machine's memory that a run holds beyond what
+it found, its result included. Of what compares rows, "product" is the time of the bare `x @ y.T`, in panels of 128
+queries within one program, and "ratio" how many times that ours takes.
 """
 
 import argparse
 import importlib.util
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -30,27 +28,49 @@ import numpy as np
 from jax import lax
 
 import metricjax as mj
-from benchmarks.report import bars, fastest, save
+from benchmarks.report import bars, fastest, peak, save
 
 EACH = 5
 FARS = np.geomspace(1e-3, 1, 13)
 PML, SKLEARN = "pytorch-metric-learning", "scikit-learn"
+PATIENCE = {PML: 20_000, SKLEARN: 5_000}  # rows of embeddings that a peer is given at most
+SIZES = {
+    "retrieval": ("2000x128", "10000x128", "60000x128"),
+    "both_ways": ("10000x128",),
+    "compact_retrieval": ("10000x128",),
+    "pair_scores": ("5000x128", "10000x128", "20000x128", "45000x128"),
+    "roc_bands": ("5000x128",),
+    "calibrated_pair_threshold": ("5000x128",),
+    "group_pair_rates": ("10000x128",),
+    "hardest_pairs": ("10000x128",),
+    "embedding_health": ("10000x128",),
+    "health": ("512x128",),
+    "templates": ("50000x128",),
+    "identification": ("1000x100000x128",),
+    **dict.fromkeys(("cmc", "fnir_at_fpir"), ("1000x10000",)),
+    **dict.fromkeys(("roc", "tar_at_far", "equal_error_rate", "error_rates", "hter", "decidability"), ("1000000",)),
+    **dict.fromkeys(("k_fold_accuracy", "k_fold_tar", "error_versus_reject", "group_error_rates"), ("1000000",)),
+    "calibrated_threshold": ("10000",),
+    **dict.fromkeys(("nmi", "ami", "ari", "v_measure", "pairwise_f1", "bcubed_f1"), ("10000",)),
+}
 
 
 class Case(NamedTuple):
     """What is timed, how many things it counts, those of its numbers that a peer gives too, the peer, the product."""
 
-    name: str
-    count: int
     ours: Callable
-    numbers: Callable = lambda found: [found]
+    count: int
+    numbers: Callable = np.atleast_1d
     package: str | None = None
     peer: Callable | None = None
     product: Callable | None = None
 
+    def beside(self, package: str, peer: Callable, rows: int = 0) -> "Case":
+        there = importlib.util.find_spec({PML: "pytorch_metric_learning", SKLEARN: "sklearn"}[package])
+        return self._replace(package=package, peer=peer) if there and rows <= PATIENCE[package] else self
 
-def installed(package: str) -> bool:
-    return importlib.util.find_spec({PML: "pytorch_metric_learning", SKLEARN: "sklearn"}[package]) is not None
+
+# --- of embeddings ----------------------------------------------------------------------------------------------------
 
 
 def people(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,6 +78,42 @@ def people(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
     labels = rng.permutation(np.arange(n) // EACH)
     centres = rng.standard_normal((n // EACH + 1, d), np.float32)
     return centres[labels] + rng.standard_normal((n, d), np.float32), labels
+
+
+def captions(z: np.ndarray, y: np.ndarray):
+    first = np.zeros(len(y), bool)
+    first[np.unique(y, return_index=True)[1]] = True
+    return mj.metrics.both_ways(z[first], z[~first], labels=y[first], reference_labels=y[~first])
+
+
+OF_EMBEDDINGS = {
+    "retrieval": partial(mj.metrics.retrieval, ks=(1,)),
+    "both_ways": captions,
+    "compact_retrieval": mj.metrics.compact_retrieval,
+    "pair_scores": mj.metrics.pair_scores,
+    "roc_bands": lambda z, y: mj.metrics.roc_bands(z, y, FARS[len(y) * (len(y) - 1) // 2 * FARS >= 100]),
+    "calibrated_pair_threshold": lambda z, y: mj.metrics.calibrated_pair_threshold(z, y, 0.001),
+    "group_pair_rates": lambda z, y: mj.metrics.group_pair_rates(z, y, y % 2, 0.5),
+    "hardest_pairs": mj.metrics.hardest_pairs,
+    "embedding_health": mj.metrics.embedding_health,
+    "health": jax.jit(mj.metrics.health),
+    "templates": lambda z, y: mj.metrics.templates(z, y, np.arange(len(y))),
+}
+OF_ROWS = ("health", "templates")  # the others of them compare rows with all rows
+
+
+def of_embeddings(name: str, n: int, d: int) -> Case:
+    z, y = people(n, d)
+    case = Case(partial(OF_EMBEDDINGS[name], z, y), n)
+    if name not in OF_ROWS:
+        case = case._replace(product=product(z, z))
+    if name == "retrieval":
+        numbers = lambda found: [found["recall@1"], found["r_precision"], found["map@r"]]
+        return case._replace(numbers=numbers).beside(PML, partial(calculated, z, y), n)
+    if name == "pair_scores":
+        case = case._replace(numbers=lambda found: [found.roc.auc()], count=n * (n - 1) // 2)
+        return case.beside(SKLEARN, partial(all_listed, z, y), n)
+    return case
 
 
 def product(queries: np.ndarray, rows: np.ndarray) -> Callable:
@@ -69,13 +125,8 @@ def product(queries: np.ndarray, rows: np.ndarray) -> Callable:
     return partial(run, panels, jnp.asarray(rows))
 
 
-def retrieval(n: int, d: int, most: int) -> Case:
-    z, y = people(n, d)
-    numbers = lambda found: [found["recall@1"], found["r_precision"], found["map@r"]]
-    ours = partial(mj.metrics.retrieval, z, y, ks=(1,))
-    case = Case(f"retrieval {n}x{d}", n, ours, numbers, product=product(z, z))
-    if n > most or not installed(PML):
-        return case
+def calculated(z: np.ndarray, y: np.ndarray) -> list[float]:
+    """What PyTorch Metric Learning finds, with nearest neighbours by PyTorch."""
     import torch
     from pytorch_metric_learning.distances import CosineSimilarity
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
@@ -84,32 +135,22 @@ def retrieval(n: int, d: int, most: int) -> Case:
     measures = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
     knn = CustomKNN(CosineSimilarity(), batch_size=1024)
     calculator = AccuracyCalculator(measures, k="max_bin_count", device=torch.device("cpu"), knn_func=knn)
-    found = partial(calculator.get_accuracy, torch.tensor(z), torch.tensor(y))
-    return case._replace(package=PML, peer=lambda: [found()[measure] for measure in measures])
+    found = calculator.get_accuracy(torch.tensor(z), torch.tensor(y))
+    return [found[measure] for measure in measures]
 
 
-def pairs(n: int, d: int, listed: int) -> Case:
-    z, y = people(n, d)
-    count, ours, numbers = n * (n - 1) // 2, lambda: mj.metrics.pair_scores(z, y), lambda p: [p.roc.auc()]
-    case = Case(f"pair_scores {n}x{d}", count, ours, numbers, product=product(z, z))
-    if n > listed or not installed(SKLEARN):
-        return case
+def all_listed(z: np.ndarray, y: np.ndarray) -> list[float]:
+    """The AUC by scikit-learn, from a list of the scores of all pairs."""
     from sklearn.metrics import roc_auc_score, roc_curve
 
-    def all_listed():
-        first, second = np.triu_indices(n, 1)
-        unit = z / np.linalg.norm(z, axis=1, keepdims=True)
-        same, scores = y[first] == y[second], (unit @ unit.T)[first, second]
-        roc_curve(same, scores)
-        return [roc_auc_score(same, scores)]
-
-    return case._replace(package=SKLEARN, peer=all_listed)
+    first, second = np.triu_indices(len(z), 1)
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    same, scores = y[first] == y[second], (unit @ unit.T)[first, second]
+    roc_curve(same, scores)
+    return [roc_auc_score(same, scores)]
 
 
-def bands(n: int, d: int) -> Case:
-    z, y = people(n, d)
-    seen = n * (n - 1) // 2
-    return Case(f"roc_bands {n}x{d}", 200 * seen, partial(mj.metrics.roc_bands, z, y, FARS[FARS * seen >= 100]))
+# --- of queries and a gallery -----------------------------------------------------------------------------------------
 
 
 def identification(q: int, g: int, d: int) -> Case:
@@ -120,27 +161,92 @@ def identification(q: int, g: int, d: int) -> Case:
     gallery = np.concatenate([z[mates], np.random.default_rng(1).standard_normal((g - len(mates), d), np.float32)])
     names = np.concatenate([y[mates], q + np.arange(g - len(mates))])
     run = partial(mj.metrics.identification, z[rows[:, 0]], y[rows[:, 0]], gallery, names)
-    return Case(f"identification {q}x{g}x{d}", q * g, run, product=product(z[rows[:, 0]], gallery))
+    return Case(run, q * g, product=product(z[rows[:, 0]], gallery))
 
 
-def clustering(n: int) -> list[Case]:
+OF_SEARCHES = {"cmc": mj.metrics.cmc, "fnir_at_fpir": partial(mj.metrics.fnir_at_fpir, fpir=0.1)}
+
+
+def of_searches(name: str, q: int, g: int) -> Case:
+    scores = np.random.default_rng(0).standard_normal((q, g), np.float32)
+    return Case(partial(OF_SEARCHES[name], scores, np.arange(q), np.arange(g) + q // 2), q * g)
+
+
+# --- of scores of pairs, and of clusters ------------------------------------------------------------------------------
+
+OF_SCORES = {
+    "roc": lambda scores, same: mj.metrics.roc(scores, same).auc(),
+    "tar_at_far": lambda scores, same: mj.metrics.tar_at_far(scores, same, 0.01),
+    "equal_error_rate": mj.metrics.equal_error_rate,
+    "error_rates": lambda scores, same: mj.metrics.error_rates(scores, same, 1.0),
+    "hter": lambda scores, same: mj.metrics.hter(scores, same, scores[::-1], same[::-1]),
+    "decidability": mj.metrics.decidability,
+    "k_fold_accuracy": mj.metrics.k_fold_accuracy,
+    "k_fold_tar": lambda scores, same: mj.metrics.k_fold_tar(scores, same, 0.01),
+    "error_versus_reject": lambda scores, same: mj.metrics.error_versus_reject(scores, same, -scores, 0.01),
+    "group_error_rates": lambda scores, same: mj.metrics.group_error_rates(scores, same, np.arange(len(same)) % 10, 1),
+    "calibrated_threshold": lambda scores, same: mj.metrics.calibrated_threshold(
+        scores, np.random.default_rng(0).integers(len(scores) // EACH, size=(len(scores), 2)), 0.1
+    ),
+}
+
+
+def of_scores(name: str, n: int) -> Case:
+    same = np.arange(n) % 100 == 0
+    scores = np.random.default_rng(0).standard_normal(n, np.float32) + 3 * same
+    case = Case(partial(OF_SCORES[name], scores, same), n)
+    return case.beside(SKLEARN, partial(curve_of, same, scores)) if name == "roc" else case
+
+
+def curve_of(same: np.ndarray, scores: np.ndarray) -> float:
+    from sklearn.metrics import auc, roc_curve
+
+    return auc(*roc_curve(same, scores)[:2])
+
+
+OF_CLUSTERS = {  # and what they are called in scikit-learn
+    "nmi": "normalized_mutual_info_score",
+    "ami": "adjusted_mutual_info_score",
+    "ari": "adjusted_rand_score",
+    "v_measure": "v_measure_score",
+    "pairwise_f1": None,
+    "bcubed_f1": None,
+}
+
+
+def of_clusters(name: str, n: int) -> Case:
     rng = np.random.default_rng(0)
     true = np.arange(n) // EACH
     found = np.where(rng.random(n) < 0.8, true, rng.integers(0, n // EACH + 1, n))
-    names = {"nmi": "normalized_mutual_info", "ami": "adjusted_mutual_info", "ari": "adjusted_rand", "bcubed_f1": None}
-    cases = []
-    for name, theirs in names.items():
-        case = Case(f"{name} {n}", n, partial(getattr(mj.metrics, name), true, found), np.atleast_1d)
-        if theirs and installed(SKLEARN):
-            from sklearn import metrics
+    case = Case(partial(getattr(mj.metrics, name), true, found), n)
+    theirs = lambda: getattr(importlib.import_module("sklearn.metrics"), OF_CLUSTERS[name])(true, found)
+    return case.beside(SKLEARN, theirs) if OF_CLUSTERS[name] else case
 
-            case = case._replace(package=SKLEARN, peer=partial(getattr(metrics, f"{theirs}_score"), true, found))
-        cases.append(case)
-    return cases
+
+MADE = {
+    "identification": identification,
+    **{name: partial(of_embeddings, name) for name in OF_EMBEDDINGS},
+    **{name: partial(of_searches, name) for name in OF_SEARCHES},
+    **{name: partial(of_scores, name) for name in OF_SCORES},
+    **{name: partial(of_clusters, name) for name in OF_CLUSTERS},
+}
+
+
+def asked(text: str) -> tuple[str, str]:
+    """NAME:SIZE."""
+    name, _, size = text.partition(":")
+    if name not in SIZES:
+        raise argparse.ArgumentTypeError(f"no such metric: {name!r}; there are {', '.join(SIZES)}")
+    if not re.fullmatch(re.sub(r"\d+", r"\\d+", SIZES[name][0]), size):
+        raise argparse.ArgumentTypeError(f"the size of {name} is {size!r}; wanted one such as {SIZES[name][0]}")
+    return name, size
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
 
 
 def measured(case: Case, rounds: int) -> dict:
-    runs, row = {"ours": case.ours}, {"name": case.name, "peer": case.package, "count": case.count}
+    runs, row = {"ours": case.ours}, {"peer": case.package, "count": case.count}
     if case.peer:
         mine, theirs = case.numbers(case.ours()), case.peer()
         np.testing.assert_allclose(mine, theirs, rtol=1e-3)  # rounding orders scores that are all but equal
@@ -149,7 +255,7 @@ def measured(case: Case, rounds: int) -> dict:
     if case.product:
         runs["product"] = case.product
     seconds = fastest(runs, rounds)
-    row |= {f"{name}_ms": 1e3 * time for name, time in seconds.items()}
+    row |= {f"{name}_ms": 1e3 * time for name, time in seconds.items()} | {"MiB": peak(case.ours)}
     if case.product:
         row["ratio"] = seconds["ours"] / seconds["product"]
     return row | {"per_second": case.count / seconds["ours"]}
@@ -157,32 +263,20 @@ def measured(case: Case, rounds: int) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--retrieval", nargs="*", default=["2000x128", "10000x128", "60000x128"])
-    parser.add_argument("--pairs", nargs="*", default=["5000x128", "10000x128", "20000x128", "45000x128"])
-    parser.add_argument("--listed", type=int, default=5000, help="rows of which scikit-learn gets a list of all pairs")
-    parser.add_argument("--peer-rows", type=int, default=20000, help="rows that PyTorch Metric Learning is given")
-    parser.add_argument("--bands", nargs="*", default=["5000x128"])
-    parser.add_argument("--searches", nargs="*", default=["1000x100000x128"])
-    parser.add_argument("--labels", nargs="*", type=int, default=[10000])
+    every = [(name, size) for name, sizes in SIZES.items() for size in sizes]
+    parser.add_argument("cases", nargs="*", type=asked, metavar="NAME:SIZE", default=every)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    numbers = lambda shape: map(int, shape.split("x"))
-    # Made one at a time, so that no two sets are in memory.
-    makers = [
-        *(lambda s=s: [retrieval(*numbers(s), args.peer_rows)] for s in args.retrieval),
-        *(lambda s=s: [pairs(*numbers(s), args.listed)] for s in args.pairs),
-        *(lambda s=s: [bands(*numbers(s))] for s in args.bands),
-        *(lambda s=s: [identification(*numbers(s))] for s in args.searches),
-        *(partial(clustering, n) for n in args.labels),
-    ]
     rows = []
-    print(f"{'':32}{'ours':>14}{'product':>14}{'ratio':>7}{'peer':>14}{'differ':>9}{'a second':>11}")
-    for case in (case for make in makers for case in make()):
-        rows.append(row := measured(case, args.rounds))
+    print(f"{'':36}{'ours':>14}{'MiB':>8}{'product':>14}{'ratio':>7}{'peer':>14}{'differ':>9}{'a second':>11}")
+    for name, size in args.cases:
+        case = MADE[name](*map(int, size.split("x")))
+        rows.append(row := {"name": f"{name} {size}", **measured(case, args.rounds)})
         peer = f"{row['peer_ms']:11.1f} ms{row['differ']:9.0e}" if case.peer else f"{'–':>14}{'':9}"
         bare = f"{row['product_ms']:11.1f} ms{row['ratio']:7.2f}" if case.product else f"{'–':>14}{'':7}"
-        timed = f"{row['ours_ms']:11.1f} ms{bare}{peer}{row['per_second']:11.1e}"
-        print(f"{case.name:32}{timed}  {case.package or ''}", flush=True)
+        memory = f"{row['MiB']:8.0f}" if row["MiB"] is not None else f"{'–':>8}"
+        timed = f"{row['ours_ms']:11.1f} ms{memory}{bare}{peer}{row['per_second']:11.1e}"
+        print(f"{row['name']:36}{timed}  {case.package or ''}", flush=True)
     legend = {"ours_ms": "ours", "product_ms": "the bare product", "peer_ms": "peer"}
     figure = bars(rows, "name", legend, "milliseconds", log=True)
     save("metrics", rows, figure, sorted({row["peer"] for row in rows} - {None}))

@@ -4,11 +4,13 @@ Contestants are run in turn, round after round, in one process, and the fastest 
 little on a machine that does other things too. On an accelerator, which does not, the median counts.
 """
 
+import ctypes
 import datetime
 import json
 import os
 import pathlib
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -71,6 +73,21 @@ def medians(contestants: Mapping[str, tuple[Callable, int]], rounds: int, second
 def temporaries(f: Callable, *arguments) -> int:
     """Bytes of temporaries of the compiled `f`, which is not run; arguments may be shapes."""
     return jax.jit(f).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def peak(run: Callable[[], object]) -> float | None:
+    """MiB of the machine's own memory that a run holds at most beyond what it found; None where Linux does not tell."""
+    process = pathlib.Path("/proc/self")
+    held = lambda most: int(re.search(rf"{most}:\s*(\d+) kB", (process / "status").read_text())[1]) / 1024
+    jax.block_until_ready(run())
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed, back to the system: the run has to ask for it again
+        (process / "clear_refs").write_text("5")  # the peak begins again at what is held now
+    except (OSError, AttributeError):
+        return None
+    before = held("VmRSS")
+    jax.block_until_ready(run())
+    return max(0.0, held("VmHWM") - before)
 
 
 def machine(packages: Sequence[str] = ()) -> dict[str, str | int]:

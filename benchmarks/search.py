@@ -6,7 +6,8 @@ Shapes are queries x references x features x k; scores are inner products. "prod
 at a time against all references, each part in memory and nothing more, at JAX's default precision, which on GPUs and
 TPUs is lower; "lax.top_k" adds that to each part, exact to float32 as ours is; "faiss" is `IndexFlatIP` of faiss-cpu on
 two threads, left out where it is not installed. Before anything is timed, all have to find the same scores; "agree" is
-the smallest share of neighbours that another one has, below 1 by rounding only.
+the smallest share of neighbours that another one has, below 1 by rounding only. "hard_negatives" is that miner, k
+negatives for each query, which has one positive.
 """
 
 import argparse
@@ -64,6 +65,11 @@ def contestants(x, y, k: int) -> dict:
     return runs
 
 
+def mined(x, y, k: int):
+    f = partial(mj.mining.hard_negatives, num_negatives=k, similarity=mj.similarities.dot)
+    return jax.jit(f).lower(x, y, jnp.arange(len(x))).compile()
+
+
 def agreement(runs: dict) -> float:
     """The smallest share of the neighbours found by the first that another one finds too; scores have to be equal."""
     first, *others = (run() for run in runs.values())
@@ -76,15 +82,18 @@ def agreement(runs: dict) -> float:
 
 
 def measured(q: int, n: int, d: int, k: int, rounds: int) -> dict[str, float]:
-    """Times as multiples of that of the product, and MiB of temporaries of ours."""
+    """Times as multiples of that of the product, and MiB of temporaries of ours and of the miner."""
     keys = jax.random.split(jax.random.key(0))
     x, y = jax.random.normal(keys[0], (q, d)), jax.random.normal(keys[1], (n, d))
     runs = contestants(x, y, k)
     row = {"agree": agreement(runs)}
+    miner = mined(x, y, k)
+    runs |= {"hard_negatives": partial(miner, x, y, jnp.arange(q))}
     seconds = fastest({"product": partial(materialised, x, y), **runs}, rounds)
     row["product_ms"] = 1e3 * seconds.pop("product")
-    memory = runs["ours"].func.memory_analysis().temp_size_in_bytes
-    return {**row, **{name: 1e3 * time / row["product_ms"] for name, time in seconds.items()}, "MiB": memory / 2**20}
+    MiB = lambda compiled: compiled.memory_analysis().temp_size_in_bytes / 2**20
+    memory = {"MiB": MiB(runs["ours"].func), "hard_negatives_MiB": MiB(miner)}
+    return {**row, **{name: 1e3 * time / row["product_ms"] for name, time in seconds.items()}, **memory}
 
 
 def main():
@@ -92,15 +101,15 @@ def main():
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    names = ("ours", "lax.top_k", "faiss")
-    print(f"{'':24}{'product':>10}" + "".join(f"{name:>11}" for name in names) + f"{'agree':>11}{'MiB':>9}")
-    print(f"{'':24}{'ms':>10}" + f"{'× product':>11}" * len(names))
+    names = ("ours", "lax.top_k", "faiss", "hard_negatives")
+    print(f"{'':24}{'product':>10}" + "".join(f"{name:>15}" for name in names) + f"{'agree':>11}{'MiB':>9}")
+    print(f"{'':24}{'ms':>10}" + f"{'× product':>15}" * len(names))
     rows = []
     for shape in args.shapes:
         q, n, d, k = map(int, shape.split("x"))
         rows.append({"shape": shape, "queries": q, "references": n, "features": d, "k": k})
         rows[-1] |= (row := measured(q, n, d, k, args.rounds))
-        shown = "".join(f"{row[name]:11.2f}" if name in row else f"{'–':>11}" for name in names)
+        shown = "".join(f"{row[name]:15.2f}" if name in row else f"{'–':>15}" for name in names)
         print(f"{shape:24}{row['product_ms']:10.1f}{shown}{row['agree']:11.5f}{row['MiB']:9.1f}", flush=True)
     packages = ["faiss-cpu"] if "faiss" in rows[0] else []
     save("search", rows, bars(rows, "shape", {name: name for name in names}, "time / that of the product"), packages)

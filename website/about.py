@@ -156,7 +156,9 @@ def _options(name: str) -> str:
 
 def _forms(name: str) -> str:
     """Ways through the engine."""
-    source = inspect.getsource(mj.losses.unified_pair if name == "circle" else getattr(mj.losses, name))
+    source = inspect.getsource(getattr(mj.losses, name))
+    if "distance=" not in source:  # of its own, which need not be symmetric as sweeps want it
+        source += "".join(inspect.getsource(getattr(mj.losses, to)) for to in CATALOGUE if f"return {to}(" in source)
     if "over_towers(" in source:
         return "two sweeps over tiles for both directions at once, panels, or dense"
     if "over_statistics(" in source:

@@ -13,10 +13,26 @@ OF_LOSS = {
     "autodiff": "dense, differentiated by JAX",
     "temporaries_MiB": "memory by default, MiB",
 }
-OF_METRIC = {"name": "", "ours_ms": "ms", "product_ms": "the bare product, ms", "peer_ms": "peer, ms", "peer": "peer"}
+OF_METRIC = {
+    "name": "",
+    "ours_ms": "ms",
+    "product_ms": "the bare product, ms",
+    "peer_ms": "peer, ms",
+    "peer": "peer",
+    "MiB": "memory, MiB",
+}
+OF_SEARCH = {
+    "shape": "",
+    "product_ms": "the bare product, ms",
+    "hard_negatives": "time",
+    "hard_negatives_MiB": "memory, MiB",
+}
 IN_A_LOSS = {"name": "", "loss": "in", "default": "time", "temporaries_MiB": "memory, MiB"}
 ABOUT = {
-    "metrics": "Shapes are rows × features, or queries × gallery × features; the product is that of the rows.",
+    "metrics": "Sizes are rows × features, queries × gallery × features, or a number of scores or labels. The product "
+    "is that of the rows alone, memory the most that a run holds beyond its arguments.",
+    "search": "Sizes are queries × corpus × features × negatives, with one positive of each query; times are multiples "
+    "of the bare product. With a margin, ten times as many candidates are searched.",
     "miners": "Value and gradient of a loss with it, 4096 × 128: multiples of three products, S = X Xᵀ, S X and Xᵀ S.",
 }
 OPTIONS = {"mining": ("triplets", "miner"), "distances": ("distance",), "similarities": ("similarity",)}
@@ -32,13 +48,21 @@ def of_loss(name: str) -> str:
 
 
 def beside(room: str, names: Sequence[str]) -> list[str]:
-    """Of a miner, a distance or a metric, with a heading; nothing if it was not measured."""
-    benchmark, options = ("metrics", (None,)) if room == "metrics" else ("miners", OPTIONS.get(room, ()))
-    is_of_it = lambda row: row["name"].split()[0] in names and row.get("option") in options
+    """Of a miner, a distance or a metric, with a heading; nothing of what is not measured."""
+    if room == "metrics":
+        benchmark, columns = "metrics", OF_METRIC
+        is_of_it = lambda row: row["name"].split()[0] in names
+    elif names[0] == "hard_negatives":
+        benchmark, columns = "search", OF_SEARCH
+        is_of_it = lambda row: True
+    else:
+        benchmark, columns = "miners", IN_A_LOSS
+        is_of_it = lambda row: row["name"] in names and row["option"] in OPTIONS.get(room, ())
     found = [row for row in measured.rows(benchmark) if is_of_it(row)]
-    columns = OF_METRIC if room == "metrics" else IN_A_LOSS
+    columns = {key: title for key, title in columns.items() if any(row.get(key) is not None for row in found)}
     return ["## Cost", ABOUT[benchmark], _table(benchmark, found, columns)] if found else []
 
 
 def _table(benchmark: str, rows: list[dict], columns: dict[str, str]) -> str:
-    return measured.table_of(rows, columns, {"temporaries_MiB": ".0f"}) + "\n\n" + measured.machine(benchmark)
+    forms = {column: ".0f" for column in columns if column.endswith("MiB")}
+    return measured.table_of(rows, columns, forms) + "\n\n" + measured.machine(benchmark)
