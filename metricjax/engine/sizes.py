@@ -72,6 +72,7 @@ SEARCHED_GROUP = 64  # entries of a row in a group whose largest is looked at fi
 COUNTED_LIMITS, COUNTED_DISTANCES = 4, 32  # counted in one sum
 SORTED_ROW = 4096  # entries of a row that accelerators sort at once in a search
 CANDIDATES_FROM = 512  # queries for which a search finds candidates by rounded products first
+_FEW_QUERIES = 64
 QUERIES_IF_UNKNOWN = 128  # of a search that is exported for any number of them
 BUDGET = 3 * 2**30  # bytes that a panel or block may take on accelerators
 _OF_SCORE, _OF_POOLED = 24, 36  # bytes that go with a score: its gradient, masks, and what a loss makes of it
@@ -210,13 +211,16 @@ def rows_sorted_at_once() -> int:
 # --- search and clusters --------------------------------------------------------------------------------------------
 
 
-def references_in_block(m: int, d: int, k: int, budget: int = BUDGET) -> ByPlatform:
-    """References at a time of m, in a search for k of them: each block costs a sort of k.
+def references_in_block(n: int, m: int, d: int, k: int, budget: int = BUDGET) -> ByPlatform:
+    """References at a time of m, in a search of n queries for k of them: each block costs each query a sort of k.
 
-    On accelerators blocks of one size, whose copies take half of the budget at most, and so do scores of 128 queries.
+    On a CPU few queries are answered so fast that to get the memory of a large block takes longer than the sorts of
+    many small ones. On accelerators blocks of one size, whose copies take half of the budget at most, and so do scores
+    of 128 queries.
     """
     most = max(_TILE, budget // (2 * max(_COPIED * d, _SEARCHED * _TILE)) // _TILE * _TILE)
-    return ByPlatform(min(2**17, max(2**14, 2 ** math.ceil(math.log2(1024 * k)))), _even_tiles(m, most))
+    each, least = (64, 2**13) if n <= _FEW_QUERIES and m > 2**14 else (1024, 2**14)
+    return ByPlatform(min(2**17, max(least, 2 ** math.ceil(math.log2(each * k)))), _even_tiles(m, most))
 
 
 def queries_in_panel(n: int, references: int, d: int, k: int, budget: int = BUDGET) -> ByPlatform:

@@ -74,8 +74,8 @@ def _among(options: Options, k: int, x, references, where, on_cpu: bool) -> Neig
     budget //= 1 if options.score.product else 2  # other scores may hold copies of their own
     wanted = min(k, options.k + options.exclude_self)  # candidates of a first pass do not make blocks larger
     size = options.block_size
-    size = min(m, of_platform(sizes.references_in_block(m, d, wanted, budget)) if size == "auto" else int(size))
     rows = n if isinstance(n, int) else sizes.QUERIES_IF_UNKNOWN
+    size = min(m, of_platform(sizes.references_in_block(rows, m, d, wanted, budget)) if size == "auto" else int(size))
     x = _in_panels(x, of_platform(sizes.queries_in_panel(rows, size, d, k, budget)))
     existence = jnp.ones(m, bool) if where is None else where
     nothing = jnp.full((*x.shape[:2], k), -jnp.inf, dtype), jnp.full((*x.shape[:2], k), -1, jnp.int32)

@@ -51,8 +51,9 @@ def test_without_rows():
 
 
 @pytest.mark.parametrize("k", [1, 10, 100, 1000, 5000])
-def test_groups_are_taken_where_they_save_half_of_the_candidates(k):
-    width = sizes.references_in_block(10**6, 128, k).cpu
+@pytest.mark.parametrize("n", [1, 4096])
+def test_groups_are_taken_where_they_save_half_of_the_candidates(n, k):
+    width = sizes.references_in_block(n, 10**6, 128, k).cpu
     assert 2**13 <= width <= 2**17 and width & (width - 1) == 0
     for columns in (k, 2 * k, width, width - 1, 10**6):
         size, on_chip = sizes.columns_in_group(columns, k)
@@ -66,7 +67,7 @@ def test_groups_are_taken_where_they_save_half_of_the_candidates(k):
 def test_a_search_on_accelerators_stays_in_its_budget_in_whole_tiles(budget, d, k):
     for n in ROWS:
         for m in (*ROWS, 2**23):
-            references = sizes.references_in_block(m, d, k, budget).accelerator
+            references = sizes.references_in_block(n, m, d, k, budget).accelerator
             queries = sizes.queries_in_panel(n, references, d, k, budget).accelerator
             assert references == m or references % 128 == 0
             assert queries == n or queries % 128 == 0 or (queries < 128 and queries % 8 == 0)

@@ -42,7 +42,7 @@ def test_accelerators_take_few_large_panels(platform, n, d, k, steps):
     assert 4 * height * width + 8 * d * width <= BUDGET
 
 
-@pytest.mark.parametrize("n, k, panel", [(64, 10, (64, 16384)), (4096, 10, (128, 16384)), (1024, 100, (128, 2**17))])
+@pytest.mark.parametrize("n, k, panel", [(64, 10, (64, 8192)), (4096, 10, (128, 16384)), (1024, 100, (128, 2**17))])
 def test_cpus_take_panels_that_fit_a_cache_or_need_few_sorts(n, k, panel):
     height, width = panel
     assert products(lowered("cpu", n, 128, k)) == {("f32", height, width), ("f32", height, M % width)}
