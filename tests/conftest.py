@@ -10,6 +10,7 @@ from importlib import metadata
 # Tests spend their time compiling: machine code is not optimised; XLA's programs are, as for everybody. JAX 0.10 has an
 # older way to make machine code of them, which takes half the time; the newest has no such choice any more.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"  # as many processes as cores compile already
 os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false" if metadata.version("jax") < "0.11" else ""
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["MPLBACKEND"] = "agg"

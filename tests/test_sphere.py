@@ -178,6 +178,7 @@ def test_random_points_are_uniform(d):
 # --- derivatives ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_derivatives(x64, rng):
     x, y, v = pairs(rng, 3, jnp.float64, [0.01, 1.0, 2.5])
     for f, given in [
@@ -305,6 +306,7 @@ def test_derivatives_of_the_frechet_mean(x64, rng):
     check_grads(frechet_mean, (points, weights), order=2, eps=1e-5, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_frechet_mean_of_equal_points(debug_nans):
     x = sphere.random_uniform(jax.random.key(0), (3,))
     points = jnp.stack([x, x, x])

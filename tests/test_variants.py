@@ -143,6 +143,7 @@ def test_auto_takes_a_size_that_exists(alone):
     assert_same(found, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_training_is_compiled_once(at_once):
     """Whatever the number of variants, of intervals and of steps in them."""
@@ -192,6 +193,7 @@ def test_product():
     assert len({(v.loss, v.seed, *v.numbers.values()) for v in found}) == 8
 
 
+@pytest.mark.slow
 def test_a_variant_that_diverges_leaves_the_others_alone(alone):
     wild = Variant("hinge", 0, {"margin": 0.2, "learning_rate": float("nan")})
     for at_once in (1, 2):
@@ -258,6 +260,7 @@ def test_a_loss_that_is_no_scalar_is_named(at_once):
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 1), (0, 3))], ids=str)
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (5, 2)], ids=str)
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 3)], ids=str)
@@ -289,6 +292,7 @@ def test_convolution_by_products_takes_no_dilation_and_no_groups():
     assert conv_by_products(images, kernel, (1, 1), "SAME", rhs_dilation=None).shape == (1, 6, 6, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(9, 8, 1), (6, 7, 3)], ids=str)
 def test_the_network_is_that_of_plain_convolutions(shape, rng):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # Flax relies on them

@@ -40,6 +40,7 @@ def test_inputs_have_gradients_too(given):
     np.testing.assert_allclose(of(mj.cached(encode, 6)), of(encode), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_chunk():
     rows, width, depth = 1024, 512, 4
     shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)

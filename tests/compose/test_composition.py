@@ -93,6 +93,7 @@ def test_weighted_sum_with_class_based_losses_and_arithmetic():
         close(run(together), run(one_by_one(parts, (1, 1))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [None, 5])
 def test_weights_are_traced_and_differentiable(size):
     parts = losses.supcon, losses.circle, losses.triplet
@@ -106,6 +107,7 @@ def test_weights_are_traced_and_differentiable(size):
     close(wanted[0][1][1], jnp.stack([part(Z, Y) for part in parts]))
 
 
+@pytest.mark.slow
 @axes
 @pytest.mark.parametrize("size", [None, 3])
 def test_weighted_sum_over_devices(axis, size):
@@ -171,6 +173,7 @@ def test_losses_by_pair_stay_cheap_together():
     assert alone < products(mj.weighted_sum(losses.contrastive, losses.ranked_list), block_size=16)
 
 
+@pytest.mark.slow
 def test_memory_of_a_sum_is_that_of_one():
     n, d = 4096, 128
     used = program(mj.weighted_sum(*MIXES["apart"]), n, d).compile().memory_analysis().temp_size_in_bytes
@@ -289,6 +292,7 @@ def test_a_margin_on_a_schedule(size):
 MINERS = (mining.chain(), mining.multi_similarity(0.1), mining.rank_range((1, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [None, 5])
 def test_miners_on_a_schedule(size):
     """One after another by `switch`, and one whose limit moves."""

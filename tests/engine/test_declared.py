@@ -102,6 +102,7 @@ def some_of_each_row(keys, distances, positives, negatives):
     return positives, negatives & jax.vmap(lambda key, row: jax.random.bernoulli(key, 0.5, row.shape))(keys, distances)
 
 
+@pytest.mark.slow
 def test_each_row_has_a_key_of_its_own_also_while_miners_are_prepared():
     chance = Partial(some_of_each_row, jax.random.key(0))
     loss = lambda size: mj.losses.nt_xent(
@@ -140,6 +141,7 @@ def test_what_is_for_another_argument_is_refused():
             mj.losses.supcon(Z, Y, miner=wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_bound_to_a_declared_function_reaches_all_of_it(size):
     """Also integers, which have no gradient, and the function that selects for one positive at a time."""

@@ -45,6 +45,7 @@ def test_eight_devices_equal_one_in_dense_form(name):
     check(PAIRS[name], AxisType.Auto, None, weighted=name != "contrastive")
 
 
+@pytest.mark.slow
 @axes
 @pytest.mark.parametrize("name", ["contrastive", "supcon"])
 def test_eight_devices_equal_one_with_other_options(name, axis):
@@ -68,6 +69,7 @@ def test_over_mesh_equals_one_device(axis):
         assert_same(mj.over_mesh(mj.losses.nt_xent, "data")(Z, Y), mj.losses.nt_xent(Z, Y))
 
 
+@pytest.mark.slow
 @axes
 @pytest.mark.parametrize("size", [None, 3])
 @pytest.mark.parametrize("name", ["nt_xent", "contrastive", "triplet-semi-hard"])

@@ -39,6 +39,7 @@ def test_blocks_equal_dense(name):
         chex.assert_trees_all_close(run(size), dense, rtol=2e-5, atol=2e-6 * scale)
 
 
+@pytest.mark.slow
 @each_of(CLASS_PATHS, ("softmax", "sub_center_arcface", "proxy_anchor"))
 def test_blocks_under_jit_and_vmap(case):
     batches = [inputs(case, seed) for seed in (2, 3)]
@@ -63,6 +64,7 @@ def test_degenerate_blocks(case, name, debug_nans):
     chex.assert_trees_all_close((value, gradients), dense, rtol=1e-4, atol=rounding * largest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("falling", [False, True])
 def test_logits_that_rise_far_from_block_to_block(falling):
     """By more than a float's exponent holds, for some rows, while for others they hardly move."""
@@ -172,6 +174,7 @@ def test_classes_that_score_too_well_are_left_out(size):
     close(mj.losses.normalized_softmax(z, y, prototypes, temperature=0.1, **options), np.mean(losses))
 
 
+@pytest.mark.slow
 def test_gradients_of_label_smoothing_and_threshold_match_finite_differences(x64):
     z, y, prototypes = batch(9, dtype=np.float64)
     for size in (None, 2):
@@ -239,6 +242,7 @@ def spread(case, seed=0):
     return z, y, jnp.arange(ROWS) < 11, w
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_unless(["softmax", "curricularface", "proxy_anchor"], CLASS_PATHS))
 def test_eight_devices_equal_one(name):
     case, mesh = CLASSES[name], mesh_of(AxisType.Explicit)

@@ -77,6 +77,7 @@ def test_value_and_gradients_equal_those_of_the_dense_form(name, x64):
             agree(swept(*given), dense(*given))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["supcon", "nt_xent", "contrastive"])
 def test_degenerate_batches(name, x64):
     """No row, one row, zeros, large numbers, booleans as labels; NaN is told."""
@@ -90,6 +91,7 @@ def test_degenerate_batches(name, x64):
     assert jnp.isnan(value) and jnp.all(jnp.isnan(dz))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_unless(["nt_xent"], ["nt_xent", "circle", "contrastive"]))
 def test_other_derivatives_and_vmap(name, x64):
     """Of hyper-parameters; forwards; of the gradient, both ways; with each of several margins or temperatures."""
@@ -125,6 +127,7 @@ def loops(z, y, **options):
     return [L.supcon(z, y, **options), jax.grad(lambda z: L.supcon(z, y, **options))(z)]
 
 
+@pytest.mark.slow
 def test_what_sweeps_cannot_do_runs_in_panels(x64):
     z, y = rows(), jnp.asarray(LABELS["some classes"])
     for options in (
@@ -138,6 +141,7 @@ def test_what_sweeps_cannot_do_runs_in_panels(x64):
     agree(count(**SWEPT), count())
 
 
+@pytest.mark.slow
 @axes
 @pytest.mark.parametrize("name", ["nt_xent", "contrastive"])
 def test_each_device_by_itself(name, axis):
@@ -165,6 +169,7 @@ def test_auto_sweeps_on_cpus_and_not_where_it_was_not_seen_to_be_faster():
     assert products("cuda", implementation="sweeps") == products("tpu", implementation="sweeps") == (False, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["supcon", "nt_xent", "contrastive"])
 def test_memory_is_a_few_arrays_like_the_embeddings(name):
     n, d = 16384, 64

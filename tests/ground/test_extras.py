@@ -20,6 +20,7 @@ print(sorted(extras & set(sys.modules)), metricjax.losses.supcon.__name__, "enco
     assert python(code).stdout == "[] supcon True\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "package", "extra"),
     [

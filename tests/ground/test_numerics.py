@@ -103,6 +103,7 @@ def test_softplus(debug_nans):
     np.testing.assert_allclose(pull(jnp.ones(6))[0], np.exp(np.asarray(x, np.float64) - expected), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_first_largest():
     rng = np.random.default_rng(0)
     for m in (1, 63, 64, 200):

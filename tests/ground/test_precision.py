@@ -169,6 +169,7 @@ def test_errors_of_all_losses_are_documented():
     assert set(CATALOGUE) - set(DOCUMENTED) == set(ALONE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_unless(("supcon", "triplet", "arcface", "vicreg"), precision_table.CASES))
 def test_errors_are_as_documented(name):
     """Errors of gradients to a factor of three; those of values, which may cancel, are not much larger."""

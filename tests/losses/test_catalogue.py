@@ -82,6 +82,7 @@ def arrays_of(name, entry):
     return {array: known[array] for array in entry.takes}
 
 
+@pytest.mark.slow
 @names
 def test_it_refuses_what_the_entry_says_and_nothing_else(name):
     entry, loss = CATALOGUE[name], getattr(mj.losses, name)
@@ -98,6 +99,7 @@ def test_it_refuses_what_the_entry_says_and_nothing_else(name):
     assert refused == set(entry.refuses)
 
 
+@pytest.mark.slow
 @names
 def test_lengths_count_where_the_entry_says(name):
     entry, loss = CATALOGUE[name], getattr(mj.losses, name)

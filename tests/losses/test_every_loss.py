@@ -102,6 +102,7 @@ def test_miner_equals_the_oracle_on_what_it_keeps(case):
         close(case(z, y, miner=nearest_negatives, block_size=block_size), expected)
 
 
+@pytest.mark.slow
 @paths
 def test_classes_too_large_for_lists_of_positives(case):
     rng = np.random.default_rng(5)
@@ -402,6 +403,7 @@ def test_gradient_is_finite_where_the_cosine_is_one(case, sign, debug_nans):
         assert_finite(run(case, z, y, prototypes))
 
 
+@pytest.mark.slow
 @paths
 @pytest.mark.parametrize("block_size", [None, 5])
 def test_vmap_over_batches_equals_a_loop(case, block_size):
@@ -451,6 +453,7 @@ def test_vmap_over_a_hyper_parameter_equals_a_loop(case):
         chex.assert_trees_all_close(jax.jit(jax.vmap(f))(values), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @paths
 def test_blocks_equal_dense_with_a_reduction_of_ones_own(case):
     check_blocks(case, (5,), lambda mean: jnp.sum(jnp.square(mean.total)) / 7)
@@ -509,6 +512,7 @@ def test_float64_stays_and_gradients_match_finite_differences(case, x64):
         chex.assert_trees_all_close(f(z, block_size=5), (value, gradients), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @paths
 def test_forward_mode_and_second_derivatives_in_panels(case, x64):
     z, y, _ = batch(16, dtype=np.float64)

@@ -99,6 +99,7 @@ def test_gradient_of_a_beta_for_each_class(block_size):
 # --- miners in losses -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sampled_triplets_do_not_depend_on_the_block_size():
     z, y, _ = batch(5)
     select = mj.mining.distance_weighted(jax.random.key(3), 6)
@@ -131,6 +132,7 @@ def hardest(d, lists, fraction, sign):
     return [[j for j in js if sign * d[i, j] >= limit] for i, js in enumerate(lists)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
 def test_hard_fraction_is_that_of_the_whole_batch(fraction):
     z, y, _ = batch(6)
@@ -146,6 +148,7 @@ def test_hard_fraction_is_that_of_the_whole_batch(fraction):
         close(jax.jit(lambda z, y, size=size: over(z, y, margin=2.0, miner=miner, block_size=size))(z, y), expected)
 
 
+@pytest.mark.slow
 def test_miners_beyond_a_row_in_chains_and_switches():
     z, y, _ = batch(8)
     d, (positives, negatives) = oracle.matrix("chord", np.asarray(z), np.asarray(z)), oracle.neighbours(np.asarray(y))
@@ -164,6 +167,7 @@ def test_miners_beyond_a_row_in_chains_and_switches():
         close(f(1, size), loss(angular, None))
 
 
+@pytest.mark.slow
 def test_hard_fraction_of_nothing_and_in_float64(x64):
     z, y, _ = batch(6, dtype=np.float64)
     f = lambda fraction, y: mj.losses.contrastive(z, y, miner=mj.mining.hard_fraction(fraction), block_size=4)

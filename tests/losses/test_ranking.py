@@ -50,6 +50,7 @@ def test_losses_are_near_what_they_smooth():
         assert mj.losses.roadmap(Z, LABELS, temperature=temperature, calibration=0.0) >= exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["smooth_ap", "recall_at_k", "roadmap", "pnp"])
 def test_gradient_in_the_temperature_equals_differences(name, x64):
     z = Z.astype(jnp.float64)

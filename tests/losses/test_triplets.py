@@ -7,6 +7,7 @@ import metricjax as mj
 from tests.helpers.cases import PAIRS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1, 2, 3])
 @pytest.mark.parametrize("block_size", [None, 32])
 def test_all_triplets_with_many_positives(classes, block_size):
@@ -28,6 +29,7 @@ def test_all_triplets_with_many_positives(classes, block_size):
     np.testing.assert_allclose(gradient, jax.jit(jax.grad(every_triplet))(z), rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_selection_of_ones_own():
     """Any function that selects works, with few triplets for an anchor or with many."""
     z = jnp.asarray(np.random.default_rng(0).standard_normal((12, 4)), jnp.float32)

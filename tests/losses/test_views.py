@@ -141,6 +141,7 @@ def test_where_equals_the_smaller_batch(name):
         close(got, np.concatenate([wanted, np.zeros((4, D))]))
 
 
+@pytest.mark.slow
 @views
 def test_order_of_the_batch_does_not_matter(name):
     arrays, order = inputs(name, 4), np.random.default_rng(0).permutation(N)
@@ -151,6 +152,7 @@ def test_order_of_the_batch_does_not_matter(name):
         close(got, wanted[order], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if VIEWS[name].varied])
 def test_vmap_over_hyper_parameters_equals_a_loop(name):
     """Each varies in turn, in one program."""

@@ -69,6 +69,7 @@ def test_batches_add_up_to_leaving_each_query_out_of_all(rng):
     agree(jax.tree.map(lambda *a: sum(a), *each), ranked(x, y, where=where))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_eight_devices_equal_one(axis, rng):
     """Leaving each query out on one kind of mesh, with references on the other."""
@@ -80,6 +81,7 @@ def test_eight_devices_equal_one(axis, rng):
     agree(over(*put(mesh, x, y), **given), ranked(x, y, **options))
 
 
+@pytest.mark.slow
 def test_batches_over_devices(rng):
     x, y = rows(rng, 32), labels(rng, 32)
     mesh = mesh_of(AxisType.Auto)

@@ -131,6 +131,7 @@ def drawn(key, dimension, d, p, n, **settings):
     return mj.mining.distance_weighted(key, dimension, **settings)(d, p, n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dimension", [3, 128, 512])
 @pytest.mark.parametrize("settings", [{}, {"cutoff": 0.9, "upper": 1.3}])
 def test_negatives_are_drawn_with_the_stated_probabilities(dimension, settings, rng):
@@ -241,6 +242,7 @@ def test_a_key_of_the_old_kind_is_refused(unchecked):
         mj.mining.distance_weighted(jax.random.PRNGKey(0), 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["of_hardest", "within", "weighted"])
 def test_the_triplet_loss_takes_them(name, rng):
     z, y = jnp.asarray(rng.standard_normal((12, 4)), jnp.float32), jnp.arange(12) // 4

@@ -29,6 +29,7 @@ SEARCHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
 def test_a_search(search):
     searched = exported(search, QUERIES)
@@ -45,6 +46,7 @@ def test_it_exports_for_gpus_and_tpus():
     assert exported(lambda q: mj.search.top_k(q, big, 10), QUERIES, platforms=("cpu", "cuda", "tpu")).platforms
 
 
+@pytest.mark.slow
 def test_a_gallery():
     gallery = mj.search.Gallery.empty(50, 6).enrol(rows(40), jnp.arange(40, dtype=jnp.int32) // 2)
     identify = lambda gallery, q: tuple(gallery.identify(q, 0.3, k=2))

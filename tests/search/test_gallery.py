@@ -92,6 +92,7 @@ def test_equals_a_dictionary(weighted, rng):
         assert_same(gallery, wanted, rng)
 
 
+@pytest.mark.slow
 def test_later_images_and_their_order_change_nothing(rng):
     x, ids = images(rng, 12), jnp.asarray(rng.integers(0, 4, 12), jnp.int32)
     weights = jnp.asarray(rng.uniform(0.1, 2, 12), jnp.float32)
@@ -369,6 +370,7 @@ def test_numpy_ids(unchecked, rng):
     assert people(gallery.remove(np.array([7]))) == [3]
 
 
+@pytest.mark.slow
 def test_a_gallery_that_is_split_over_devices(rng):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     split = PartitionSpec("data")

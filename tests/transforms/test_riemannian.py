@@ -221,6 +221,7 @@ def test_d_plus_one_points_become_a_simplex(loss, name, rng):
 # --- staying there --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 def test_rows_stay_on_the_sphere_for_ten_thousand_steps(retraction, rng):
     p, target = points(rng, 4, 8), points(rng, 4, 8)
@@ -351,6 +352,7 @@ def test_composes_with_optax(name, dtype, how, rng):
     np.testing.assert_allclose(np.float32(got), np.float32(wanted), atol=1e-6)
 
 
+@pytest.mark.slow
 @some
 def test_vmap_over_learning_rates_and_numpy_arrays(name, rng, unchecked):
     p, g = np.asarray(points(rng, 3, 4)), np.asarray(points(rng, 3, 4))
@@ -364,6 +366,7 @@ def test_vmap_over_learning_rates_and_numpy_arrays(name, rng, unchecked):
     assert not np.allclose(got[0], got[1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_hyper_parameters_can_be_traced_and_differentiated(rng):
     p, g = points(rng, 2, 4), points(rng, 2, 4)
     loss = jax.jit(lambda h: jnp.sum(run(riemannian_adam(*h), lambda p: p * g, p, 3)[0] * g))
@@ -389,6 +392,7 @@ def test_on_rows(name, rng):
         np.testing.assert_allclose(whole[rows[:2]] if whole.ndim else whole, part, atol=1e-6)
 
 
+@pytest.mark.slow
 @axes
 @some
 def test_rows_split_over_devices_need_no_traffic(name, axis, rng):
