@@ -43,8 +43,7 @@ def of_loss(name: str) -> str:
     found = [row for row in measured.rows(benchmark) if row["loss"].split(", ")[0] == name]
     if not found:
         return "Not measured."
-    columns = {column: title for column, title in OF_LOSS.items() if any(column in row for row in found)}
-    return _table(benchmark, found, columns)
+    return _table(benchmark, found, OF_LOSS)
 
 
 def beside(room: str, names: Sequence[str]) -> list[str]:
@@ -59,10 +58,10 @@ def beside(room: str, names: Sequence[str]) -> list[str]:
         benchmark, columns = "miners", IN_A_LOSS
         is_of_it = lambda row: row["name"] in names and row["option"] in OPTIONS.get(room, ())
     found = [row for row in measured.rows(benchmark) if is_of_it(row)]
-    columns = {key: title for key, title in columns.items() if any(row.get(key) is not None for row in found)}
     return ["## Cost", ABOUT[benchmark], _table(benchmark, found, columns)] if found else []
 
 
 def _table(benchmark: str, rows: list[dict], columns: dict[str, str]) -> str:
+    columns = {key: title for key, title in columns.items() if any(row.get(key) is not None for row in rows)}
     forms = {column: ".0f" for column in columns if column.endswith("MiB")}
     return measured.table_of(rows, columns, forms) + "\n\n" + measured.machine(benchmark)
